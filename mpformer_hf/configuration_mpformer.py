@@ -1,0 +1,67 @@
+"""Configuration of MP-Former: Mask2Former's fields and those of the mask pilot."""
+
+from transformers import Mask2FormerConfig
+
+PILOT_NOISES = ("point", "shift", "scale", "shift_scale", "patch", "dropout")
+
+
+class MPFormerConfig(Mask2FormerConfig):
+    """Mask2Former's configuration plus the mask pilot's (MP-Former, CVPR 2023, section 3).
+
+    Every field of [`Mask2FormerConfig`] keeps its meaning and its default. `decoder_layers` counts predictions, as
+    there: 10 means 9 decoder layers and the prediction of the initial queries. The pilot acts in training only.
+
+    Args:
+        mask_piloting (`bool`, defaults to `True`): train with pilot queries; False is plain Mask2Former.
+        pilot_groups (`int >= 1`, defaults to 1): independent copies of the pilot queries.
+        pilot_query_budget (`int >= 1`, *optional*): if set, `groups = max(1, budget // largest target count)`.
+        pilot_layers (`int >= 0`, *optional*): the first k cross-attentions use ground-truth masks; None means all.
+        pilot_noise (`str`, defaults to `"point"`): point, shift, scale, shift_scale, patch or dropout.
+        pilot_noise_scale (`float >= 0`, defaults to 0.0): strength of the mask noise; 0 is the clean mask.
+        pilot_label_noise (`float` in [0, 1], defaults to 0.2): share of pilot queries shown a random class.
+        pilot_per_head_noise (`bool`, defaults to `False`): draw the mask noise anew for each attention head.
+        pilot_class_loss (`bool`, defaults to `True`): classify the pilot queries too.
+        pilot_loss_weight (`float >= 0`, defaults to 1.0): factor on all pilot losses.
+        query_position_embeddings (`bool`, defaults to `True`): learned positions of the queries. Mask2Former has
+            them, the public MP-Former release has none.
+
+    Raises:
+        ValueError: a pilot field is out of its range; the message names the field.
+    """
+
+    model_type = "mpformer"
+    backbones_supported = ("swin", "resnet", "convnext")  # tested; others get a warning
+
+    mask_piloting: bool = True
+    pilot_groups: int = 1
+    pilot_query_budget: int | None = None
+    pilot_layers: int | None = None
+    pilot_noise: str = "point"
+    pilot_noise_scale: float | int = 0.0
+    pilot_label_noise: float | int = 0.2
+    pilot_per_head_noise: bool = False
+    pilot_class_loss: bool = True
+    pilot_loss_weight: float | int = 1.0
+    query_position_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+
+        def require(holds: bool, field: str, rule: str):
+            if not holds:
+                raise ValueError(f"MPFormerConfig: {field} must be {rule}, got {getattr(self, field)!r}.")
+
+        require(self.pilot_groups >= 1, "pilot_groups", "at least 1")
+        require(self.pilot_query_budget is None or self.pilot_query_budget >= 1, "pilot_query_budget", "at least 1")
+        require(self.pilot_layers is None or self.pilot_layers >= 0, "pilot_layers", "None or at least 0")
+        require(self.pilot_noise in PILOT_NOISES, "pilot_noise", f"one of {', '.join(PILOT_NOISES)}")
+        require(self.pilot_noise_scale >= 0, "pilot_noise_scale", "at least 0")
+        require(0 <= self.pilot_label_noise <= 1, "pilot_label_noise", "between 0 and 1")
+        require(self.pilot_loss_weight >= 0, "pilot_loss_weight", "at least 0")
+        require(self.decoder_layers >= 2, "decoder_layers", "at least 2 (predictions; one less are layers)")
+        require(self.hidden_dim % self.num_attention_heads == 0, "hidden_dim", "a multiple of num_attention_heads")
+        require(
+            tuple(self.feature_strides) == (4, 8, 16, 32) and self.common_stride == 4,
+            "feature_strides",
+            "(4, 8, 16, 32) with common_stride 4",
+        )

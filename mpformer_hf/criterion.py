@@ -1,0 +1,336 @@
+"""Training loss: Hungarian matching and point-sampled mask losses (Mask2Former, sections 3.3 and 4.1), plus the
+pilot's losses with their fixed assignment (MP-Former, section 3).
+
+Masks are products of mask embeddings and mask features. The matching cost samples the *features* at its points and
+multiplies afterwards; the losses form the masks of matched queries only. Ground truth stays in bytes.
+
+Shape letters: B batch, Q queries, K classes, D mask feature channels, T targets of an image, M matched pairs,
+P points.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_mpformer import MPFormerConfig
+from .mask_piloting import Pilot
+from .targets import Targets
+
+
+@dataclass
+class Prediction:
+    """What all queries `[pilot | matching]` say after one decoder layer.
+
+    Attributes:
+        class_logits: `[B, N, K + 1]`, the last class is "no object".
+        mask_embeddings: `[B, N, D]`.
+    """
+
+    class_logits: Tensor
+    mask_embeddings: Tensor
+
+    def part(self, queries: slice) -> "Prediction":
+        return Prediction(self.class_logits[:, queries], self.mask_embeddings[:, queries])
+
+
+@dataclass
+class Assignment:
+    """M pairs of query and target, ordered by image.
+
+    Attributes:
+        batch_index, query, target: int64 `[M]`; `target` counts over the whole batch.
+        counts: pairs of each image.
+    """
+
+    batch_index: Tensor
+    query: Tensor
+    target: Tensor
+    counts: list[int]
+
+
+def sample_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of byte masks, zero outside: `grid_sample` without a float copy of the masks.
+
+    Args:
+        masks: uint8 `[T, H, W]`.
+        rows: int64 `[M]`, which mask.
+        points: float `[M, P, 2]` or `[1, P, 2]`, (x, y) in [0, 1].
+
+    Returns:
+        float32 `[M, P]`.
+    """
+    height, width = masks.shape[1:]
+    sides = points.new_tensor([width, height])
+    position = points * sides - 0.5
+    corner = position.floor()
+    (fx, fy), (x, y) = (position - corner).unbind(-1), corner.long().unbind(-1)
+    flat, start = masks.flatten(), (rows * (height * width))[:, None]
+    total = points.new_zeros(len(rows), points.shape[1])
+    for dy in (0, 1):
+        for dx in (0, 1):
+            column, line = x + dx, y + dy
+            inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
+            weight = ((fx if dx else 1 - fx) * (fy if dy else 1 - fy)).where(inside, 0)
+            total += flat[start + (line * width + column).where(inside, 0)] * weight
+    return total
+
+
+def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of float maps, zero outside.
+
+    Args:
+        maps: float `[M, C, H, W]`.
+        points: float `[M, P, 2]`, (x, y) in [0, 1].
+
+    Returns:
+        `[M, C, P]`.
+    """
+    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
+
+
+def uncertain_points(
+    masks: Tensor, num_points: int, oversample: float, importance: float, generator: torch.Generator | None
+) -> Tensor:
+    """Points near the masks' borders, and some at random (PointRend, section 3.1 and "training").
+
+    `oversample * num_points` points are drawn, the `importance * num_points` with the smallest |logit| stay, the rest
+    is drawn anew.
+
+    Args:
+        masks: logits `[M, H, W]`.
+
+    Returns:
+        float32 `[M, num_points, 2]`, (x, y) in [0, 1].
+    """
+    drawn, kept = int(num_points * oversample), int(num_points * importance)
+    points = torch.rand(len(masks), drawn, 2, device=masks.device, generator=generator)
+    certainty = sample_maps(masks[:, None], points)[:, 0].abs()
+    nearest = certainty.topk(kept, dim=1, largest=False, sorted=False).indices
+    points = points.gather(1, nearest[..., None].expand(-1, -1, 2))
+    if kept == num_points:
+        return points
+    random = torch.rand(len(masks), num_points - kept, 2, device=masks.device, generator=generator)
+    return torch.cat((points, random), dim=1)
+
+
+def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean binary cross-entropy and dice loss of every query with every target.
+
+    Args:
+        logits: `[Q, P]`.
+        truth: `[T, P]` in [0, 1].
+
+    Returns:
+        two `[Q, T]`.
+    """
+    overlap = logits @ truth.T
+    cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - overlap) / logits.shape[-1]
+    probability = logits.sigmoid()
+    total = probability.sum(-1, keepdim=True) + truth.sum(-1)
+    return cross_entropy, 1 - (2 * (probability @ truth.T) + 1) / (total + 1)
+
+
+class MPFormerCriterion(nn.Module):
+    """Losses of all predictions.
+
+    Args:
+        config: weights of the losses (also of the matching cost), number of points, pilot options.
+    """
+
+    def __init__(self, config: MPFormerConfig):
+        super().__init__()
+        self.config = config
+        self.weights = {
+            "cross_entropy": config.class_weight,
+            "mask": config.mask_weight,
+            "dice": config.dice_weight,
+        }
+        self.register_buffer("empty_weight", self.class_weights())
+
+    def class_weights(self) -> Tensor:
+        """Weight of each class in the classification loss, float32 `[K + 1]`: 1, and less for "no object"."""
+        return torch.tensor([1.0] * self.config.num_labels + [self.config.no_object_weight])
+
+    def forward(
+        self,
+        predictions: list[Prediction],
+        mask_features: Tensor,
+        targets: Targets,
+        pilot: Pilot | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            predictions: one per decoder state, the final one last.
+            mask_features: `[B, D, h, w]`.
+            targets: ground truth of the batch.
+            pilot: the pilot of this batch, whose queries come first in every prediction.
+            generator: source of the sampling points, on the masks' device.
+
+        Returns:
+            weighted losses, scalars: `loss_cross_entropy`, `loss_mask`, `loss_dice` of the final prediction; with
+            suffix `_{i}` of prediction i before it; `_pilot` and `_pilot_{i}` of the pilot.
+        """
+        with torch.autocast(mask_features.device.type, enabled=False):
+            mask_features = mask_features.float()
+            predictions = [Prediction(p.class_logits.float(), p.mask_embeddings.float()) for p in predictions]
+            start = 0 if pilot is None else pilot.num_queries
+            matching = [p.part(slice(start, None)) for p in predictions]
+            assignments = self.match(matching, mask_features, targets, generator)
+            groups = 0 if pilot is None else pilot.groups
+            num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, groups)
+
+            losses = {}
+            for index, (prediction, assignment) in enumerate(zip(matching, assignments, strict=True)):
+                suffix = "" if index == len(predictions) - 1 else f"_{index}"
+                labels = targets.labels.new_full(prediction.class_logits.shape[:2], self.config.num_labels)
+                labels[assignment.batch_index, assignment.query] = targets.labels[assignment.target]
+                found = {
+                    "cross_entropy": self.class_loss(prediction.class_logits, labels, class_norm),
+                    **self.mask_losses(prediction, mask_features, targets, assignment, num_targets, generator),
+                }
+                losses |= {f"loss_{name}{suffix}": loss * self.weights[name] for name, loss in found.items()}
+                if self.training and self.config.mask_piloting:
+                    found = self.pilot_losses(
+                        predictions[index].part(slice(start)), mask_features, targets, pilot, pilot_norm, generator
+                    )
+                    losses |= {
+                        f"loss_{name}_pilot{suffix}": loss * (self.weights[name] * self.config.pilot_loss_weight)
+                        for name, loss in found.items()
+                    }
+            return losses
+
+    def normalisers(self, prediction: Prediction, targets: Targets, groups: int) -> Tensor:
+        """Denominators, means over all processes: targets; class weights of the matching queries; pilot queries.
+
+        Known before any matching, since every prediction of an image matches min(targets, queries) queries. So one
+        reduction serves the whole step, and n processes give the loss of one with all their images.
+
+        Returns:
+            float32 `[3]`.
+        """
+        batch, queries = prediction.class_logits.shape[:2]
+        total = sum(targets.counts)
+        matched = sum(min(count, queries) for count in targets.counts)
+        weight = matched + self.config.no_object_weight * (batch * queries - matched)
+        norms = prediction.class_logits.new_tensor([total, weight, total * groups])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(norms)
+            norms = norms / torch.distributed.get_world_size()
+        floor = norms.new_tensor([1.0, torch.finfo(norms.dtype).tiny, 1.0])
+        return torch.maximum(norms, floor)
+
+    @torch.no_grad()
+    def match(
+        self,
+        predictions: list[Prediction],
+        mask_features: Tensor,
+        targets: Targets,
+        generator: torch.Generator | None = None,
+    ) -> list[Assignment]:
+        """Hungarian assignment of every prediction; costs as in Mask2Former, section 3.3.
+
+        One set of points serves all predictions and images of the step, so features and ground truth are sampled
+        once; all costs go to the host in one copy.
+        """
+        device = mask_features.device
+        points = torch.rand(1, self.config.train_num_points, 2, device=device, generator=generator)
+        features = sample_maps(mask_features, points.expand(len(mask_features), -1, -1))  # [B, D, P]
+        truth = sample_masks(targets.masks, torch.arange(len(targets.masks), device=device), points)
+        truths, labels = truth.split(targets.counts), targets.labels.split(targets.counts)
+        costs = []
+        for prediction in predictions:
+            probabilities = prediction.class_logits.softmax(-1)
+            for image, count in enumerate(targets.counts):
+                if count:
+                    logits = prediction.mask_embeddings[image] @ features[image]
+                    cross_entropy, dice = mask_costs(logits, truths[image])
+                    costs.append(
+                        self.weights["mask"] * cross_entropy
+                        + self.weights["dice"] * dice
+                        - self.weights["cross_entropy"] * probabilities[image][:, labels[image]]
+                    )
+        return self.solve(costs, targets.counts, len(predictions), device)
+
+    @staticmethod
+    def solve(costs: list[Tensor], counts: list[int], num_predictions: int, device: torch.device) -> list[Assignment]:
+        """One device-to-host copy of all costs, then the assignment problems. Costs that are not finite count as
+        very large, so that a broken step reports its loss instead of failing here."""
+        shapes = [cost.shape for cost in costs]
+        flat = torch.cat([cost.flatten() for cost in costs]) if costs else torch.empty(0)
+        host = flat.nan_to_num(1e10, 1e10, -1e10).clamp(-1e10, 1e10).cpu()
+        tables = iter(host.split([shape.numel() for shape in shapes]))
+        shapes = iter(shapes)
+        assignments = []
+        for _ in range(num_predictions):
+            columns, offset = [], 0
+            for image, count in enumerate(counts):
+                column = torch.empty(3, 0, dtype=torch.int64)
+                if count:
+                    query, target = linear_sum_assignment(next(tables).view(next(shapes)).numpy())
+                    query, target = torch.from_numpy(query), torch.from_numpy(target)
+                    column = torch.stack((torch.full_like(query, image), query, target + offset))
+                columns.append(column)
+                offset += count
+            table = torch.cat(columns, dim=1)
+            assignments.append(Assignment(*table.to(device), counts=[column.shape[1] for column in columns]))
+        return assignments
+
+    def class_loss(self, logits: Tensor, labels: Tensor, norm: Tensor) -> Tensor:
+        """Weighted cross-entropy over `[..., K + 1]` logits and int64 `[...]` labels, divided by `norm`."""
+        weight = self.empty_weight.to(logits.dtype)
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight, reduction="sum") / norm
+
+    def mask_losses(
+        self,
+        prediction: Prediction,
+        mask_features: Tensor,
+        targets: Targets,
+        assignment: Assignment,
+        norm: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """Binary cross-entropy (`mask`) and dice loss of the assigned masks, at sampled points."""
+        config = self.config
+        embeddings = prediction.mask_embeddings[assignment.batch_index, assignment.query]
+        parts = zip(embeddings.split(assignment.counts), mask_features.flatten(2), strict=True)
+        logits = torch.cat([part @ features for part, features in parts]).unflatten(1, mask_features.shape[2:])
+        if len(logits) == 0:  # zeros that keep the graph, so that every parameter has a gradient
+            return {"mask": logits.sum(), "dice": logits.sum()}
+        with torch.no_grad():
+            points = uncertain_points(
+                logits, config.train_num_points, config.oversample_ratio, config.importance_sample_ratio, generator
+            )
+            truth = sample_masks(targets.masks, assignment.target, points.expand(len(logits), -1, -1))
+        sampled = sample_maps(logits[:, None], points.expand(len(logits), -1, -1))[:, 0]
+        cross_entropy = F.binary_cross_entropy_with_logits(sampled, truth, reduction="none").mean(1)
+        probability = sampled.sigmoid()
+        dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
+        return {"mask": cross_entropy.sum() / norm, "dice": dice.sum() / norm}
+
+    def pilot_losses(
+        self,
+        prediction: Prediction,
+        mask_features: Tensor,
+        targets: Targets,
+        pilot: Pilot | None,
+        norm: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """Losses of the pilot queries, each with its own target; unused slots count nowhere. Zeros without pilot."""
+        if pilot is None:
+            zero = mask_features.new_zeros(())
+            losses = {"cross_entropy": zero, "mask": zero, "dice": zero}
+        else:
+            assignment = Assignment(pilot.batch_index, pilot.slot, pilot.target, pilot.counts)
+            logits = prediction.class_logits[assignment.batch_index, assignment.query]
+            losses = {
+                "cross_entropy": self.class_loss(logits, targets.labels[assignment.target], norm),
+                **self.mask_losses(prediction, mask_features, targets, assignment, norm, generator),
+            }
+        if not self.config.pilot_class_loss:
+            del losses["cross_entropy"]
+        return losses

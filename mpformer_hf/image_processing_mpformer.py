@@ -1,0 +1,446 @@
+"""Image processors of MP-Former: images and segmentation maps in, results out.
+
+Label convention, in this one place: class ids are 0..K-1; 255 (`ignore_index`) is void in label maps.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_base import BatchFeature
+from transformers.image_transforms import group_images_by_shape, reorder_images
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+from . import postprocessing
+from .postprocessing import Frame
+
+TASKS = ("semantic", "instance", "panoptic")
+
+
+class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
+    """What Mask2Former's processor takes, and what a model should carry with it.
+
+    size_divisor: padded sides are multiples of it.
+    ignore_index: void in segmentation maps; also fills their padding.
+    do_reduce_labels: id 0 becomes void and every other id one less; void stays void.
+    task: semantic, instance or panoptic; what the pipeline does by default.
+    threshold, mask_threshold, overlap_mask_area_threshold: defaults of post-processing.
+    label_ids_to_fuse: stuff classes, whose panoptic segments are merged.
+    """
+
+    size_divisor: int | None
+    ignore_index: int | None
+    do_reduce_labels: bool | None
+    task: str | None
+    threshold: float | None
+    mask_threshold: float | None
+    overlap_mask_area_threshold: float | None
+    label_ids_to_fuse: list[int] | tuple[int, ...] | None
+
+
+class MPFormerProcessing:
+    """What both backends share: maps to masks, padding, post-processing."""
+
+    valid_kwargs = MPFormerImageProcessorKwargs
+    model_input_names = ("pixel_values", "pixel_mask")
+    resample = PILImageResampling.BILINEAR
+    image_mean = (0.485, 0.456, 0.406)
+    image_std = (0.229, 0.224, 0.225)
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    default_to_square = False
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_reduce_labels = False
+    size_divisor = 32
+    ignore_index = 255
+    task = "panoptic"
+    threshold = 0.5
+    mask_threshold = 0.5
+    overlap_mask_area_threshold = 0.8
+    label_ids_to_fuse = ()
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
+        self.label_ids_to_fuse = sorted(int(label) for label in self.label_ids_to_fuse)
+
+    # --- Preprocessing ---
+
+    def preprocess(
+        self,
+        images,
+        segmentation_maps=None,
+        instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Resize, normalise and pad images; turn maps into one mask and class per segment.
+
+        Args:
+            images: one image or a list: PIL, numpy or torch, 3 channels (others are converted to RGB).
+            segmentation_maps: per image an integer map of the image's size: class ids, or ids of segments.
+            instance_id_to_semantic_id: if given (one for all images or one each), maps hold segment ids and this
+                gives their classes; ids that are not in it are void. With `do_reduce_labels` the classes too are
+                one less.
+            kwargs: any field of the processor, for this call.
+
+        Returns:
+            `pixel_values` float32 `[B, 3, H, W]`, zero-padded at the right and bottom to the largest image, rounded up
+            to `size_divisor`; `pixel_mask` int64 `[B, H, W]`, 1 = image; with maps also lists `mask_labels` (bool
+            `[T, H, W]`, False in the padding) and `class_labels` (int64 `[T]`).
+
+        Raises:
+            ValueError: numbers or sizes of images and maps do not fit.
+        """
+        maps = None if segmentation_maps is None else as_maps(segmentation_maps)
+        return super().preprocess(images, maps, instance_id_to_semantic_id, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self, images, maps, instance_id_to_semantic_id, do_convert_rgb, input_data_format, return_tensors, **kwargs
+    ) -> BatchFeature:
+        images = self._prepare_image_like_inputs(
+            images,
+            do_convert_rgb=do_convert_rgb,
+            input_data_format=input_data_format,
+            device=kwargs.get("device"),
+        )
+        for index, image in enumerate(images):
+            if image.shape[0] != len(kwargs["image_mean"]) and kwargs["do_normalize"]:
+                raise ValueError(
+                    f"Image {index} has {image.shape[0]} channels, image_mean has {len(kwargs['image_mean'])}."
+                )
+        if maps is not None:
+            check_maps(maps, images)
+        images = self.transform_images(images, **kwargs)
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        padded = padded_size(sizes, kwargs["size_divisor"] or 1, kwargs["pad_size"])
+        batch = torch.zeros(len(images), images[0].shape[0], *padded, dtype=torch.float32, device=images[0].device)
+        pixel_mask = torch.zeros(len(images), *padded, dtype=torch.int64, device=batch.device)
+        for index, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
+            batch[index, :, :height, :width] = image
+            pixel_mask[index, :height, :width] = 1
+        data: dict[str, Any] = {"pixel_values": batch, "pixel_mask": pixel_mask}
+        if maps is not None:
+            data |= self.transform_maps(maps, instance_id_to_semantic_id, sizes, padded, **kwargs)
+        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=("mask_labels", "class_labels"))
+
+    def transform_maps(
+        self, maps, instance_id_to_semantic_id, sizes, padded, do_reduce_labels, ignore_index, **kwargs
+    ) -> dict[str, list[Tensor]]:
+        """Maps, resized with the images, to padded masks and classes."""
+        tables = instance_id_to_semantic_id
+        if not isinstance(tables, list):
+            tables = [tables] * len(maps)
+        if len(tables) != len(maps):
+            raise ValueError(f"instance_id_to_semantic_id has {len(tables)} entries for {len(maps)} images.")
+        mask_labels, class_labels = [], []
+        for map_, size, table in zip(maps, sizes, tables, strict=True):
+            map_ = tvF.resize(map_[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
+            masks, classes = split_segments(map_, table, do_reduce_labels, ignore_index)
+            height, width = size
+            whole = masks.new_zeros(len(masks), *padded)
+            whole[:, :height, :width] = masks
+            mask_labels.append(whole)
+            class_labels.append(classes)
+        return {"mask_labels": mask_labels, "class_labels": class_labels}
+
+    # --- Post-processing ---
+
+    def _frames(self, outputs, target_sizes: Sequence[tuple[int, int]] | Tensor | None) -> list[Frame]:
+        masks = outputs.masks_queries_logits
+        batch = len(masks)
+        padded = tuple(4 * side for side in masks.shape[-2:])
+        images = [padded] * batch
+        pixel_mask = getattr(outputs, "pixel_mask", None)
+        if pixel_mask is not None:
+            padded = tuple(pixel_mask.shape[-2:])
+            extent = torch.stack((pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)), 1)
+            images = [tuple(size) for size in extent.tolist()]
+        if target_sizes is None:
+            targets = images
+        else:
+            targets = [tuple(int(side) for side in size) for size in target_sizes]
+            if len(targets) != batch:
+                raise ValueError(f"target_sizes has {len(targets)} entries for {batch} images.")
+        return [Frame(padded, image, target) for image, target in zip(images, targets, strict=True)]
+
+    def _each(self, outputs, target_sizes):
+        logits = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
+        for (classes, masks), frame in zip(logits, self._frames(outputs, target_sizes), strict=True):
+            yield classes.detach(), masks.detach(), frame
+
+    def _default(self, value, name: str):
+        return getattr(self, name) if value is None else value
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes=None, return_segmentation_scores: bool = False
+    ) -> list[Tensor] | list[dict[str, Tensor]]:
+        """The most likely class of each pixel.
+
+        Args:
+            outputs: [`MPFormerForUniversalSegmentationOutput`] (or Mask2Former's); its `pixel_mask`, if there, says
+                what is padding.
+            target_sizes: (height, width) of each result; default: the processed image without padding.
+            return_segmentation_scores: also return scores.
+
+        Returns:
+            per image int64 `[H, W]`, or a dict of it as `segmentation` and `scores` float32 `[K, H, W]`, at least 0.
+        """
+        results = []
+        for classes, masks, frame in self._each(outputs, target_sizes):
+            scores = postprocessing.semantic_scores(classes, masks, frame)
+            segmentation = scores.argmax(0)
+            both = {"segmentation": segmentation, "scores": scores}
+            results.append(both if return_segmentation_scores else segmentation)
+        return results
+
+    def post_process_instance_segmentation(
+        self,
+        outputs,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+        target_sizes=None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+        max_detections: int = 100,
+    ) -> list[dict]:
+        """Objects with scores. Classes in `label_ids_to_fuse` (stuff) are left out.
+
+        Args:
+            outputs, target_sizes: as in semantic post-processing.
+            threshold: smallest score; default: the processor's.
+            mask_threshold: probability from which on a pixel belongs to a mask; default: the processor's.
+            overlap_mask_area_threshold: in a single map better objects cover worse ones, and one that keeps less than
+                this share of its area is left out; binary maps and RLE overlap freely and need none.
+            return_coco_annotation: `segmentation` is a list of RLE dicts, as pycocotools reads them.
+            return_binary_maps: `segmentation` is bool `[n, H, W]`.
+            max_detections: most pairs of query and class considered.
+
+        Returns:
+            per image a dict: `segmentation`, by default int32 `[H, W]` of ids, -1 = nothing; `segments_info`, best
+            first: `id` (0, 1, ...), `label_id`, `score`, `was_fused` (False), `bbox` (x, y, width, height; pixels).
+
+        Raises:
+            ValueError: both return options at once.
+        """
+        if return_coco_annotation and return_binary_maps:
+            raise ValueError("return_coco_annotation and return_binary_maps exclude each other.")
+        results = []
+        for classes, masks, frame in self._each(outputs, target_sizes):
+            found = postprocessing.find_instances(
+                classes,
+                masks,
+                frame,
+                threshold=self._default(threshold, "threshold"),
+                mask_threshold=self._default(mask_threshold, "mask_threshold"),
+                max_detections=max_detections,
+                exclude_labels=set(self.label_ids_to_fuse),
+            )
+            kept = list(range(len(found.scores)))
+            if return_binary_maps:
+                segmentation = found.masks
+            elif return_coco_annotation:
+                segmentation = [encode_rle(mask) for mask in found.masks.cpu().numpy()]
+            else:
+                overlap = self._default(overlap_mask_area_threshold, "overlap_mask_area_threshold")
+                segmentation, kept = postprocessing.paint_instances(found, overlap)
+            boxes = postprocessing.boxes_from_masks(found.masks).tolist()
+            scores, labels = found.scores.tolist(), found.labels.tolist()
+            segments = [
+                {
+                    "id": position,
+                    "label_id": labels[index],
+                    "was_fused": False,
+                    "score": round(scores[index], 6),
+                    "bbox": boxes[index],
+                }
+                for position, index in enumerate(kept)
+            ]
+            results.append({"segmentation": segmentation, "segments_info": segments})
+        return results
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+        label_ids_to_fuse: set[int] | None = None,
+        target_sizes=None,
+    ) -> list[dict]:
+        """Each pixel to at most one segment.
+
+        Args:
+            outputs, target_sizes: as in semantic post-processing.
+            threshold: smallest class probability of a query (exclusive); default: the processor's.
+            mask_threshold: probability from which on a pixel belongs to a mask; default: the processor's.
+            overlap_mask_area_threshold: smallest share of its mask that a query must win; default: the processor's.
+            label_ids_to_fuse: stuff classes; default: the processor's.
+
+        Returns:
+            per image a dict: `segmentation` int32 `[H, W]` of ids, 0 = nothing; `segments_info`: `id` (1, 2, ...),
+            `label_id`, `was_fused`, `score`.
+        """
+        results = []
+        for classes, masks, frame in self._each(outputs, target_sizes):
+            segmentation, segments = postprocessing.find_panoptic_segments(
+                classes,
+                masks,
+                frame,
+                threshold=self._default(threshold, "threshold"),
+                mask_threshold=self._default(mask_threshold, "mask_threshold"),
+                overlap_mask_area_threshold=self._default(overlap_mask_area_threshold, "overlap_mask_area_threshold"),
+                label_ids_to_fuse=set(self._default(label_ids_to_fuse, "label_ids_to_fuse")),
+            )
+            results.append({"segmentation": segmentation, "segments_info": segments})
+        return results
+
+
+class MPFormerImageProcessor(MPFormerProcessing, TorchvisionBackend):
+    """Image processor of MP-Former on torchvision; fields and defaults: [`MPFormerImageProcessorKwargs`]."""
+
+    def transform_images(
+        self,
+        images,
+        do_resize,
+        size,
+        resample,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        **kwargs,
+    ) -> list[Tensor]:
+        """`[C, H, W]` images resized, rescaled and normalised, not padded."""
+        groups, order = group_images_by_shape(images, disable_grouping=kwargs.get("disable_grouping"))
+        done = {}
+        for shape, stacked in groups.items():
+            if do_resize:
+                stacked = self.resize(stacked, size=size, resample=resample)
+            done[shape] = self.rescale_and_normalize(
+                stacked, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+            )
+        return reorder_images(done, order)
+
+
+class MPFormerImageProcessorPil(MPFormerProcessing, PilBackend):
+    """The same on PIL and NumPy."""
+
+    def transform_images(
+        self,
+        images,
+        do_resize,
+        size,
+        resample,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        **kwargs,
+    ) -> list[Tensor]:
+        """`[C, H, W]` images resized, rescaled and normalised, not padded."""
+        done = []
+        for image in images:
+            if do_resize:
+                image = self.resize(image, size=size, resample=resample)
+            if do_rescale:
+                image = self.rescale(image, rescale_factor)
+            if do_normalize:
+                image = self.normalize(image, image_mean, image_std)
+            done.append(torch.from_numpy(np.ascontiguousarray(image)))
+        return done
+
+
+def as_maps(maps) -> list[Tensor]:
+    """One map or a list of maps (PIL, numpy, torch) to int32 tensors `[H, W]`."""
+    if not isinstance(maps, (list, tuple)):
+        single = torch.is_tensor(maps) or isinstance(maps, np.ndarray)
+        maps = list(maps) if single and maps.ndim == 3 else [maps]
+    tensors = []
+    for index, map_ in enumerate(maps):
+        map_ = map_ if torch.is_tensor(map_) else torch.from_numpy(np.array(map_))
+        if map_.ndim != 2 or map_.is_floating_point():
+            raise ValueError(
+                f"Segmentation map {index}: expected integers of shape (height, width), got {map_.dtype} "
+                f"of shape {tuple(map_.shape)}."
+            )
+        tensors.append(map_.to(torch.int32))
+    return tensors
+
+
+def check_maps(maps: list[Tensor], images: list) -> None:
+    """
+    Raises:
+        ValueError: number or size of the maps is not that of the images.
+    """
+    if len(maps) != len(images):
+        raise ValueError(f"{len(images)} images, but {len(maps)} segmentation maps.")
+    for index, (map_, image) in enumerate(zip(maps, images, strict=True)):
+        if tuple(map_.shape) != tuple(image.shape[-2:]):
+            raise ValueError(
+                f"Segmentation map {index} is {map_.shape[0]}x{map_.shape[1]}, its image "
+                f"{image.shape[-2]}x{image.shape[-1]} (height x width)."
+            )
+
+
+def padded_size(sizes: list[tuple[int, int]], divisor: int, pad_size=None) -> tuple[int, int]:
+    """(height, width) of the batch: the largest sides, or `pad_size`, rounded up to multiples of `divisor`."""
+    largest = [max(side) for side in zip(*sizes, strict=True)]
+    if pad_size is not None:
+        if pad_size.height < largest[0] or pad_size.width < largest[1]:
+            raise ValueError(
+                f"pad_size {pad_size.height}x{pad_size.width} is smaller than an image of {largest[0]}x{largest[1]}."
+            )
+        largest = [pad_size.height, pad_size.width]
+    return tuple(-(-side // divisor) * divisor for side in largest)
+
+
+def split_segments(
+    map_: Tensor, id_to_class: dict[int, int] | None, do_reduce_labels: bool, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
+    """A map to one mask per id.
+
+    Args:
+        map_: int32 `[H, W]`.
+        id_to_class: classes of the ids; ids that are not in it are void. None: the ids are classes.
+        do_reduce_labels: class 0 is void, the others become one less; `ignore_index` stays void.
+        ignore_index: void where ids are classes.
+
+    Returns:
+        bool `[T, H, W]` and int64 `[T]`, by ascending id.
+    """
+    ids = map_.unique()
+    classes = ids.long()
+    if id_to_class is not None:
+        ids = ids[[int(i) in id_to_class for i in ids]]
+        classes = torch.tensor([id_to_class[int(i)] for i in ids], dtype=torch.int64)
+    keep = torch.ones(len(classes), dtype=torch.bool)
+    if id_to_class is None and ignore_index is not None:
+        keep &= classes != ignore_index
+    if do_reduce_labels:
+        keep &= classes != 0
+        classes = classes - 1
+    ids, classes = ids[keep], classes[keep]
+    return map_ == ids[:, None, None], classes
+
+
+def encode_rle(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths of a bool `[H, W]` mask: `{"size": [H, W], "counts": [...]}`, column-major,
+    starting with the number of zeros."""
+    flat = mask.flatten(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
+    if flat.size and flat[0]:
+        counts.insert(0, 0)
+    return {"size": list(mask.shape), "counts": counts}

@@ -1,0 +1,325 @@
+"""The mask pilot (MP-Former, section 3): ground truth goes into the decoder as queries and attention masks.
+
+Each target of an image becomes one *pilot query* in each of `groups` groups:
+
+- its content is the embedding of its class, with label noise sometimes of a random class;
+- in the piloted layers its cross-attention mask is its ground-truth mask, pooled to the layer's level and noised;
+- its loss has a fixed assignment: pilot query j predicts target j (see `criterion.py`).
+
+Matching queries never see pilot queries, so the pilot cannot change a prediction. Pilot queries see the matching
+queries and their own group. Images with fewer targets than others have unused slots, which nobody sees and no loss
+counts, so an image's pilot does not depend on its neighbours in the batch.
+
+Everything here is a function of tensors. Random numbers come from one `torch.Generator` (None: the default one).
+
+Shape letters: B batch, P pilot queries, Q matching queries, T targets of the whole batch, R = T * groups rows (image
+after image, in it group after group), A = 1 or the number of attention heads, K cells of one level.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .configuration_mpformer import MPFormerConfig
+from .targets import Targets
+
+
+@dataclass
+class Pilot:
+    """The pilot part of one batch.
+
+    Attributes:
+        shown_labels: int64 `[B, P]`, class whose embedding a pilot query carries; 0 in unused slots.
+        valid: bool `[B, P]`, False in unused slots.
+        batch_index, slot, target: int64 `[R]`; row r is pilot query `slot[r]` of image `batch_index[r]` and must
+            predict target `target[r]` of the batch.
+        counts: rows of each image; their sum is R.
+        self_attention: bool `[B, 1, P + Q, P + Q]`, True = may attend.
+        levels: ground truth per level, bool `[T or R, 1 or A, K]`.
+        groups: number of groups.
+        noise: cell noise drawn anew at each use: `"point"`, `"dropout"` or None.
+        noise_scale, heads, piloted_layers, generator: as configured.
+    """
+
+    shown_labels: Tensor
+    valid: Tensor
+    batch_index: Tensor
+    slot: Tensor
+    target: Tensor
+    counts: list[int]
+    self_attention: Tensor
+    levels: list[Tensor]
+    groups: int
+    noise: str | None
+    noise_scale: float
+    heads: int
+    piloted_layers: int | None
+    generator: torch.Generator | None
+
+    @property
+    def num_queries(self) -> int:
+        return self.valid.shape[1]
+
+    def steers(self, layer: int) -> bool:
+        """Whether cross-attention `layer` (0 = the first) uses ground-truth masks."""
+        return self.piloted_layers is None or layer < self.piloted_layers
+
+    def cross_attention(self, level: int) -> Tensor:
+        """Cells that each pilot query may attend to, bool `[B, A, P, K]`; unused slots are all False.
+
+        Point and dropout noise is drawn afresh at every call, that is for every layer.
+        """
+        cells = self.levels[level]
+        if len(cells) != len(self.target):
+            cells = cells[self.target]
+        if self.noise is not None:
+            cells = cells.expand(-1, self.heads, -1)
+            cells = CELL_NOISES[self.noise](cells, self.noise_scale, self.generator)
+        allowed = cells.new_zeros(len(self.valid), cells.shape[1], self.num_queries, cells.shape[2])
+        allowed[self.batch_index, :, self.slot] = cells
+        return allowed
+
+
+def build_pilot(
+    targets: Targets,
+    level_shapes: list[tuple[int, int]],
+    config: MPFormerConfig,
+    generator: torch.Generator | None = None,
+) -> Pilot | None:
+    """Pilot of one batch, or None where there is nothing to pilot.
+
+    Args:
+        targets: ground truth of the batch.
+        level_shapes: (height, width) of the decoder's levels.
+        config: pilot options.
+        generator: source of all noise, on the masks' device.
+
+    Returns:
+        None if piloting is off or no image has a target.
+    """
+    largest = max(targets.counts)
+    if not config.mask_piloting or largest == 0:
+        return None
+    groups = config.pilot_groups
+    if config.pilot_query_budget is not None:
+        groups = max(1, config.pilot_query_budget // largest)
+
+    masks, device, batch = targets.masks, targets.masks.device, len(targets.counts)
+    counts = torch.tensor(targets.counts)
+    image = torch.arange(batch).repeat_interleave(counts * groups)
+    first_row, first_target = (counts.cumsum(0) - counts) * groups, counts.cumsum(0) - counts
+    row = torch.arange(len(image)) - first_row[image]
+    group, within = row // counts[image], row % counts[image]
+    batch_index, slot, target = torch.stack((image, group * largest + within, first_target[image] + within)).to(device)
+
+    noise = None if config.pilot_noise_scale == 0 else config.pilot_noise
+    heads = config.num_attention_heads if config.pilot_per_head_noise else 1
+    levels = masks[:, None]
+    if noise in GEOMETRIC_NOISES:
+        rows = masks[target.repeat_interleave(heads)]
+        rows = GEOMETRIC_NOISES[noise](rows, float(config.pilot_noise_scale), generator)
+        levels = rows.unflatten(0, (-1, heads))
+
+    valid = torch.zeros(batch, groups * largest, dtype=torch.bool, device=device)
+    valid[batch_index, slot] = True
+    labels = replace_labels(targets.labels[target], config.num_labels, config.pilot_label_noise, generator)
+    shown = torch.zeros_like(valid, dtype=torch.int64)
+    shown[batch_index, slot] = labels
+    return Pilot(
+        shown_labels=shown,
+        valid=valid,
+        batch_index=batch_index,
+        slot=slot,
+        target=target,
+        counts=[count * groups for count in targets.counts],
+        self_attention=self_attention_mask(valid, groups, config.num_queries),
+        levels=[pool_masks(levels, shape).flatten(2) for shape in level_shapes],
+        groups=groups,
+        noise=noise if noise in CELL_NOISES else None,
+        noise_scale=float(config.pilot_noise_scale),
+        heads=heads,
+        piloted_layers=config.pilot_layers,
+        generator=generator,
+    )
+
+
+def self_attention_mask(valid: Tensor, groups: int, num_queries: int) -> Tensor:
+    """Who sees whom: bool `[B, 1, P + Q, P + Q]`, True = the row may attend to the column.
+
+    Args:
+        valid: bool `[B, P]`, used pilot slots.
+        groups: number of groups; P is a multiple of it.
+        num_queries: Q.
+    """
+    pilot = valid.shape[1]
+    group = torch.arange(groups, device=valid.device).repeat_interleave(pilot // groups)
+    allowed = valid.new_ones(len(valid), 1, pilot + num_queries, pilot + num_queries)
+    allowed[:, :, pilot:, :pilot] = False
+    allowed[:, :, :pilot, :pilot] = (group[:, None] == group) & valid[:, None, None]
+    return allowed
+
+
+def pool_masks(masks: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Shrink masks so that a cell is set if any pixel of its window is (adaptive max pooling, windows as in
+    `torch.nn.AdaptiveMaxPool2d`).
+
+    Args:
+        masks: uint8 `[..., H, W]`, 0 or 1.
+        shape: (height, width) of the result.
+
+    Returns:
+        bool `[..., height, width]`.
+    """
+    for axis, cells in zip((-2, -1), shape, strict=True):
+        size = masks.shape[axis]
+        cell = torch.arange(cells, device=masks.device)
+        first, stop = cell * size // cells, ((cell + 1) * size + cells - 1) // cells
+        step = torch.arange(-(-size // cells) + (size % cells != 0), device=masks.device)
+        window = torch.minimum(first[:, None] + step, stop[:, None] - 1)
+        masks = masks.index_select(axis, window.flatten()).unflatten(axis, tuple(window.shape)).amax(axis)
+    return masks.bool()
+
+
+# --- Noise ---
+
+
+def uniform(shape: tuple[int, ...], low: float, high: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """float32 numbers in [low, high), on the device of `like`."""
+    return low + (high - low) * torch.rand(shape, device=like.device, generator=generator)
+
+
+def replace_labels(labels: Tensor, num_labels: int, share: float, generator: torch.Generator | None) -> Tensor:
+    """Replace each label by a uniformly random class (perhaps the same) with probability `share`.
+
+    Args:
+        labels: int64 `[R]`.
+
+    Returns:
+        int64 `[R]`; expected share of changed labels: `share * (num_labels - 1) / num_labels`.
+    """
+    if share == 0:
+        return labels
+    chosen = torch.rand(labels.shape, device=labels.device, generator=generator) < share
+    random = torch.randint(num_labels, labels.shape, device=labels.device, generator=generator)
+    return torch.where(chosen, random, labels)
+
+
+def flip_points(cells: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """Flip every cell, both ways, with probability `min(1, scale * foreground share of its row)`.
+
+    Args:
+        cells: bool `[R, A, K]`.
+    """
+    rate = scale * cells.float().mean(-1, keepdim=True)
+    return cells ^ (torch.rand(cells.shape, device=cells.device, generator=generator) < rate)
+
+
+def drop_cells(cells: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """Remove every cell with probability `min(1, scale)`; nothing is added.
+
+    Args:
+        cells: bool `[R, A, K]`.
+    """
+    return cells & (torch.rand(cells.shape, device=cells.device, generator=generator) >= scale)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Bounding boxes in pixels, edges included: float32 `[R, 4]` as (x0, y0, x1, y1); zeros for an empty mask.
+
+    Args:
+        masks: uint8 `[R, H, W]`.
+    """
+    sides = []
+    for present in (masks.amax(-2) > 0, masks.amax(-1) > 0):  # columns, rows
+        size = present.shape[-1]
+        place = torch.arange(size, device=masks.device)
+        first = torch.where(present, place, size).amin(-1)
+        stop = torch.where(present, place + 1, 0).amax(-1)
+        sides.append((torch.minimum(first, stop), stop))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack((x0, y0, x1, y1), -1).float()
+
+
+def move_and_zoom(masks: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+    """Zoom each mask around the centre of its box, then move it; what leaves the frame is lost.
+
+    Args:
+        masks: uint8 `[R, H, W]`.
+        shift: float `[R, 2]`, (x, y) in pixels.
+        factor: float `[R]`, > 0; above 1 enlarges.
+
+    Returns:
+        uint8 `[R, H, W]`, nearest neighbour.
+    """
+    boxes = mask_boxes(masks)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    sources = []
+    for axis, size in enumerate((masks.shape[2], masks.shape[1])):  # x, y: the map is separable
+        pixel = torch.arange(size, device=masks.device) + 0.5
+        middle = centre[:, axis, None]
+        source = (pixel - middle - shift[:, axis, None]) / factor[:, None] + middle
+        index = source.floor().long()
+        sources.append((index.clamp(0, size - 1), (index >= 0) & (index < size)))
+    (x, x_inside), (y, y_inside) = sources
+    row = torch.arange(len(masks), device=masks.device).view(-1, 1, 1)
+    moved = masks[row, y[:, :, None], x[:, None]]
+    return moved * (y_inside[:, :, None] & x_inside[:, None])
+
+
+def random_shift(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """`[R, 2]` pixels, uniform within `scale` x half the box's width and height."""
+    boxes = mask_boxes(masks)
+    return uniform((len(masks), 2), -scale / 2, scale / 2, masks, generator) * (boxes[:, 2:] - boxes[:, :2])
+
+
+def random_factor(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """`[R]`, log-uniform between `1 / (1 + scale)` and `1 + scale`: as often smaller as larger, never inverted."""
+    return (1 + scale) ** uniform((len(masks),), -1, 1, masks, generator)
+
+
+def shift_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """Move each object by up to `scale` x half its width and height. uint8 `[R, H, W]` in and out."""
+    shift = random_shift(masks, scale, generator)
+    return move_and_zoom(masks, shift, shift.new_ones(len(masks)))
+
+
+def scale_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """Shrink or enlarge each object around its centre by up to `1 + scale`. uint8 `[R, H, W]` in and out."""
+    factor = random_factor(masks, scale, generator)
+    return move_and_zoom(masks, factor.new_zeros(len(masks), 2), factor)
+
+
+def shift_and_scale_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """Both, independently. uint8 `[R, H, W]` in and out."""
+    factor = random_factor(masks, scale, generator)
+    return move_and_zoom(masks, random_shift(masks, scale, generator), factor)
+
+
+def add_patches(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """Add to each object a rectangle of about `scale` x its area (at least one pixel) at a random place of the frame;
+    width / height is log-uniform in [1/2, 2] where the frame allows. uint8 `[R, H, W]` in and out."""
+    height, width = masks.shape[1:]
+    area = (masks.flatten(1).sum(1).float() * scale).clamp(min=1)
+    ratio = 2 ** uniform((len(masks),), -1, 1, masks, generator)
+    place = uniform((len(masks), 2), 0, 1, masks, generator)
+    w = (area * ratio).sqrt().clamp(max=width)
+    h = (area / w).clamp(max=height)
+    w = (area / h).clamp(max=width)
+    inside = []
+    for side, size, at in ((h, height, place[:, 1]), (w, width, place[:, 0])):
+        length = side.round().clamp(min=1)
+        first = (at * (size - length + 1)).floor()[:, None]
+        pixel = torch.arange(size, device=masks.device)
+        inside.append((pixel >= first) & (pixel < first + length[:, None]))
+    rows, columns = inside
+    return masks | (rows[:, :, None] & columns[:, None]).to(masks.dtype)
+
+
+GEOMETRIC_NOISES = {  # drawn once per row, so that a pilot query sees the same object at all levels
+    "shift": shift_masks,
+    "scale": scale_masks,
+    "shift_scale": shift_and_scale_masks,
+    "patch": add_patches,
+}
+CELL_NOISES = {"point": flip_points, "dropout": drop_cells}  # drawn at each use

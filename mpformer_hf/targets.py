@@ -1,0 +1,47 @@
+"""Ground truth of one batch, concatenated once per step for the pilot and the criterion."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Targets:
+    """
+    Attributes:
+        masks: uint8 `[T, H, W]`, 0 or 1; T targets of the whole batch, image after image.
+        labels: int64 `[T]`, 0..num_labels - 1.
+        counts: number of targets of each image; their sum is T.
+    """
+
+    masks: Tensor
+    labels: Tensor
+    counts: list[int]
+
+
+def collect_targets(mask_labels: list[Tensor], class_labels: list[Tensor], size: tuple[int, int]) -> Targets:
+    """Concatenate the masks and classes of a batch.
+
+    Args:
+        mask_labels: per image `[T_b, H, W]`, any dtype, non-zero = foreground; T_b may be 0.
+        class_labels: per image `[T_b]`, integers.
+        size: (H, W) that all masks must have, that of the padded images.
+
+    Raises:
+        ValueError: lengths or sizes do not fit; the message names the image.
+    """
+    if len(mask_labels) != len(class_labels):
+        raise ValueError(f"mask_labels has {len(mask_labels)} images, class_labels has {len(class_labels)}.")
+    for index, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if len(masks) != len(labels):
+            raise ValueError(
+                f"Image {index}: mask_labels has {len(masks)} masks, class_labels has {len(labels)} classes."
+            )
+        if masks.ndim != 3 or tuple(masks.shape[1:]) != tuple(size):
+            raise ValueError(
+                f"Image {index}: mask_labels has shape {tuple(masks.shape)}, expected (targets, {size[0]}, {size[1]}) "
+                "like the padded images."
+            )
+    masks = torch.cat([(masks != 0).view(torch.uint8) for masks in mask_labels])
+    return Targets(masks, torch.cat(list(class_labels)).long(), [len(labels) for labels in class_labels])
