@@ -19,6 +19,10 @@ ENCODER = "model.pixel_level_module.encoder."
 PIXEL = "model.pixel_level_module.decoder."
 MODULE = "model.transformer_module."
 LAYER = MODULE + r"decoder.layers.\1."
+SELF = r"predictor\.transformer_self_attention_layers\.(\d+)\."
+CROSS = r"predictor\.transformer_cross_attention_layers\.(\d+)\."
+FFN = r"predictor\.transformer_ffn_layers\.(\d+)\."
+PIXEL_LAYER = r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\."
 SWIN_BLOCK = ENCODER + r"swin.encoder.layers.\1.blocks.\2."
 RESNET_BLOCK = ENCODER + r"encoder.stages.{stage}.layers.\2."
 
@@ -26,18 +30,18 @@ RESNET_BLOCK = ENCODER + r"encoder.stages.{stage}.layers.\2."
 RULES: list[tuple[str, str | tuple[str, ...]]] = [
     # transformer decoder
     (
-        r"predictor\.transformer_self_attention_layers\.(\d+)\.self_attn\.in_proj_(weight|bias)",
+        SELF + r"self_attn\.in_proj_(weight|bias)",
         tuple(LAYER + rf"self_attn.{name}_proj.\2" for name in "qkv"),
     ),
     (
-        r"predictor\.transformer_self_attention_layers\.(\d+)\.self_attn\.out_proj\.(\w+)",
+        SELF + r"self_attn\.out_proj\.(\w+)",
         LAYER + r"self_attn.out_proj.\2",
     ),
-    (r"predictor\.transformer_self_attention_layers\.(\d+)\.norm\.(\w+)", LAYER + r"self_attn_layer_norm.\2"),
-    (r"predictor\.transformer_cross_attention_layers\.(\d+)\.multihead_attn\.(.+)", LAYER + r"cross_attn.\2"),
-    (r"predictor\.transformer_cross_attention_layers\.(\d+)\.norm\.(\w+)", LAYER + r"cross_attn_layer_norm.\2"),
-    (r"predictor\.transformer_ffn_layers\.(\d+)\.linear([12])\.(\w+)", LAYER + r"fc\2.\3"),
-    (r"predictor\.transformer_ffn_layers\.(\d+)\.norm\.(\w+)", LAYER + r"final_layer_norm.\2"),
+    (SELF + r"norm\.(\w+)", LAYER + r"self_attn_layer_norm.\2"),
+    (CROSS + r"multihead_attn\.(.+)", LAYER + r"cross_attn.\2"),
+    (CROSS + r"norm\.(\w+)", LAYER + r"cross_attn_layer_norm.\2"),
+    (FFN + r"linear([12])\.(\w+)", LAYER + r"fc\2.\3"),
+    (FFN + r"norm\.(\w+)", LAYER + r"final_layer_norm.\2"),
     (r"predictor\.decoder_norm\.(\w+)", MODULE + r"decoder.layernorm.\1"),
     (r"predictor\.mask_embed\.layers\.(\d)\.(\w+)", MODULE + r"decoder.mask_predictor.mask_embedder.\1.0.\2"),
     (r"predictor\.query_feat\.weight", MODULE + "queries_features.weight"),
@@ -50,16 +54,16 @@ RULES: list[tuple[str, str | tuple[str, ...]]] = [
     # pixel decoder
     (r"pixel_decoder\.input_proj\.(\d)\.([01])\.(\w+)", PIXEL + r"input_projections.\1.\2.\3"),
     (r"pixel_decoder\.transformer\.level_embed", PIXEL + "level_embed"),
-    (r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.self_attn\.(.+)", PIXEL + r"encoder.layers.\1.self_attn.\2"),
+    (PIXEL_LAYER + r"self_attn\.(.+)", PIXEL + r"encoder.layers.\1.self_attn.\2"),
     (
-        r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.norm1\.(\w+)",
+        PIXEL_LAYER + r"norm1\.(\w+)",
         PIXEL + r"encoder.layers.\1.self_attn_layer_norm.\2",
     ),
     (
-        r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.norm2\.(\w+)",
+        PIXEL_LAYER + r"norm2\.(\w+)",
         PIXEL + r"encoder.layers.\1.final_layer_norm.\2",
     ),
-    (r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.linear([12])\.(\w+)", PIXEL + r"encoder.layers.\1.fc\2.\3"),
+    (PIXEL_LAYER + r"linear([12])\.(\w+)", PIXEL + r"encoder.layers.\1.fc\2.\3"),
     (r"pixel_decoder\.mask_features\.(\w+)", PIXEL + r"mask_projection.\1"),
     (r"pixel_decoder\.(adapter|layer)_1\.weight", PIXEL + r"\1_1.0.weight"),
     (r"pixel_decoder\.(adapter|layer)_1\.norm\.(\w+)", PIXEL + r"\1_1.1.\2"),

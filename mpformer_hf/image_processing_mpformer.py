@@ -4,7 +4,7 @@ Label convention, in this one place: class ids are 0..K-1; 255 (`ignore_index`) 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class MPFormerProcessing:
     resample = PILImageResampling.BILINEAR
     image_mean = (0.485, 0.456, 0.406)
     image_std = (0.229, 0.224, 0.225)
-    size = {"shortest_edge": 800, "longest_edge": 1333}
+    size: ClassVar = {"shortest_edge": 800, "longest_edge": 1333}
     default_to_square = False
     do_resize = True
     do_rescale = True
@@ -308,56 +308,31 @@ class MPFormerProcessing:
 class MPFormerImageProcessor(MPFormerProcessing, TorchvisionBackend):
     """Image processor of MP-Former on torchvision; fields and defaults: [`MPFormerImageProcessorKwargs`]."""
 
-    def transform_images(
-        self,
-        images,
-        do_resize,
-        size,
-        resample,
-        do_rescale,
-        rescale_factor,
-        do_normalize,
-        image_mean,
-        image_std,
-        **kwargs,
-    ) -> list[Tensor]:
+    def transform_images(self, images, *, do_resize, size, resample, disable_grouping, **kwargs) -> list[Tensor]:
         """`[C, H, W]` images resized, rescaled and normalised, not padded."""
-        groups, order = group_images_by_shape(images, disable_grouping=kwargs.get("disable_grouping"))
+        groups, order = group_images_by_shape(images, disable_grouping=disable_grouping)
+        steps = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         done = {}
         for shape, stacked in groups.items():
             if do_resize:
                 stacked = self.resize(stacked, size=size, resample=resample)
-            done[shape] = self.rescale_and_normalize(
-                stacked, do_rescale, rescale_factor, do_normalize, image_mean, image_std
-            )
+            done[shape] = self.rescale_and_normalize(stacked, *(kwargs[step] for step in steps))
         return reorder_images(done, order)
 
 
 class MPFormerImageProcessorPil(MPFormerProcessing, PilBackend):
     """The same on PIL and NumPy."""
 
-    def transform_images(
-        self,
-        images,
-        do_resize,
-        size,
-        resample,
-        do_rescale,
-        rescale_factor,
-        do_normalize,
-        image_mean,
-        image_std,
-        **kwargs,
-    ) -> list[Tensor]:
+    def transform_images(self, images, *, do_resize, size, resample, **kwargs) -> list[Tensor]:
         """`[C, H, W]` images resized, rescaled and normalised, not padded."""
         done = []
         for image in images:
             if do_resize:
                 image = self.resize(image, size=size, resample=resample)
-            if do_rescale:
-                image = self.rescale(image, rescale_factor)
-            if do_normalize:
-                image = self.normalize(image, image_mean, image_std)
+            if kwargs["do_rescale"]:
+                image = self.rescale(image, kwargs["rescale_factor"])
+            if kwargs["do_normalize"]:
+                image = self.normalize(image, kwargs["image_mean"], kwargs["image_std"])
             done.append(torch.from_numpy(np.ascontiguousarray(image)))
         return done
 

@@ -313,7 +313,7 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         mask_features = outputs.pixel_decoder_last_hidden_state
         num_pilot = 0 if outputs.pilot is None else outputs.pilot.num_queries
         matching = slice(num_pilot, None)
-        wanted = targets is not None and config.use_auxiliary_loss or output_auxiliary_logits
+        wanted = (targets is not None and config.use_auxiliary_loss) or output_auxiliary_logits
         states = list(zip(outputs.transformer_decoder_intermediate_states, outputs.mask_embeddings, strict=True))[
             0 if wanted else -1 :
         ]

@@ -52,7 +52,7 @@ class MPFormerPixelDecoderEncoder(nn.Module):
 
 
 def cell_centres(shapes: list[tuple[int, int]], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Centres of all cells of all levels, (x, y) in units of the level's sides: `[sum of areas, 2]`, float32 or wider."""
+    """Centres of all cells, (x, y) in units of the level's sides: `[sum of the levels' areas, 2]`, float32 or wider."""
     centres = []
     for height, width in shapes:
         y = (torch.arange(height, device=device) + 0.5) / height

@@ -131,9 +131,8 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the new `[B, N, C]` and, if `explicit`, the self-attention weights `[B, heads, N, N]`."""
         norm = self.cross_attn_layer_norm
-        hidden = self.leave(
-            norm, hidden, self.cross_attn(self.enter(norm, hidden), position, key, value, cross_allowed)
-        )
+        change = self.cross_attn(self.enter(norm, hidden), position, key, value, cross_allowed)
+        hidden = self.leave(norm, hidden, change)
         norm = self.self_attn_layer_norm
         change, weights = self.self_attn(self.enter(norm, hidden), position, self_allowed, explicit)
         hidden = self.leave(norm, hidden, change)

@@ -112,7 +112,7 @@ def grid(noise, scale=0.5, per_head=False, masks=None, labels_seed=0):
 
 
 @pytest.mark.parametrize("noise", PILOT_NOISES)
-@pytest.mark.parametrize("scale", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("scale", [0.2, 0.9, 5.0])
 def test_every_noise_changes_the_mask_and_none_inverts_it(noise, scale):
     masks = square().expand(50, -1, -1)
     pilot = grid(noise, scale, masks=masks)
