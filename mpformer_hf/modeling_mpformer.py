@@ -139,6 +139,11 @@ class MPFormerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ("MPFormerPixelDecoderEncoderLayer", "MPFormerDecoderLayer")
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # For code outside of transformers it passes over modules without parameters of their own, to spare weights
+        # that were loaded. Ours initialise the layers inside them, with functions that spare such weights anyway.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Xavier for attention, feed-forward networks and projections (gain `init_xavier_std`), N(0, 1) for queries

@@ -1,0 +1,69 @@
+"""The operator against per-level grid sampling, and its gradients."""
+
+import torch
+from torch.nn import functional as F
+
+from mpformer_hf.deformable_attention import MultiScaleDeformableAttention, deformable_sampling
+
+SHAPES = [(3, 4), (6, 8), (5, 7)]
+
+
+def case(dtype=torch.float32, batch=2, heads=2, dim=4, queries=9, points=3):
+    total = sum(h * w for h, w in SHAPES)
+    value = torch.randn(batch, total, heads, dim, dtype=dtype)
+    locations = torch.rand(batch, queries, heads, len(SHAPES), points, 2, dtype=dtype) * 1.4 - 0.2
+    weights = torch.rand(batch, queries, heads, len(SHAPES), points, dtype=dtype)
+    return value, locations, weights
+
+
+def reference(value, locations, weights):
+    """One `grid_sample` per level."""
+    batch, _, heads, dim = value.shape
+    total = 0
+    for level, part in enumerate(value.split([h * w for h, w in SHAPES], dim=1)):
+        maps = part.permute(0, 2, 3, 1).reshape(batch * heads, dim, *SHAPES[level])
+        grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
+        sampled = F.grid_sample(maps, grid, align_corners=False)  # [B N, D, Q, P]
+        total = total + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+    return total.view(batch, heads * dim, -1).transpose(1, 2)
+
+
+def test_equals_grid_sampling_in_value_and_gradient():
+    inputs = [x.requires_grad_() for x in case(torch.float64)]
+    ours, theirs = deformable_sampling(inputs[0], SHAPES, *inputs[1:]), reference(*inputs)
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradcheck():
+    inputs = [x.requires_grad_() for x in case(torch.float64, batch=1, queries=3, dim=2)]
+    assert torch.autograd.gradcheck(lambda v, p, w: deformable_sampling(v, SHAPES, p, w), inputs)
+
+
+def test_outside_is_zero():
+    value, locations, weights = case()
+    assert (deformable_sampling(value, SHAPES, locations + 5, weights) == 0).all()
+
+
+def test_initial_offsets_point_in_all_directions():
+    attention = MultiScaleDeformableAttention(32, num_heads=4)
+    offsets = attention.initial_offsets().view(4, 3, 4, 2)
+    assert torch.allclose(offsets[0, 0], torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0]]))
+    assert torch.allclose(offsets[1, 2, 0], torch.tensor([0.0, 1.0]), atol=1e-6)
+    assert torch.equal(offsets[:, 0], offsets[:, 2])
+
+
+def test_module_in_double_and_under_autocast():
+    torch.manual_seed(0)
+    attention = MultiScaleDeformableAttention(8, num_heads=2)
+    total = sum(h * w for h, w in SHAPES)
+    query, places = torch.randn(2, total, 8), torch.rand(total, 2)
+    single = attention(query, query, places, SHAPES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(query, query, places, SHAPES).dtype == torch.bfloat16
+    double = attention.double()(query.double(), query.double(), places.double(), SHAPES)
+    torch.testing.assert_close(single.double(), double, atol=1e-5, rtol=1e-4)

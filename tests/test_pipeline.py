@@ -1,0 +1,86 @@
+"""`pipeline("image-segmentation")` from a saved folder."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, pipeline
+from transformers.utils import logging as hf_logging
+
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor, MPFormerImageSegmentationPipeline
+from tests.tiny import tiny_config, tiny_model
+
+SIZE = {"height": 64, "width": 96}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    model = tiny_model(id2label={0: "road", 1: "car", 2: "sky", 3: "tree"})
+    with torch.no_grad():
+        model.class_predictor.bias[1] = 6.0
+        model.class_predictor.weight.mul_(0.1)
+    model.save_pretrained(path)
+    MPFormerImageProcessor(size=SIZE, threshold=0.3, overlap_mask_area_threshold=0.0).save_pretrained(path)
+    return path
+
+
+def image():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+
+
+def test_default_is_the_processors_task_and_threshold(folder, caplog):
+    hf_logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        segmenter = pipeline("image-segmentation", model=str(folder))
+        assert isinstance(segmenter, MPFormerImageSegmentationPipeline)
+        assert isinstance(segmenter.model, MPFormerForUniversalSegmentation)
+        result = segmenter(image())
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert result and all(r["label"] == "car" and r["mask"].size == (70, 50) for r in result)
+    assert {value for r in result for value in np.unique(r["mask"])} <= {0, 255}
+    segmenter.image_processor.threshold = 1.0
+    assert segmenter(image()) == []
+    assert "No segment in the image passed threshold 1.0" in caplog.text
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_each_task(folder, task):
+    segmenter = pipeline("image-segmentation", model=str(folder))
+    by_flag = segmenter(image(), subtask=task)
+    segmenter.image_processor.task = task
+    by_default = segmenter(image())
+    assert [r["label"] for r in by_flag] == [r["label"] for r in by_default] and by_flag
+    coverage = sum(np.asarray(r["mask"], dtype=np.int64) // 255 for r in by_default)
+    assert {"semantic": (coverage == 1).all(), "panoptic": coverage.max() == 1, "instance": coverage.max() > 1}[task]
+    assert (by_default[0]["score"] is None) == (task == "semantic")
+
+
+def test_batches_paths_and_overrides(folder, tmp_path):
+    segmenter = pipeline("image-segmentation", model=str(folder))
+    path = tmp_path / "image.png"
+    image().save(path)
+    single = segmenter(str(path))
+    both = segmenter([str(path), str(path)], batch_size=2)
+    assert [len(r) for r in both] == [len(single)] * 2
+    assert segmenter(image(), threshold=1.0) == []
+    with pytest.raises(ValueError, match="subtask must be semantic, instance or panoptic"):
+        segmenter(image(), subtask="depth")
+
+
+def test_other_models_behave_as_before(tmp_path):
+    fields = {
+        k: v for k, v in tiny_config("swin").to_dict().items() if not k.startswith(("pilot", "model_type", "arch"))
+    }
+    fields.pop("mask_piloting")
+    fields.pop("query_position_embeddings")
+    from transformers import Mask2FormerConfig
+
+    model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(**fields)).eval()
+    model.save_pretrained(tmp_path)
+    Mask2FormerImageProcessor(size=SIZE).save_pretrained(tmp_path)
+    segmenter = pipeline("image-segmentation", model=str(tmp_path))
+    assert len(segmenter(image(), subtask="semantic")) >= 1

@@ -1,0 +1,205 @@
+"""Post-processing against the official inference's recorded results, and its rules one by one."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from mpformer_hf import MPFormerImageProcessor, postprocessing
+from mpformer_hf.postprocessing import Frame, find_instances, find_panoptic_segments, resize_masks, semantic_scores
+from tests.tiny import FIXTURES
+
+GOLDEN = load_file(FIXTURES / "postprocess.safetensors")
+FACTS = json.loads((FIXTURES / "postprocess.json").read_text())
+SAME = Frame((24, 32), (24, 32), (24, 32))
+THINGS, STUFF = {0, 1, 2, 3}, {4, 5}
+
+
+@pytest.fixture(params=[16, 3], ids=["usual", "three at a time"], autouse=True)
+def queries_at_a_time(request, monkeypatch):
+    monkeypatch.setattr(postprocessing, "QUERIES_AT_A_TIME", request.param)
+
+
+def test_semantic_equals_official():
+    scores = semantic_scores(GOLDEN["pred_logits"], GOLDEN["pred_masks"], SAME)
+    torch.testing.assert_close(scores, GOLDEN["semantic"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("threshold, overlap", [(0.8, 0.8), (0.5, 0.3)])
+def test_panoptic_equals_official(threshold, overlap):
+    name = f"omt{threshold}_ovt{overlap}"
+    segmentation, segments = find_panoptic_segments(
+        GOLDEN["pred_logits"], GOLDEN["pred_masks"], SAME, threshold, 0.5, overlap, STUFF
+    )
+    assert torch.equal(segmentation, GOLDEN[f"panoptic_{name}"])
+    expected = FACTS["panoptic"][name]
+    assert [(s["id"], s["label_id"]) for s in segments] == [(s["id"], s["category_id"]) for s in expected]
+
+
+@pytest.mark.parametrize("top", [10, 30])
+@pytest.mark.parametrize("things_only", [False, True])
+def test_instances_equal_official(top, things_only):
+    prefix = f"instance_top{top}_panoptic_on_{things_only}"
+    found = find_instances(
+        GOLDEN["pred_logits"],
+        GOLDEN["pred_masks"],
+        SAME,
+        max_detections=top,
+        exclude_labels=STUFF if things_only else frozenset(),
+    )
+    torch.testing.assert_close(found.scores, GOLDEN[f"{prefix}.scores"], atol=1e-5, rtol=0)
+    assert torch.equal(found.labels, GOLDEN[f"{prefix}.classes"])
+    assert torch.equal(found.masks, GOLDEN[f"{prefix}.masks"].bool())
+
+
+def test_resizing_equals_official():
+    sizes = FACTS["resize"]
+    frame = Frame(*(tuple(sizes[k]) for k in ("padded_input", "image_size_before_padding", "output_size")))
+    resized = resize_masks(GOLDEN["pred_masks"][:4], frame)
+    torch.testing.assert_close(resized, GOLDEN["upsampled_masks_final"], atol=1e-4, rtol=1e-4)
+
+
+# --- Through the processor ---
+
+
+def outputs_of(masks, classes, num_classes=3, confidence=8.0, pixel_mask=None):
+    """Outputs of one image: query i has class `classes[i]` and mask logits +-6 from the bool `masks[i]`."""
+    logits = torch.zeros(1, len(classes), num_classes + 1)
+    logits[0, torch.arange(len(classes)), torch.tensor(classes)] = confidence
+    return SimpleNamespace(
+        class_queries_logits=logits,
+        masks_queries_logits=(12.0 * torch.stack(masks).float() - 6.0)[None],
+        pixel_mask=pixel_mask,
+    )
+
+
+def box(y0, y1, x0, x1, size=(16, 24)):
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_stuff_is_fused_into_one_segment_with_one_row():
+    outputs = outputs_of([box(0, 8, 0, 24), box(8, 16, 0, 12), box(8, 16, 12, 24)], [0, 0, 1])
+    result = MPFormerImageProcessor(label_ids_to_fuse=[0]).post_process_panoptic_segmentation(outputs)[0]
+    assert [(s["id"], s["label_id"], s["was_fused"]) for s in result["segments_info"]] == [(1, 0, True), (2, 1, False)]
+    assert set(result["segmentation"].unique().tolist()) - {0} == {1, 2}
+    apart = MPFormerImageProcessor().post_process_panoptic_segmentation(outputs)[0]
+    assert [s["id"] for s in apart["segments_info"]] == [1, 2, 3]
+    fused = MPFormerImageProcessor().post_process_panoptic_segmentation(outputs, label_ids_to_fuse={0})[0]
+    assert torch.equal(fused["segmentation"], result["segmentation"])
+
+
+def test_a_confident_mask_of_moderate_probability_survives():
+    outputs = outputs_of([box(4, 12, 4, 20)], [1], confidence=2.0)
+    outputs.masks_queries_logits = torch.where(outputs.masks_queries_logits > 0, 1.4, -6.0)
+    result = MPFormerImageProcessor(threshold=0.5).post_process_panoptic_segmentation(outputs)[0]
+    assert len(result["segments_info"]) == 1
+
+
+@pytest.mark.parametrize("call", ["panoptic", "instance"])
+def test_threshold_acts_and_has_the_processors_default(call):
+    outputs = outputs_of([box(0, 8, 0, 24)], [1], confidence=2.0)  # probability 0.71
+    for threshold, count in ((0.5, 1), (0.9, 0)):
+        processor = MPFormerImageProcessor(threshold=threshold)
+        post = getattr(processor, f"post_process_{call}_segmentation")
+        assert len(post(outputs)[0]["segments_info"]) == count
+        other = getattr(MPFormerImageProcessor(), f"post_process_{call}_segmentation")
+        assert len(other(outputs, threshold=threshold)[0]["segments_info"]) == count
+
+
+@pytest.mark.parametrize("call", ["panoptic", "instance"])
+def test_mask_threshold_acts(call):
+    outputs = outputs_of([box(0, 8, 0, 24)], [1])
+    ramp = torch.linspace(-3, 3, 24).expand(1, 1, 16, 24)
+    outputs.masks_queries_logits = ramp
+    post = getattr(MPFormerImageProcessor(threshold=0.1), f"post_process_{call}_segmentation")
+    nothing = {"panoptic": 0, "instance": -1}[call]
+    areas = [(post(outputs, mask_threshold=t)[0]["segmentation"] != nothing).float().mean().item() for t in (0.3, 0.7)]
+    assert areas[0] > 0.6 and areas[1] < 0.4
+
+
+@pytest.mark.parametrize("call", ["panoptic", "instance"])
+def test_overlap_threshold_acts(call):
+    masks = [box(0, 16, 0, 16), box(0, 16, 8, 20)]  # the second keeps a third
+    outputs = outputs_of(masks, [1, 2])
+    outputs.class_queries_logits[0, 1, 2] = 4.0
+    post = getattr(MPFormerImageProcessor(threshold=0.1), f"post_process_{call}_segmentation")
+    counts = [len(post(outputs, overlap_mask_area_threshold=t)[0]["segments_info"]) for t in (0.2, 0.6)]
+    assert counts == [2, 1]
+
+
+def test_instances_may_overlap_and_carry_boxes():
+    masks = [box(0, 16, 0, 16), box(0, 16, 8, 20)]
+    result = MPFormerImageProcessor(threshold=0.5).post_process_instance_segmentation(
+        outputs_of(masks, [1, 1]), return_binary_maps=True
+    )[0]
+    assert result["segmentation"].dtype == torch.bool and result["segmentation"].shape == (2, 64, 96)
+    assert (result["segmentation"].sum(0) == 2).any()
+    assert sorted(s["bbox"] for s in result["segments_info"]) == [[0, 0, 64, 64], [32, 0, 48, 64]]
+    assert all(0.9 < s["score"] <= 1 for s in result["segments_info"])
+
+
+def test_max_detections_acts():
+    outputs = outputs_of([box(0, 8, 0, 12), box(8, 16, 0, 12), box(0, 8, 12, 24)], [0, 1, 2])
+    post = MPFormerImageProcessor(threshold=0.1).post_process_instance_segmentation
+    assert [len(post(outputs, max_detections=n)[0]["segments_info"]) for n in (1, 2, 50)] == [1, 2, 3]
+
+
+def test_rle_decodes_to_the_mask():
+    outputs = outputs_of([box(0, 8, 0, 12), box(3, 9, 5, 24), torch.rand(16, 24) > 0.5], [0, 1, 2])
+    processor = MPFormerImageProcessor(threshold=0.1)
+    runs = processor.post_process_instance_segmentation(outputs, return_coco_annotation=True)[0]["segmentation"]
+    maps = processor.post_process_instance_segmentation(outputs, return_binary_maps=True)[0]["segmentation"]
+    assert len(runs) == 3
+    for run, mask in zip(runs, maps, strict=True):
+        height, width = run["size"]
+        decoded = coco_mask.decode(coco_mask.frPyObjects(run, height, width))
+        assert np.array_equal(decoded.astype(bool), mask.numpy())
+
+
+def test_return_options_exclude_each_other():
+    with pytest.raises(ValueError, match="exclude each other"):
+        MPFormerImageProcessor().post_process_instance_segmentation(
+            outputs_of([box(0, 8, 0, 8)], [0]), return_coco_annotation=True, return_binary_maps=True
+        )
+
+
+def test_padding_is_cropped_and_the_size_is_the_callers():
+    pixel_mask = torch.zeros(1, 64, 96, dtype=torch.int64)
+    pixel_mask[:, :40, :60] = 1
+    logits = torch.randn(1, 3, 16, 24)
+    outputs = outputs_of([box(0, 8, 0, 8)] * 3, [0, 1, 2], pixel_mask=pixel_mask)
+    outputs.masks_queries_logits = logits
+    processor = MPFormerImageProcessor()
+    assert processor.post_process_semantic_segmentation(outputs)[0].shape == (40, 60)
+    full = F.interpolate(logits, size=(64, 96), mode="bilinear", align_corners=False)[..., :40, :60]
+    wanted = F.interpolate(full, size=(100, 150), mode="bilinear", align_corners=False)[0]
+    classes = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
+    expected = torch.einsum("qk,qhw->khw", classes, wanted.sigmoid())
+    result = processor.post_process_semantic_segmentation(
+        outputs, target_sizes=[(100, 150)], return_segmentation_scores=True
+    )[0]
+    torch.testing.assert_close(result["scores"], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(result["segmentation"], expected.argmax(0))
+
+
+def test_wrong_number_of_target_sizes():
+    with pytest.raises(ValueError, match="2 entries for 1 images"):
+        MPFormerImageProcessor().post_process_semantic_segmentation(
+            outputs_of([box(0, 8, 0, 8)], [0]), target_sizes=[(8, 8), (8, 8)]
+        )
+
+
+def test_nothing_found():
+    outputs = outputs_of([box(0, 8, 0, 24)], [3])  # no object
+    processor = MPFormerImageProcessor()
+    panoptic = processor.post_process_panoptic_segmentation(outputs)[0]
+    instance = processor.post_process_instance_segmentation(outputs)[0]
+    assert panoptic["segments_info"] == [] and (panoptic["segmentation"] == 0).all()
+    assert instance["segments_info"] == [] and (instance["segmentation"] == -1).all()
