@@ -1,0 +1,60 @@
+"""Last step of the quickstart: load the saved model, segment an image with the pipeline, and print the table.
+
+python scripts/quickstart_report.py outputs/quickstart
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find the package `training`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from transformers import pipeline
+
+from mpformer_hf import draw_segmentation
+from training.arguments import DataArguments
+from training.data import open_dataset
+from training.evaluation import most_frequent_class, score_constant
+
+
+def as_result(segments: list[dict], label2id: dict[str, int]) -> dict:
+    """The pipeline's list of segments as a post-processed result."""
+    masks = [np.asarray(segment["mask"]) > 0 for segment in segments]
+    rows = [{"id": i, "label_id": label2id[s["label"]], "score": s["score"]} for i, s in enumerate(segments)]
+    return {"segmentation": np.stack(masks) if masks else np.zeros((0, 1, 1), bool), "segments_info": rows}
+
+
+def row(name: str, scores: dict) -> str:
+    return f"{name:<36}{scores['pq']:>8.3f}{scores['mean_iou']:>8.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of the quickstart")
+    folder = parser.parse_args().folder
+
+    segmenter = pipeline("image-segmentation", model=str(folder / "model"))
+    data = DataArguments(dataset_name=str(folder / "data"), task="panoptic")
+    test = open_dataset(data, "test")
+    photo = max((test.rows[i] for i in range(12)), key=lambda r: len(r["segments_info"]))["image"].resize((512, 512))
+    result = as_result(segmenter(photo), segmenter.model.config.label2id)
+    draw_segmentation(photo, result, segmenter.model.config.id2label).save(folder / "overlay.png")
+
+    label = most_frequent_class([open_dataset(data, "train")], stuff_only=True)
+    results = json.loads((folder / "model" / "all_results.json").read_text())
+    validation = open_dataset(data, "validation")
+    print(f"\n{'':<36}{'PQ':>8}{'mIoU':>8}")
+    print(row(f"validation, only '{test.labels.names[label]}'", score_constant("panoptic", validation, label)))
+    print(row("validation, before training", results["before_training"]))
+    print(row(f"validation, after {results['best']['step']} steps", results["best"]))
+    print(row(f"test, only '{test.labels.names[label]}'", score_constant("panoptic", test, label)))
+    print(row("test, the saved model", json.loads((folder / "test.json").read_text())))
+    print(f"\ntraining {results['train_seconds']:.0f} s, evaluation {results['eval_seconds']:.0f} s")
+    print(f"model    {folder / 'model'}\npictures {folder / 'model' / 'pictures'}\noverlay  {folder / 'overlay.png'}")
+
+
+if __name__ == "__main__":
+    main()

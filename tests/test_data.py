@@ -1,0 +1,165 @@
+"""Datasets of every layout, from real parquet files; what cannot be read is one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mpformer_hf import MPFormerImageProcessor
+from tests import datasets_on_disk as make
+from training.arguments import DataArguments, TransformArguments
+from training.data import EvaluationBatches, TrainingBatches, open_dataset
+
+
+def opened(folder, task="semantic", split="train", **fields):
+    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+
+
+def map_of(*rows):
+    return np.repeat(np.array(rows, dtype=np.uint8)[:, None], 60, axis=1).repeat(40 // len(rows), axis=0)
+
+
+def test_semantic_maps(tmp_path):
+    data = opened(make.semantic(tmp_path / "d", [map_of(0, 2), map_of(1, 255)]))
+    assert data.labels.names == ["road", "car", "sky"] and len(data) == 2
+    image, segments = data[0]
+    assert image.dtype == torch.uint8 and image.shape == (3, 40, 60)
+    assert segments.classes == {0: 0, 2: 2} and segments.map.shape == (40, 60)
+    assert data[1][1].classes == {1: 1}
+
+
+def test_other_column_names_and_flags(tmp_path):
+    folder = make.semantic(tmp_path / "d", [map_of(0, 1)], columns=("pixel_values", "annotation"))
+    assert opened(folder)[0][1].classes == {0: 0, 1: 1}
+    folder = make.semantic(tmp_path / "e", [map_of(0, 1)], columns=("photo", "truth"))
+    assert opened(folder, image_column="photo", label_column="truth")[0][1].classes == {0: 0, 1: 1}
+    with pytest.raises(ValueError, match="none of the columns image, pixel_values, only photo, truth"):
+        opened(folder)
+    with pytest.raises(ValueError, match="no column 'foto'"):
+        opened(folder, image_column="foto", label_column="truth")
+
+
+def test_reduce_labels_keeps_void(tmp_path):
+    data = opened(make.semantic(tmp_path / "d", [map_of(0, 1, 3, 255)]), do_reduce_labels=True)
+    assert data[0][1].classes == {1: 0, 3: 2}
+
+
+def test_names_from_a_flag_and_limits(tmp_path):
+    folder = make.semantic(tmp_path / "d", [map_of(0, 1)] * 4, names=None)
+    with pytest.raises(ValueError, match="names no classes: give --id2label"):
+        opened(folder)
+    (tmp_path / "names.json").write_text(json.dumps({"0": "a", "1": "b"}))
+    data = open_dataset(
+        DataArguments(dataset_name=str(folder), task="semantic", id2label=str(tmp_path / "names.json")), "train", 3
+    )
+    assert data.labels.names == ["a", "b"] and len(data) == 3
+    assert len(data.shard(2, 0)) == 2 and len(data.shard(2, 1)) == 1
+
+
+SEGMENTS = [
+    {"id": 1, "category_id": 0, "isthing": 0, "iscrowd": 0},
+    {"id": 70000, "category_id": 1, "isthing": 1, "iscrowd": 0},
+    {"id": 300, "category_id": 1, "isthing": 1, "iscrowd": 1},
+]
+
+
+def ids_of(*rows):
+    return np.repeat(np.array(rows)[:, None], 60, axis=1).repeat(40 // len(rows), axis=0)
+
+
+def test_panoptic_maps(tmp_path):
+    data = opened(make.panoptic(tmp_path / "d", ids_of(1, 70000, 300, 0), SEGMENTS), "panoptic")
+    assert data.labels.things == {1} and data.labels.stuff == [0, 2]
+    segments = data[0][1]
+    assert segments.classes == {1: 0, 70000: 1} and segments.crowds == {300: 1}
+    assert segments.map[[0, 10, 20, 30], 0].tolist() == [1, 70000, 300, 0]
+
+
+def test_category_ids_with_gaps(tmp_path):
+    categories = [{"id": 7, "name": "cat", "isthing": 1}, {"id": 200, "name": "wall", "isthing": 0}]
+    rows = [{"id": 1, "category_id": 200, "iscrowd": 0}, {"id": 2, "category_id": 7, "iscrowd": 0}]
+    data = opened(make.panoptic(tmp_path / "d", ids_of(1, 2), rows, categories=categories), "panoptic")
+    assert data.labels.names == ["cat", "wall"] and data.labels.things == {0}
+    assert data[0][1].classes == {1: 1, 2: 0}
+
+
+def test_batches_for_training_and_evaluation(tmp_path):
+    data = opened(make.shapes(tmp_path / "d"), "panoptic")
+    processor = MPFormerImageProcessor(size={"height": 96, "width": 96})
+    args = TransformArguments(augmentation="lsj", crop_size=[64, 96])
+    batches = TrainingBatches(data, args, processor)
+    batch = batches.collate([batches[0], batches[1]])
+    assert batch["pixel_values"].shape == (2, 3, 64, 96)
+    for masks, classes in zip(batch["mask_labels"], batch["class_labels"], strict=True):
+        assert masks.shape == (len(classes), 64, 96) and masks.any((1, 2)).all() and (masks.sum(0) <= 1).all()
+    batches = EvaluationBatches(data, processor)
+    batch = batches.collate([batches[0], batches[1]])
+    assert batch["inputs"]["pixel_values"].shape == (2, 3, 96, 96) and batch["sizes"] == [(64, 64)] * 2
+
+
+def test_images_become_rgb_or_are_named(tmp_path):
+    images = [make.photo(mode=mode) for mode in ("RGBA", "L", "P")]
+    data = opened(make.semantic(tmp_path / "d", [map_of(0, 1)] * 3, images))
+    assert all(data[i][0].shape == (3, 40, 60) for i in range(3))
+    deep = Image.fromarray(np.zeros((40, 60), dtype=np.uint16))
+    data = opened(make.semantic(tmp_path / "e", [map_of(0, 1)] * 2, [make.photo(), deep]))
+    with pytest.raises(ValueError, match=r"Row 1: the image has mode I;16, expected 8 bits per channel"):
+        data[1]
+
+
+@pytest.mark.parametrize(
+    "build, task, message",
+    [
+        (lambda f: make.semantic(f, [map_of(0, 1)]), "panoptic", "task panoptic needs a column segments_info"),
+        (lambda f: make.panoptic(f, ids_of(1, 70000, 300, 0), SEGMENTS), "semantic", "use --task panoptic"),
+        (
+            lambda f: make.semantic(f, [map_of(0, 7)]),
+            "semantic",
+            r"Row 0: label has ids \[7\] that are not in id2label",
+        ),
+        (
+            lambda f: make.semantic(f, [map_of(0, 1)], [make.photo(20, 30)]),
+            "semantic",
+            "label map is 40x60, the image 20x30",
+        ),
+        (
+            lambda f: make.panoptic(f, ids_of(1, 5), SEGMENTS),
+            "panoptic",
+            r"Row 0: label has segment ids \[5\] that are not in segments_info",
+        ),
+        (
+            lambda f: make.panoptic(f, ids_of(1, 1), [{**SEGMENTS[0], "category_id": 9}]),
+            "panoptic",
+            "Row 0: segment 1 has category_id 9, which is not in id2label",
+        ),
+        (
+            lambda f: make.panoptic(f, ids_of(1, 1), [{"id": 1, "category_id": 0}]),
+            "panoptic",
+            "does not say what is a thing",
+        ),
+        (lambda f: make.semantic(f, [map_of(0, 1)]), "depth", "task must be semantic or panoptic, got 'depth'"),
+    ],
+)
+def test_bad_datasets_are_one_sentence(tmp_path, build, task, message):
+    folder = build(tmp_path / "d")
+    with pytest.raises(ValueError, match=message) as error:
+        opened(folder, task)[0]
+    assert "\n" not in str(error.value)
+
+
+def test_folders_that_are_no_dataset(tmp_path):
+    with pytest.raises(ValueError, match="There is no folder"):
+        opened(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is no dataset"):
+        opened(tmp_path)
+    (tmp_path / "panoptic.json").write_text("{}")
+    make.photo().save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="looks like a COCO folder"):
+        opened(tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        opened(tmp_path / "a.png")
+    folder = make.semantic(tmp_path / "d", [map_of(0, 1)])
+    with pytest.raises(ValueError, match="Cannot load split 'test'"):
+        opened(folder, split="test")

@@ -1,0 +1,349 @@
+"""Fine-tuning end to end, on tiny data: arguments, optimizer, loop, results, errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import pipeline
+
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from tests import datasets_on_disk as make
+from tests.tiny import BACKBONES, SIZES, tiny_config, tiny_model
+from training import engine, evaluate, finetune
+from training.arguments import (
+    RECIPE_CLASSES,
+    RECIPES,
+    DataArguments,
+    ModelArguments,
+    OptimizationArguments,
+    PilotArguments,
+    parse,
+)
+from training.building import build_model
+from training.data import Labels
+from training.optimization import build_optimizer, build_scheduler, parameter_groups
+
+ROOT = Path(__file__).parents[1]
+LABELS = Labels(["a", "b", "c"], {0: 0, 1: 1, 2: 2}, {0})
+
+
+# --- Arguments and recipes ---
+
+
+def test_flags_override_recipes_and_recipes_their_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("task: semantic\nlearning_rate: 1.0e-3\nmodel_fields: {hidden_dim: 64}\n")
+    (tmp_path / "own.yaml").write_text(
+        "base: base.yaml\nlearning_rate: 2.0e-3\nlr_milestones: [0.5, 0.6]\nwarmup_steps: 3\n"
+    )
+    classes = [ModelArguments, DataArguments, OptimizationArguments]
+    model, data, optimization = parse(classes, ["--config", str(tmp_path / "own.yaml"), "--warmup_steps", "7"])
+    assert (data.task, optimization.learning_rate, optimization.warmup_steps) == ("semantic", 2e-3, 7)
+    assert optimization.lr_milestones == [0.5, 0.6] and json.loads(model.model_fields) == {"hidden_dim": 64}
+    (tmp_path / "bad.yaml").write_text("learning_rat: 1\n")
+    with pytest.raises(ValueError, match="unknown flags: learning_rat"):
+        parse(classes, ["--config", str(tmp_path / "bad.yaml")])
+    with pytest.raises(ValueError, match=r"does not exist; there are: .*shapes_panoptic"):
+        parse(classes, ["--config", "nothing.yaml"])
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_parses_and_builds(recipe):
+    model, pilot, *_ = parse(RECIPE_CLASSES, ["--config", str(RECIPES / recipe)])
+    with torch.device("meta"):
+        assert build_model(model, pilot, LABELS).config.num_labels == 3
+
+
+# --- Model ---
+
+
+def test_pilot_flags_reach_the_configuration(tmp_path):
+    fields = {"backbone_config": BACKBONES["resnet"].to_dict(), **SIZES}
+    pilot = PilotArguments(pilot_groups=3, pilot_noise="shift", pilot_label_noise=0.5, pilot_layers=2)
+    model = build_model(ModelArguments(model_fields=json.dumps(fields)), pilot, LABELS)
+    assert model.config.pilot_groups == 3 and model.config.pilot_noise == "shift" and model.config.pilot_layers == 2
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"} and model.config.label2id == {"a": 0, "b": 1, "c": 2}
+    model.save_pretrained(tmp_path)
+    again = build_model(ModelArguments(model_name_or_path=str(tmp_path)), PilotArguments(mask_piloting=False), LABELS)
+    assert again.config.pilot_groups == 3 and not again.config.mask_piloting
+    weight = "model.pixel_level_module.decoder.mask_projection.weight"
+    assert torch.equal(again.state_dict()[weight], model.state_dict()[weight])
+    with pytest.raises(ValueError, match="does not know: hiden_dim"):
+        build_model(ModelArguments(model_fields='{"hiden_dim": 3}'), PilotArguments(), LABELS)
+    with pytest.raises(ValueError, match="model_fields is not JSON"):
+        build_model(ModelArguments(model_fields="{"), PilotArguments(), LABELS)
+
+
+def test_a_pretrained_backbone(tmp_path):
+    from transformers import AutoBackbone
+
+    backbone = AutoBackbone.from_config(BACKBONES["swin"])
+    backbone.save_pretrained(tmp_path)
+    args = ModelArguments(backbone=str(tmp_path), model_fields=json.dumps(SIZES))
+    encoder = build_model(args, PilotArguments(), LABELS).model.pixel_level_module.encoder
+    assert all(
+        torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), backbone.state_dict().values(), strict=True)
+    )
+
+
+# --- Optimizer ---
+
+BIAS_TABLE = (
+    "model.pixel_level_module.encoder.swin.encoder.layers.0.blocks.0.attention.relative_position_bias."
+    "relative_position_bias_table"
+)
+
+
+def test_optimizer_groups_are_the_official_ones():
+    model = tiny_model("swin")
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, OptimizationArguments())
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}
+    encoder, decoder = "model.pixel_level_module.encoder.", "model.pixel_level_module.decoder."
+    expected = {
+        encoder + "swin.embeddings.patch_embeddings.projection.weight": (1e-5, 0.05),
+        encoder + "swin.embeddings.norm.weight": (1e-5, 0.0),
+        encoder + "hidden_states_norms.stage1.bias": (1e-5, 0.0),
+        encoder + "swin.encoder.layers.0.blocks.0.attention.relative_position_bias.relative_position_bias_table": (
+            1e-5,
+            0,
+        ),
+        decoder + "level_embed": (1e-4, 0.05),
+        decoder + "adapter_1.1.weight": (1e-4, 0.0),
+        decoder + "encoder.layers.0.fc1.bias": (1e-4, 0.05),
+        "model.transformer_module.level_embed.weight": (1e-4, 0.0),
+        "model.transformer_module.queries_features.weight": (1e-4, 0.0),
+        "model.transformer_module.pilot_class_embedder.weight": (1e-4, 0.0),
+        "class_predictor.weight": (1e-4, 0.05),
+    }
+    assert {name: found[name] for name in expected} == {k: pytest.approx(v) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"lr_schedule": "step", "lr_milestones": [0.5, 0.8]}, {0: 1, 49: 1, 50: 0.1, 79: 0.1, 80: 0.01}),
+        ({"lr_schedule": "poly", "poly_power": 0.9}, {0: 1, 50: 0.5**0.9, 99: 0.01**0.9}),
+        ({"lr_schedule": "constant", "warmup_steps": 10}, {0: 0.1, 4: 0.5, 9: 1, 99: 1}),
+    ],
+)
+def test_schedules(fields, expected):
+    args = OptimizationArguments(learning_rate=2.0, **fields)
+    optimizer = build_optimizer(tiny_model(), args)
+    scheduler = build_scheduler(optimizer, args, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(max(scheduler.get_last_lr()))
+        optimizer.step()
+        scheduler.step()
+    assert {step: rates[step] for step in expected} == pytest.approx({k: 2 * v for k, v in expected.items()})
+    with pytest.raises(ValueError, match="lr_schedule must be"):
+        build_scheduler(optimizer, OptimizationArguments(lr_schedule="cosine"), 10)
+
+
+# --- The whole run ---
+
+
+@pytest.fixture(autouse=True)
+def new_process():
+    """Each run would be a process of its own, with its own precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def flags(data, output, **more):
+    fields = {"backbone_config": BACKBONES["resnet"].to_dict(), **SIZES}
+    given = {
+        "model_fields": json.dumps(fields),
+        "dataset_name": data,
+        "task": "panoptic",
+        "augmentation": "crop",
+        "crop_size": "64 64",
+        "shortest_edges": "64 72",
+        "eval_shortest_edge": 64,
+        "eval_longest_edge": 64,
+        "per_device_train_batch_size": 2,
+        "dataloader_num_workers": 0,
+        "learning_rate": 1e-3,
+        "max_train_steps": 4,
+        "eval_steps": 2,
+        "output_dir": output,
+        **more,
+    }
+    argv = []
+    for name, value in given.items():
+        argv += [f"--{name}", *([value] if name == "model_fields" else str(value).split())]
+    return argv
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make.shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "model"
+    results = finetune.main(flags(shapes, output, eval_on_start=True, num_pictures=2))
+    return output, results
+
+
+def test_the_output_folder_holds_everything(trained):
+    output, results = trained
+    names = {path.name for path in output.iterdir()}
+    assert names == {
+        "model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+        "all_results.json",
+        "arguments.json",
+        "log.jsonl",
+        "pictures",
+        "README.md",
+        "last",
+    }
+    assert {path.name for path in (output / "last").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+    }
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert all(row["loss"] > 0 and row["images_per_second"] > 0 and "loss_mask_pilot" in row for row in log)
+    assert log[0]["loss"] == pytest.approx(sum(v for k, v in log[0].items() if k.startswith("loss_")), rel=1e-4)
+    saved = json.loads((output / "all_results.json").read_text())
+    assert saved == results and saved["before_training"]["step"] == 0 and saved["last"]["step"] == 4
+    assert saved["best"]["pq"] == max(saved["best"]["pq"], saved["last"]["pq"])
+    pictures = sorted((output / "pictures").iterdir())
+    assert len(pictures) == 2 and Image.open(pictures[0]).width > 2 * 64
+
+
+def test_the_card_has_the_runs_numbers(trained):
+    output, results = trained
+    card = (output / "README.md").read_text()
+    assert f"| pq | {results['best']['pq']:.4f} |" in card and "pipeline_tag: image-segmentation" in card
+    assert "model-index" in card and "disc, square, triangle" in card
+
+
+def test_the_result_loads_and_segments(trained):
+    output, _ = trained
+    segmenter = pipeline("image-segmentation", model=str(output))
+    assert type(segmenter.model) is MPFormerForUniversalSegmentation
+    assert segmenter.image_processor.task == "panoptic" and segmenter.image_processor.label_ids_to_fuse == [4, 5, 6, 7]
+    found = segmenter(make.photo(64, 64), subtask="semantic")
+    assert {row["label"] for row in found} <= set(segmenter.model.config.id2label.values()) and found
+
+
+def test_evaluate_gives_the_runs_numbers(trained, shapes, tmp_path, capsys):
+    output, results = trained
+    file = tmp_path / "scores.json"
+    args = ["--dataset_name", str(shapes), "--task", "panoptic", "--output_file", str(file)]
+    scores = evaluate.main([*args, "--model_name_or_path", str(output)])
+    for name in ("pq", "mean_iou", "per_class_pq"):
+        assert scores[name] == pytest.approx(results["best"][name])
+    assert json.loads(file.read_text())["pq"] == scores["pq"] and '"pq"' in capsys.readouterr().out
+    with pytest.raises(ValueError, match="exists; name another one"):
+        evaluate.main([*args, "--model_name_or_path", str(output)])
+    frequent = evaluate.main([*args[:-2], "--most_frequent_class"])
+    assert frequent["class"] in ("grass", "water", "sand", "brick") and 0 < frequent["pq"] < 0.5
+    with pytest.raises(ValueError, match="Nothing to score"):
+        evaluate.main(args[:-2])
+
+
+def test_semantic_training_lowers_the_loss(tmp_path):
+    import numpy as np
+
+    map_ = np.zeros((64, 64), dtype=np.uint8)
+    map_[:, 20:50], map_[50:] = 1, 255
+    photo = Image.fromarray(np.stack((60 * map_, map_, 90 + map_), -1).astype(np.uint8))
+    data = make.semantic(tmp_path / "d", [map_] * 4, [photo] * 4, names=("a", "b"))
+    output = tmp_path / "o"
+    results = finetune.main(
+        flags(
+            data,
+            output,
+            task="semantic",
+            eval_split="train",
+            max_train_steps=40,
+            eval_steps=40,
+            lr_schedule="constant",
+            max_grad_norm=1.0,
+            backbone_lr_multiplier=1.0,
+            learning_rate=2e-3,
+        )
+    )
+    losses = [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert results["best"]["mean_iou"] > 0.6 and "pq" not in results["best"]
+
+
+def test_the_same_seed_gives_the_same_run(shapes, tmp_path):
+    def losses(name, seed):
+        finetune.main(flags(shapes, tmp_path / name, seed=seed, max_train_steps=2, max_eval_samples=1))
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+
+    first = losses("a", 3)
+    assert first == losses("b", 3) and first != losses("c", 4)
+
+
+def test_accumulation_and_options(shapes, tmp_path):
+    finetune.main(
+        flags(
+            shapes,
+            tmp_path / "a",
+            gradient_accumulation_steps=2,
+            freeze_batch_norm=True,
+            gradient_checkpointing=True,
+            mixed_precision="bf16",
+            max_train_steps=2,
+            max_eval_samples=1,
+        )
+    )
+    log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 2
+    model = MPFormerForUniversalSegmentation.from_pretrained(tmp_path / "a" / "last")
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all((norm.running_mean == 0).all() and (norm.weight == 1).all() for norm in norms)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
+    with pytest.raises(FloatingPointError, match="The loss is nan in step"):
+        finetune.main(flags(shapes, tmp_path / "a", learning_rate=1e30, max_grad_norm=1e9, max_train_steps=8))
+
+
+def test_nothing_is_overwritten(shapes, tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty; name another one"):
+        finetune.main(flags(shapes, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+    with pytest.raises(ValueError, match="--output_dir is missing"):
+        engine.prepare_output(None)
+
+
+def test_a_failed_save_leaves_the_old_weights(tmp_path, monkeypatch):
+    processor, model = MPFormerImageProcessor(), tiny_model()
+    engine.save_model(model, processor, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(MPFormerImageProcessor, "save_pretrained", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        engine.save_model(MPFormerForUniversalSegmentation(tiny_config()), processor, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("script", ["finetune.py", "evaluate.py"])
+def test_scripts_run_from_anywhere_and_end_in_one_sentence(script, tmp_path):
+    command = [sys.executable, str(ROOT / "training" / script)]
+    helped = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert helped.returncode == 0 and "--dataset_name" in helped.stdout
+    failed = subprocess.run(
+        [*command, "--dataset_name", str(tmp_path), "--output_dir", "x"][: 4 if script == "evaluate.py" else None],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 1 and failed.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in failed.stderr

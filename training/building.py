@@ -1,0 +1,53 @@
+"""From arguments to a model and its image processor."""
+
+import json
+
+from transformers import AutoConfig, AutoModelForUniversalSegmentation
+
+from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
+
+from .arguments import DataArguments, ModelArguments, PilotArguments, TransformArguments
+from .data import Labels
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> MPFormerForUniversalSegmentation:
+    """A checkpoint with a head for `labels`, or a new model, on a pretrained backbone if one is named.
+
+    Raises:
+        ValueError: `model_fields` is no JSON object or has an unknown field.
+    """
+    try:
+        model_fields = json.loads(args.model_fields)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model_fields is not JSON: {error}.") from error
+    unknown = sorted(set(model_fields) - set(MPFormerConfig().to_dict()))
+    if unknown:
+        raise ValueError(f"model_fields has fields that MPFormerConfig does not know: {', '.join(unknown)}.")
+    classes = {"id2label": labels.id2label, "label2id": {name: i for i, name in labels.id2label.items()}}
+    chosen = {**model_fields, **pilot.given(), **classes}
+    if args.model_name_or_path:
+        return MPFormerForUniversalSegmentation.from_pretrained(
+            args.model_name_or_path, ignore_mismatched_sizes=True, **chosen
+        )
+    if args.backbone:
+        chosen["backbone_config"] = AutoConfig.from_pretrained(args.backbone, out_features=STAGES)
+    elif isinstance(chosen.get("backbone_config"), dict):
+        backbone = dict(chosen["backbone_config"])
+        chosen["backbone_config"] = AutoConfig.for_model(backbone.pop("model_type"), **backbone)
+    model = AutoModelForUniversalSegmentation.from_config(MPFormerConfig(**chosen))
+    if args.backbone:
+        encoder = model.model.pixel_level_module.encoder
+        pretrained = type(encoder).from_pretrained(args.backbone, config=chosen["backbone_config"])
+        encoder.load_state_dict(pretrained.state_dict())
+    return model
+
+
+def build_processor(data: DataArguments, transforms: TransformArguments, labels: Labels) -> MPFormerImageProcessor:
+    """A processor that carries the task, the evaluation size and the stuff classes."""
+    return MPFormerImageProcessor(
+        task=data.task,
+        size={"shortest_edge": transforms.eval_shortest_edge, "longest_edge": transforms.eval_longest_edge},
+        label_ids_to_fuse=labels.stuff if data.task == "panoptic" else [],
+    )

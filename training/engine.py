@@ -1,0 +1,222 @@
+"""The training loop: accelerate owns devices, precision, accumulation and processes."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+
+from .arguments import OptimizationArguments, RunArguments
+from .evaluation import MAIN_METRIC, evaluate_model
+from .optimization import build_optimizer, build_scheduler
+
+LOG, RESULTS = "log.jsonl", "all_results.json"
+
+
+def prepare_output(path: str | None) -> Path:
+    """The output folder, made if it is not there.
+
+    Raises:
+        ValueError: none is given, or it holds something; nothing is ever overwritten.
+    """
+    if not path:
+        raise ValueError("--output_dir is missing: a new or empty folder.")
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"Output folder {path} is not empty; name another one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_model(model: MPFormerForUniversalSegmentation, processor: MPFormerImageProcessor, folder: Path) -> None:
+    """Write model and processor aside, then put them into `folder` file by file: none is ever half-written."""
+    aside = folder / ".writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    for file in sorted(aside.iterdir()):
+        file.replace(folder / file.name)
+    aside.rmdir()
+
+
+def write_json(content: dict, file: Path) -> None:
+    """Write aside, then rename."""
+    aside = file.with_suffix(".writing")
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.replace(file)
+
+
+def endless(loader: DataLoader) -> Iterator[dict]:
+    """Batches, epoch after epoch."""
+    epoch = 0
+    while True:
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def count_steps(args: OptimizationArguments, batches_per_epoch: int) -> int:
+    """Optimizer steps of the run.
+
+    Raises:
+        ValueError: there would be none.
+    """
+    if batches_per_epoch == 0:
+        raise ValueError("The training split has fewer images than one batch over all processes.")
+    total = args.max_train_steps
+    if total is None:
+        total = math.ceil(args.num_train_epochs * batches_per_epoch / args.gradient_accumulation_steps)
+    if total < 1:
+        raise ValueError(f"max_train_steps must be at least 1, got {total}.")
+    return total
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        model, processor: what is trained and how its images are made.
+        optimization, run: the recipe.
+        accelerator: prepares everything.
+        train_loader: batches of model inputs.
+        eval_loader: see `evaluation.evaluation_loader`.
+        output: the output folder.
+    """
+
+    def __init__(
+        self,
+        model: MPFormerForUniversalSegmentation,
+        processor: MPFormerImageProcessor,
+        optimization: OptimizationArguments,
+        run: RunArguments,
+        accelerator: Accelerator,
+        train_loader: DataLoader,
+        eval_loader: DataLoader,
+        output: Path,
+    ):
+        self.processor, self.optimization, self.run, self.accelerator = processor, optimization, run, accelerator
+        self.eval_loader, self.output = eval_loader, output
+        self.metric = run.metric_for_best or MAIN_METRIC[processor.task]
+        if optimization.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        optimizer = build_optimizer(model, optimization)
+        self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, train_loader)
+        self.total = count_steps(optimization, len(self.loader))
+        self.scheduler = build_scheduler(self.optimizer.optimizer, optimization, self.total)
+        self.best: float | None = None
+
+    def train(self) -> dict:
+        """Train to the end and return all results, which are in the output folder too.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        results = {}
+        if self.run.eval_on_start:
+            results["before_training"] = self.evaluate(0)
+        start, spent_evaluating = time.perf_counter(), 0.0
+        main = self.accelerator.is_main_process
+        batches = endless(self.loader)
+        log = (self.output / LOG).open("a") if main else None
+        bar = tqdm(range(1, self.total + 1), desc="train", disable=not self.accelerator.is_local_main_process)
+        self.set_training()
+        for step in bar:
+            began = time.perf_counter()
+            losses, images, norm = self.step(batches, step)
+            seconds = time.perf_counter() - began
+            speed = images * self.accelerator.num_processes / seconds
+            bar.set_postfix(loss=f"{losses['loss']:.2f}", images_s=f"{speed:.2f}")
+            if main:
+                row = {"step": step, **losses, "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0]}
+                log.write(
+                    json.dumps({**row, "seconds": round(seconds, 4), "images_per_second": round(speed, 3)}) + "\n"
+                )
+                log.flush()
+            self.scheduler.step()
+            if step == self.total or (self.run.eval_steps and step % self.run.eval_steps == 0):
+                began = time.perf_counter()
+                results["last"] = self.evaluate(step)
+                self.keep(step, results)
+                self.set_training()
+                spent_evaluating += time.perf_counter() - began
+        seconds = time.perf_counter() - start
+        results |= {
+            "steps": self.total,
+            "train_seconds": round(seconds - spent_evaluating, 1),
+            "eval_seconds": round(spent_evaluating, 1),
+        }
+        if main:
+            log.close()
+            write_json(results, self.output / RESULTS)
+        return results
+
+    def set_training(self) -> None:
+        """Training mode; frozen batch norms stay in evaluation mode."""
+        self.model.train()
+        if self.optimization.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval().requires_grad_(False)
+
+    def step(self, batches: Iterator[dict], step: int) -> tuple[dict[str, float], int, float]:
+        """One optimizer step: mean losses of this process, its images, gradient norm before clipping."""
+        accumulation = self.optimization.gradient_accumulation_steps
+        sums: dict[str, torch.Tensor] = {}
+        images, norm = 0, None
+        for _ in range(accumulation):
+            batch = next(batches)
+            images += len(batch["pixel_values"])
+            with self.accelerator.accumulate(self.model):
+                with self.accelerator.autocast():
+                    output = self.model(**batch)
+                for name, loss in (("loss", output.loss), *output.loss_dict.items()):
+                    sums[name] = sums.get(name, 0) + loss.detach().float() / accumulation
+                if not torch.isfinite(output.loss):
+                    raise FloatingPointError(f"The loss is {output.loss.item()} in step {step}.")
+                self.accelerator.backward(output.loss)
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        values = torch.stack(list(sums.values())).tolist()  # one transfer for all numbers of the log
+        return dict(zip(sums, values, strict=True)), images, float(norm)
+
+    def evaluate(self, step: int) -> dict:
+        """Scores of the model as it is; overlays go to the output folder."""
+        scores = evaluate_model(
+            self.model,
+            self.processor,
+            self.eval_loader,
+            self.accelerator,
+            self.output / "pictures" if step and self.accelerator.is_main_process else None,
+            self.run.num_pictures,
+        )
+        if self.metric not in scores:
+            raise ValueError(f"metric_for_best {self.metric!r} is none of {', '.join(scores)}.")
+        shown = (f"{name} {scores[name]:.4f}" for name in ("pq", "mean_iou") if name in scores)
+        self.accelerator.print(f"step {step}: {', '.join(shown)}")
+        return {"step": step, **scores}
+
+    def keep(self, step: int, results: dict) -> None:
+        """Save the last weights under `last`, the best ones (by the metric) in the output folder itself."""
+        better = self.best is None or results["last"][self.metric] > self.best
+        if better:
+            self.best = results["last"][self.metric]
+            results["best"] = results["last"]
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            save_model(model, self.processor, self.output / "last")
+            if better:
+                save_model(model, self.processor, self.output)
+            write_json(results, self.output / RESULTS)
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,103 @@
+"""Score a saved MP-Former (or Mask2Former) on a split, at the original image size.
+
+python training/evaluate.py --model_name_or_path outputs/shapes --dataset_name data/shapes --eval_split test \
+    --task panoptic
+python training/evaluate.py --dataset_name data/camvid --task semantic --eval_split test --most_frequent_class
+
+Prints the scores as JSON; `--output_file` keeps them.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find the package `training`, and the library `evaluate`, not the file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from accelerate import Accelerator
+from transformers import AutoImageProcessor
+
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from training.arguments import DataArguments, option, parse
+from training.data import open_dataset
+from training.engine import write_json
+from training.evaluation import (
+    diagnose_model,
+    evaluate_model,
+    evaluation_loader,
+    most_frequent_class,
+    score_constant,
+)
+from training.finetune import run
+from training.plots import plot_diagnostics
+
+
+@dataclass
+class EvaluationArguments:
+    """What is scored, and where the result goes."""
+
+    model_name_or_path: str | None = option(None, "Saved model: folder or Hub name.")
+    most_frequent_class: bool = option(False, "Score calling every pixel the training split's most frequent class.")
+    per_device_eval_batch_size: int = option(1, "Images per process and forward pass.")
+    mixed_precision: str = option("no", "no, bf16 or fp16.")
+    output_file: str | None = option(None, "New JSON file for the scores.")
+    pictures: str | None = option(None, "Folder for overlays.")
+    num_pictures: int = option(8, "Overlays to draw, if there is a folder for them.")
+    diagnostics: str | None = option(None, "Picture (png, svg) of mask consistency and query utilisation by layer.")
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Parse, load, score; returns the scores.
+
+    Raises:
+        ValueError: an argument, the model's task or the dataset cannot be used.
+    """
+    data_args, args = parse([DataArguments, EvaluationArguments], argv, description=__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if args.output_file and Path(args.output_file).exists():
+        raise ValueError(f"Output file {args.output_file} exists; name another one.")
+    split = open_dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
+    if args.most_frequent_class:
+        train = open_dataset(data_args, data_args.train_split)
+        label = most_frequent_class([train], stuff_only=data_args.task == "panoptic")
+        scores = {"class": split.labels.names[label], **score_constant(data_args.task, split, label)}
+    elif args.model_name_or_path:
+        scores = score_model(data_args, args, split)
+    else:
+        raise ValueError("Nothing to score: give --model_name_or_path or --most_frequent_class.")
+    print(json.dumps(scores, indent=2))
+    if args.output_file:
+        write_json(scores, Path(args.output_file))
+    return scores
+
+
+def score_model(data_args: DataArguments, args: EvaluationArguments, split) -> dict:
+    """Scores of a saved model.
+
+    Raises:
+        ValueError: its classes are not the dataset's.
+    """
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    model = MPFormerForUniversalSegmentation.from_pretrained(args.model_name_or_path).to(accelerator.device)
+    processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+    if not isinstance(processor, MPFormerImageProcessor):
+        processor = MPFormerImageProcessor.from_pretrained(args.model_name_or_path)
+    processor.task = data_args.task
+    if model.config.num_labels != len(split.labels.names):
+        raise ValueError(
+            f"The model has {model.config.num_labels} classes, {data_args.dataset_name} has {len(split.labels.names)}."
+        )
+    loader = evaluation_loader(split, processor, accelerator, args.per_device_eval_batch_size)
+    pictures = Path(args.pictures) if args.pictures else None
+    scores = evaluate_model(model, processor, loader, accelerator, pictures, args.num_pictures)
+    if args.diagnostics:
+        found = diagnose_model(model, processor, loader, accelerator)
+        plot_diagnostics({Path(args.model_name_or_path).name: found}, Path(args.diagnostics))
+        scores |= {"mask_consistency": found.mask_consistency, "query_utilisation": found.query_utilisation}
+    return scores
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,87 @@
+"""Augmentation on image and segment map together, with torchvision v2 (the official recipes' transforms)."""
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .arguments import TransformArguments
+
+VOID = -1  # id of no segment, for the padding of maps
+IMAGE_FILL = 128
+
+
+class CategoryCappedCrop(v2.Transform):
+    """Random crop in which no class fills more than a share of the labelled pixels; ten tries, then any crop.
+
+    Images smaller than the crop are padded. Maps hold segment ids; `tables` on the map give their classes.
+
+    Args:
+        size: (height, width).
+        max_share: in (0, 1]; 1 accepts every crop.
+    """
+
+    def __init__(self, size: tuple[int, int], max_share: float):
+        super().__init__()
+        self.max_share = max_share
+        fill = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: VOID}
+        self.crop = v2.RandomCrop(size, pad_if_needed=True, fill=fill)
+
+    def forward(self, image: Tensor, segments: Tensor, table: dict[int, int]):
+        for _ in range(10):
+            cropped = self.crop(image, segments)
+            if self.max_share >= 1 or largest_share(cropped[1], table) <= self.max_share:
+                break
+        return *cropped, table
+
+
+def largest_share(segments: Tensor, table: dict[int, int]) -> float:
+    """Share of the most frequent class among the labelled pixels of a map of segment ids; 0 without any."""
+    areas: dict[int, int] = {}
+    for segment, area in zip(*(x.tolist() for x in segments.unique(return_counts=True)), strict=True):
+        if segment in table:
+            areas[table[segment]] = areas.get(table[segment], 0) + area
+    return max(areas.values()) / sum(areas.values()) if areas else 0.0
+
+
+def build_transform(args: TransformArguments) -> v2.Compose:
+    """Augmentation of `(image, segments, table)`: uint8 image `[3, H, W]`, int32 map of segment ids `[1, H, W]`, and
+    the classes of the ids, which pass through.
+
+    Raises:
+        ValueError: unknown augmentation or a crop size that is not two numbers.
+    """
+    if args.augmentation not in ("lsj", "crop", "none"):
+        raise ValueError(f"augmentation must be lsj, crop or none, got {args.augmentation!r}.")
+    if len(args.crop_size) != 2:
+        raise ValueError(f"crop_size must be height and width, got {args.crop_size}.")
+    size = tuple(args.crop_size)
+    steps: list = []
+    if args.augmentation == "lsj":
+        steps = [v2.ScaleJitter(size, tuple(args.scale_range), antialias=True), CategoryCappedCrop(size, 1.0)]
+    elif args.augmentation == "crop":
+        edges = args.shortest_edges or [int(size[0] * factor / 10) for factor in range(5, 21)]
+        steps = [
+            v2.RandomShortestSize(edges, max_size=args.longest_edge, antialias=True),
+            CategoryCappedCrop(size, args.max_category_share),
+        ]
+    if args.color_jitter:
+        steps.append(v2.RandomPhotometricDistort(p=0.5))
+    if args.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    return v2.Compose(steps or [v2.Identity()])
+
+
+def augment(transform: v2.Compose, image: Tensor, segments: Tensor, table: dict[int, int]) -> tuple[Tensor, Tensor]:
+    """Apply a transform of `build_transform`.
+
+    Args:
+        image: uint8 `[3, H, W]`.
+        segments: int32 `[H, W]`.
+        table: classes of the segment ids.
+
+    Returns:
+        uint8 `[3, h, w]` and int32 `[h, w]`; padding is `VOID`.
+    """
+    image, segments, _ = transform(tv_tensors.Image(image), tv_tensors.Mask(segments[None]), table)
+    return image.as_subclass(torch.Tensor), segments[0].as_subclass(torch.Tensor)
