@@ -337,13 +337,14 @@ def test_a_failed_save_leaves_the_old_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize("script", ["finetune.py", "evaluate.py"])
 def test_scripts_run_from_anywhere_and_end_in_one_sentence(script, tmp_path):
     command = [sys.executable, str(ROOT / "training" / script)]
-    helped = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    helped = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert helped.returncode == 0 and "--dataset_name" in helped.stdout
     failed = subprocess.run(
         [*command, "--dataset_name", str(tmp_path), "--output_dir", "x"][: 4 if script == "evaluate.py" else None],
         cwd=tmp_path,
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert failed.returncode == 1 and failed.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in failed.stderr

@@ -1,0 +1,92 @@
+"""Draw ground-truth masks as the pilot sees them: a row per decoder level, a column per noise.
+
+python scripts/draw_pilot.py tests/fixtures/coffee.jpg tests/fixtures/coffee_segments.png training/results/pilot.jpg
+
+The map holds segment ids; 0 is void. Every segment becomes a pilot query; cells that it may attend to are tinted.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find the package `mpformer_hf`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from mpformer_hf import MPFormerConfig
+from mpformer_hf.configuration_mpformer import PILOT_NOISES
+from mpformer_hf.mask_piloting import build_pilot
+from mpformer_hf.targets import collect_targets
+from mpformer_hf.visualization import class_color
+
+STRIDES = (32, 16, 8)
+TILE = 210  # width of one picture, in pixels
+MARGIN, HEADER = 6, 22
+
+
+def attended(segments: np.ndarray, noise: str, scale: float, seed: int) -> list[np.ndarray]:
+    """Cells of every level that each segment's pilot query may attend to: bool `[segments, h, w]` per level."""
+    ids = [i for i in np.unique(segments) if i]
+    masks = torch.from_numpy(np.stack([segments == i for i in ids]))
+    height, width = segments.shape
+    targets = collect_targets([masks], [torch.zeros(len(ids), dtype=torch.int64)], (height, width))
+    config = MPFormerConfig(pilot_noise=noise, pilot_noise_scale=scale, pilot_label_noise=0.0)
+    shapes = [(height // stride, width // stride) for stride in STRIDES]
+    pilot = build_pilot(targets, shapes, config, torch.Generator().manual_seed(seed))
+    return [pilot.cross_attention(level)[0, 0].unflatten(1, shape).numpy() for level, shape in enumerate(shapes)]
+
+
+def tint(image: Image.Image, cells: np.ndarray) -> Image.Image:
+    """The image in grey, with each segment's cells in its colour."""
+    height, width = cells.shape[1] * 8, cells.shape[2] * 8
+    canvas = np.asarray(image.convert("L").convert("RGB").resize((width, height)), dtype=np.float32)
+    for index, mask in enumerate(cells):
+        whole = mask.repeat(8, axis=0).repeat(8, axis=1)[..., None]
+        canvas = np.where(whole, 0.45 * canvas + 0.55 * np.array(class_color(index)), canvas)
+    return Image.fromarray(canvas.astype(np.uint8)).resize((TILE, TILE * height // width))
+
+
+def draw(image: Image.Image, segments: np.ndarray, scale: float, seed: int) -> Image.Image:
+    """The whole table."""
+    columns = [("clean", 0.0), *((noise, scale) for noise in PILOT_NOISES)]
+    rows: list[list[Image.Image]] = [[] for _ in STRIDES]
+    height, width = (side // 32 * 32 for side in segments.shape)
+    image, segments = image.crop((0, 0, width, height)), segments[:height, :width]
+    for noise, strength in columns:
+        for row, cells in zip(rows, attended(segments, noise.replace("clean", "point"), strength, seed), strict=True):
+            row.append(tint(image, cells))
+    height = rows[0][0].height
+    table = Image.new("RGB", (HEADER + len(columns) * (TILE + MARGIN), HEADER + len(rows) * (height + MARGIN)), "white")
+    pen, font = ImageDraw.Draw(table), ImageFont.load_default(size=15)
+    for x, (noise, strength) in enumerate(columns):
+        left = HEADER + x * (TILE + MARGIN)
+        pen.text((left + 2, 2), f"{noise} {strength:g}" if strength else noise, fill="black", font=font)
+        for y, row in enumerate(rows):
+            table.paste(row[x], (left, HEADER + y * (height + MARGIN)))
+    for y, stride in enumerate(STRIDES):
+        label = Image.new("RGB", (height, HEADER), "white")
+        ImageDraw.Draw(label).text((height // 2 - 30, 2), f"stride {stride}", fill="black", font=font)
+        table.paste(label.rotate(90, expand=True), (0, HEADER + y * (height + MARGIN)))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", type=Path, help="photograph")
+    parser.add_argument("segments", type=Path, help="map of segment ids, 0 = void, of the same size")
+    parser.add_argument("output", type=Path, help="picture to write")
+    parser.add_argument("--scale", type=float, default=0.4, help="pilot_noise_scale of every noise")
+    parser.add_argument("--seed", type=int, default=1, help="of the noise")
+    args = parser.parse_args()
+    image, segments = Image.open(args.image), np.array(Image.open(args.segments))
+    if segments.ndim != 2 or segments.shape != image.size[::-1] or min(segments.shape) < 32:
+        sys.exit(f"error: {args.segments} must be a one-channel map of the image's size, at least 32 pixels a side")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    draw(image, segments, args.scale, args.seed).save(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""One process of two: a training step on half of a batch. Run by `test_distributed.py` with torchrun.
+
+python -m torch.distributed.run --nproc_per_node 2 tests/distributed_step.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from mpformer_hf import MPFormerForUniversalSegmentation, criterion
+
+
+def step(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+    """Loss and gradients with batch norms at rest, at points that do not depend on the number of masks."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    points = torch.rand(1, 256, 2, generator=torch.Generator().manual_seed(1))
+    sampler, criterion.uncertain_points = criterion.uncertain_points, lambda *_: points
+    try:
+        loss = model(**batch, generator=torch.Generator().manual_seed(0)).loss
+        loss.backward()
+    finally:
+        criterion.uncertain_points = sampler
+    return loss.detach()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    case = torch.load(folder / "case.pt", weights_only=True)
+    model = DistributedDataParallel(MPFormerForUniversalSegmentation.from_pretrained(folder / "model").train())
+    loss = step(model, {name: values[rank * 2 : rank * 2 + 2] for name, values in case.items()})
+    torch.distributed.all_reduce(loss)
+    if rank == 0:
+        grads = {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}
+        torch.save({"loss": loss / 2, "grads": grads}, folder / "result.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

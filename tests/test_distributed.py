@@ -1,0 +1,32 @@
+"""Two processes with half of the batch each give the loss and the gradients of one with the whole batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed_step import step
+from tests.tiny import batch_of, tiny_model
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 5, 1), (0, 0, 2, 2)], ids=["uneven", "one without targets"])
+def test_two_processes_equal_one(counts, tmp_path):
+    model = tiny_model(pilot_label_noise=0.0, pilot_groups=2)
+    model.save_pretrained(tmp_path / "model")
+    batch = batch_of(counts)
+    torch.save(batch, tmp_path / "case.pt")
+    script = Path(__file__).parent / "distributed_step.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+
+    loss = step(model.train(), batch)
+    assert result["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert grads.keys() == result["grads"].keys()
+    largest = max(grad.abs().max() for grad in grads.values())
+    for name, grad in grads.items():
+        torch.testing.assert_close(result["grads"][name], grad, rtol=1e-3, atol=1e-5 * largest.item())
