@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 
 def class_color(label_id: int) -> tuple[int, int, int]:
-    """Stable RGB colour of a class: hues a golden-ratio step apart, three levels of brightness."""
+    """Stable RGB colour of a class: hues a golden-ratio step apart; where they come round again, brightness differs."""
     hue = (0.11 + label_id * 0.618034) % 1
-    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6)[label_id % 2], (1.0, 0.8, 0.6)[label_id % 3])
+    saturation, brightness = ((0.85, 1.0), (0.6, 0.75), (1.0, 0.55), (0.4, 1.0))[label_id // 5 % 4]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, brightness)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 

@@ -1,12 +1,15 @@
-"""Official names and architectures; the full model's values need the fixture's weights, made by `fill.py`."""
+"""Official names, architectures and, for the full R50 model, values; `fill.py` makes weights from official names."""
 
 import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from mpformer_hf import MPFormerForUniversalSegmentation
-from mpformer_hf.conversion import convert_state_dict, read_config
+from mpformer_hf.conversion import convert_checkpoint, convert_state_dict, read_config
+from tests.fixtures.fill import fill_image, fill_state_dict
 from tests.tiny import FIXTURES
 
 
@@ -52,3 +55,50 @@ def test_strange_keys_stop_the_conversion():
         convert_state_dict(weights)
     with pytest.raises(ValueError, match="Not an image checkpoint"):
         read_config({"fc.weight": torch.zeros(1)})
+
+
+@pytest.fixture(scope="module")
+def r50():
+    """The full official R50 model, weights made from their names; and what it said."""
+    weights, _ = official("r50", device="cpu")
+    filled = {key: tensor.float() for key, tensor in fill_state_dict(weights, seed=0).items()}
+    check = json.loads((FIXTURES / "fill_check.json").read_text())
+    for key in (key for key in check if "fill_image" not in key):
+        assert filled[key].sum().item() == pytest.approx(check[key]["sum"], rel=1e-4, abs=1e-2), "another generator"
+    filled["criterion.empty_weight"][-1] = 0.1
+    files = ("r50_features", "r50_predictions")
+    expected = {key: t for file in files for key, t in load_file(FIXTURES / f"{file}.safetensors").items()}
+    return convert_checkpoint(filled), expected
+
+
+def normalise(image):
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    return (image.float() - mean[:, None, None]) / std[:, None, None]
+
+
+def test_the_full_r50_model_equals_the_official_one(r50):
+    model, expected = r50
+    assert torch.equal(expected["image"], fill_image(128, 160, 0))
+    with torch.no_grad():
+        out = model(normalise(expected["image"])[None], output_hidden_states=True, output_auxiliary_logits=True)
+    torch.testing.assert_close(out.class_queries_logits, expected["pred_logits"], atol=5e-5, rtol=0)
+    torch.testing.assert_close(out.masks_queries_logits, expected["pred_masks"], atol=3e-4, rtol=0)
+    half = {"atol": 1e-3, "rtol": 2e-3}  # stored in half precision
+    for i, features in enumerate(out.encoder_hidden_states):
+        torch.testing.assert_close(features, expected[f"backbone_res{i + 2}"].float(), **half)
+    for i, features in enumerate(out.pixel_decoder_hidden_states):
+        torch.testing.assert_close(features, expected[f"multi_scale_{i}"].float(), **half)
+    torch.testing.assert_close(out.pixel_decoder_last_hidden_state, expected["mask_features"].float(), **half)
+    for i in (0, 8):
+        logits = out.auxiliary_logits[i]["class_queries_logits"]
+        torch.testing.assert_close(logits, expected[f"aux_{i}_pred_logits"].float(), **half)
+
+
+def test_the_padded_batch_of_two_equals_the_official_one(r50):
+    model, expected = r50
+    second = F.pad(normalise(expected["padded.image_1"]), (0, 10, 0, 28))
+    with torch.no_grad():
+        out = model(torch.stack((normalise(expected["image"]), second)))
+    torch.testing.assert_close(out.class_queries_logits, expected["padded.pred_logits"], atol=5e-5, rtol=0)
+    masks = expected["padded.pred_masks_1"].float()
+    torch.testing.assert_close(out.masks_queries_logits[1], masks, atol=1e-3, rtol=1e-3)

@@ -10,7 +10,7 @@ from PIL import Image
 from mpformer_hf import MPFormerImageProcessor
 from tests import datasets_on_disk as make
 from training.arguments import DataArguments, TransformArguments
-from training.data import EvaluationBatches, TrainingBatches, open_dataset
+from training.data import EvaluationBatches, TrainingBatches, as_rows, open_dataset
 
 
 def opened(folder, task="semantic", split="train", **fields):
@@ -163,3 +163,8 @@ def test_folders_that_are_no_dataset(tmp_path):
     folder = make.semantic(tmp_path / "d", [map_of(0, 1)])
     with pytest.raises(ValueError, match="Cannot load split 'test'"):
         opened(folder, split="test")
+
+
+def test_segments_info_as_a_dict_of_lists():
+    rows = [{"id": 1, "category_id": 2}, {"id": 3, "category_id": 4}]
+    assert as_rows({"id": [1, 3], "category_id": [2, 4]}) == rows == as_rows(rows)

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, Mask2FormerImageProcessor
 
 from mpformer_hf import MPFormerImageProcessor, MPFormerImageProcessorPil
-from mpformer_hf.image_processing_mpformer import split_segments
+from mpformer_hf.label_maps import split_segments
 
 BACKENDS = [MPFormerImageProcessor, MPFormerImageProcessorPil]
 

@@ -242,7 +242,10 @@ def test_evaluate_gives_the_runs_numbers(trained, shapes, tmp_path, capsys):
     output, results = trained
     file = tmp_path / "scores.json"
     args = ["--dataset_name", str(shapes), "--task", "panoptic", "--output_file", str(file)]
-    scores = evaluate.main([*args, "--model_name_or_path", str(output)])
+    plot = tmp_path / "layers.png"
+    scores = evaluate.main([*args, "--model_name_or_path", str(output), "--diagnostics", str(plot)])
+    assert Image.open(plot).width > 500 and len(scores["mask_consistency"]) == 4
+    assert len(scores["query_utilisation"]) == 5 and scores["query_utilisation"][-1] == 1.0
     for name in ("pq", "mean_iou", "per_class_pq"):
         assert scores[name] == pytest.approx(results["best"][name])
     assert json.loads(file.read_text())["pq"] == scores["pq"] and '"pq"' in capsys.readouterr().out

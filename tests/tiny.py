@@ -100,7 +100,8 @@ class GoldenDecoder:
         assert set(converted) == decoder
         self.model.load_state_dict(converted, strict=False)
         self.mask_features = inputs["inputs.mask_features"].float()
-        self.levels = [inputs[f"inputs.multi_scale_{i}"].float() for i in range(3)]
+        levels = load_file(FIXTURES / "decoder_levels.safetensors")
+        self.levels = [levels[f"inputs.multi_scale_{i}"].float() for i in range(3)]
         masks = [torch.from_numpy(np.unpackbits(inputs[f"targets.{i}.packed_masks"].numpy(), -1)) for i in range(2)]
         labels = [inputs[f"targets.{i}.labels"] for i in range(2)]
         self.targets: Targets = collect_targets(masks, labels, (256, 384))

@@ -57,11 +57,12 @@ def write_card(folder: Path, results: dict, arguments: dict, classes: list[str])
     dataset = Path(arguments["dataset_name"]).name
     metrics = [name for name in TASK_METRICS[task] if name in best]
     title = folder.resolve().name
+    origin = arguments["model_name_or_path"] or arguments["backbone"]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["mp-former", "mask2former", "image-segmentation", f"{task}-segmentation"],
-        base_model=arguments["model_name_or_path"] or arguments["backbone"],
+        base_model=None if origin is None or Path(origin).exists() else origin,  # a folder is nobody else's model
         model_name=title,
         eval_results=[
             EvalResult(

@@ -152,13 +152,20 @@ def semantic_adapter(column: str, labels: Labels, reduce_labels: bool) -> Callab
     return read
 
 
+def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:
+    """`segments_info` as a list of dicts; some datasets hold a dict of lists."""
+    if isinstance(segments, dict):
+        return [dict(zip(segments, values, strict=True)) for values in zip(*segments.values(), strict=True)]
+    return segments
+
+
 def panoptic_adapter(column: str, labels: Labels) -> Callable[[dict], Segments]:
     """RGB maps of segment ids and `segments_info`; 0 = void, crowds are no targets."""
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
         found = {True: {}, False: {}}
-        for segment in row["segments_info"]:
+        for segment in as_rows(row["segments_info"]):
             category = segment["category_id"]
             if category not in labels.of_category:
                 raise ValueError(f"segment {segment['id']} has category_id {category}, which is not in id2label")
@@ -283,7 +290,8 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str) -> Labels
     if categories is not None:
         things = {category["id"] for category in categories if category.get("isthing")}
     elif args.task == "panoptic":
-        segments = [segment for row in rows.select_columns("segments_info") for segment in row["segments_info"]]
+        columns = rows.select_columns("segments_info")
+        segments = [segment for row in columns for segment in as_rows(row["segments_info"])]
         if segments and "isthing" not in segments[0]:
             raise ValueError(
                 f"{args.dataset_name} does not say what is a thing: it has neither panoptic_categories.json nor "

@@ -1,0 +1,77 @@
+"""Label maps: integer maps of class or segment ids, split into one mask per segment, and run lengths of masks."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_maps(maps) -> list[Tensor]:
+    """One map or a list of maps (PIL, numpy, torch) to int32 tensors `[H, W]`."""
+    if not isinstance(maps, (list, tuple)):
+        single = torch.is_tensor(maps) or isinstance(maps, np.ndarray)
+        maps = list(maps) if single and maps.ndim == 3 else [maps]
+    tensors = []
+    for index, map_ in enumerate(maps):
+        map_ = map_ if torch.is_tensor(map_) else torch.from_numpy(np.array(map_))
+        if map_.ndim != 2 or map_.is_floating_point():
+            raise ValueError(
+                f"Segmentation map {index}: expected integers of shape (height, width), got {map_.dtype} "
+                f"of shape {tuple(map_.shape)}."
+            )
+        tensors.append(map_.to(torch.int32))
+    return tensors
+
+
+def check_maps(maps: list[Tensor], images: list) -> None:
+    """
+    Raises:
+        ValueError: number or size of the maps is not that of the images.
+    """
+    if len(maps) != len(images):
+        raise ValueError(f"{len(images)} images, but {len(maps)} segmentation maps.")
+    for index, (map_, image) in enumerate(zip(maps, images, strict=True)):
+        if tuple(map_.shape) != tuple(image.shape[-2:]):
+            raise ValueError(
+                f"Segmentation map {index} is {map_.shape[0]}x{map_.shape[1]}, its image "
+                f"{image.shape[-2]}x{image.shape[-1]} (height x width)."
+            )
+
+
+def split_segments(
+    map_: Tensor, id_to_class: dict[int, int] | None, do_reduce_labels: bool, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
+    """A map to one mask per id.
+
+    Args:
+        map_: int32 `[H, W]`.
+        id_to_class: classes of the ids; ids that are not in it are void. None: the ids are classes.
+        do_reduce_labels: class 0 is void, the others become one less; `ignore_index` stays void.
+        ignore_index: void where ids are classes.
+
+    Returns:
+        bool `[T, H, W]` and int64 `[T]`, by ascending id.
+    """
+    ids = map_.unique()
+    classes = ids.long()
+    if id_to_class is not None:
+        ids = ids[[int(i) in id_to_class for i in ids]]
+        classes = torch.tensor([id_to_class[int(i)] for i in ids], dtype=torch.int64)
+    keep = torch.ones(len(classes), dtype=torch.bool)
+    if id_to_class is None and ignore_index is not None:
+        keep &= classes != ignore_index
+    if do_reduce_labels:
+        keep &= classes != 0
+        classes = classes - 1
+    ids, classes = ids[keep], classes[keep]
+    return map_ == ids[:, None, None], classes
+
+
+def encode_rle(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths of a bool `[H, W]` mask: `{"size": [H, W], "counts": [...]}`, column-major,
+    starting with the number of zeros."""
+    flat = mask.flatten(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
+    if flat.size and flat[0]:
+        counts.insert(0, 0)
+    return {"size": list(mask.shape), "counts": counts}
