@@ -142,7 +142,8 @@ def read_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
 
     Args:
         official: the `model` entry of a detectron2 checkpoint.
-        fields: other fields of the configuration, for example `id2label`.
+        fields: other fields of the configuration, for example `id2label`, or `mask_piloting=True` to train a
+            Mask2Former with the pilot.
 
     Raises:
         ValueError: no MP-Former or Mask2Former; the message names the keys that are missing.
@@ -157,25 +158,24 @@ def read_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
         found = {re.match(re.escape(prefix) + r"(\d+)\.", key) for key in weights}
         return len({match[1] for match in found if match})
 
-    hidden = weights["predictor.query_feat.weight"].shape[1]
-    heads = weights["pixel_decoder.transformer.encoder.layers.0.self_attn.attention_weights.bias"].shape[0] // 12
-    fields.setdefault("num_labels", weights["predictor.class_embed.weight"].shape[0] - 1)
-    return MPFormerConfig(
-        backbone_config=read_backbone(weights, layers),
-        feature_size=weights["pixel_decoder.mask_features.weight"].shape[1],
-        mask_feature_size=weights["pixel_decoder.mask_features.weight"].shape[0],
-        hidden_dim=hidden,
-        encoder_feedforward_dim=weights["pixel_decoder.transformer.encoder.layers.0.linear1.weight"].shape[0],
-        encoder_layers=layers("pixel_decoder.transformer.encoder.layers."),
-        decoder_layers=layers("predictor.transformer_ffn_layers.") + 1,
-        num_attention_heads=heads,
-        dim_feedforward=weights["predictor.transformer_ffn_layers.0.linear1.weight"].shape[0],
-        num_queries=weights["predictor.query_feat.weight"].shape[0],
-        enforce_input_projection="predictor.input_proj.0.weight" in weights,
-        mask_piloting="predictor.label_enc.weight" in weights,
-        query_position_embeddings="predictor.query_embed.weight" in weights,
-        **fields,
-    )
+    layer = "pixel_decoder.transformer.encoder.layers.0."
+    found = {
+        "num_labels": weights["predictor.class_embed.weight"].shape[0] - 1,
+        "backbone_config": read_backbone(weights, layers),
+        "feature_size": weights["pixel_decoder.mask_features.weight"].shape[1],
+        "mask_feature_size": weights["pixel_decoder.mask_features.weight"].shape[0],
+        "hidden_dim": weights["predictor.query_feat.weight"].shape[1],
+        "encoder_feedforward_dim": weights[layer + "linear1.weight"].shape[0],
+        "encoder_layers": layers("pixel_decoder.transformer.encoder.layers."),
+        "decoder_layers": layers("predictor.transformer_ffn_layers.") + 1,
+        "num_attention_heads": weights[layer + "self_attn.attention_weights.bias"].shape[0] // 12,  # 3 levels, 4 points
+        "dim_feedforward": weights["predictor.transformer_ffn_layers.0.linear1.weight"].shape[0],
+        "num_queries": weights["predictor.query_feat.weight"].shape[0],
+        "enforce_input_projection": "predictor.input_proj.0.weight" in weights,
+        "mask_piloting": "predictor.label_enc.weight" in weights,
+        "query_position_embeddings": "predictor.query_embed.weight" in weights,
+    }
+    return MPFormerConfig(**{**found, **fields})
 
 
 def read_backbone(weights: Mapping[str, Tensor], layers) -> ResNetConfig | SwinConfig:
@@ -216,7 +216,8 @@ def convert_checkpoint(official: Mapping[str, Tensor], **fields) -> MPFormerForU
     model = MPFormerForUniversalSegmentation(config).eval()
     own = model.state_dict()
     for key in own:  # what the official code does not store
-        if key.endswith("num_batches_tracked") or "swin.layernorm." in key or key == "criterion.empty_weight":
+        fresh = ("num_batches_tracked", "swin.layernorm.", "criterion.empty_weight", "pilot_class_embedder.")
+        if any(part in key for part in fresh):
             weights.setdefault(key, own[key])
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     if missing or extra:

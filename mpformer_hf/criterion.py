@@ -4,6 +4,8 @@ pilot's losses with their fixed assignment (MP-Former, section 3).
 Masks are products of mask embeddings and mask features. The matching cost samples the *features* at its points and
 multiplies afterwards; the losses form the masks of matched queries only. Ground truth stays in bytes.
 
+Pixels that no mask covers, void ones too, are background of every mask, as in the official code.
+
 Shape letters: B batch, Q queries, K classes, D mask feature channels, T targets of an image, M matched pairs,
 P points.
 """
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 
 from .configuration_mpformer import MPFormerConfig
 from .mask_piloting import Pilot
+from .point_sampling import ByteMasks, sample_maps, uncertain_points
 from .targets import Targets
 
 
@@ -51,71 +54,6 @@ class Assignment:
     counts: list[int]
 
 
-def sample_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of byte masks, zero outside: `grid_sample` without a float copy of the masks.
-
-    Args:
-        masks: uint8 `[T, H, W]`.
-        rows: int64 `[M]`, which mask.
-        points: float `[M, P, 2]` or `[1, P, 2]`, (x, y) in [0, 1].
-
-    Returns:
-        float32 `[M, P]`.
-    """
-    height, width = masks.shape[1:]
-    sides = points.new_tensor([width, height])
-    position = points * sides - 0.5
-    corner = position.floor()
-    (fx, fy), (x, y) = (position - corner).unbind(-1), corner.long().unbind(-1)
-    flat, start = masks.flatten(), (rows * (height * width))[:, None]
-    total = points.new_zeros(len(rows), points.shape[1])
-    for dy in (0, 1):
-        for dx in (0, 1):
-            column, line = x + dx, y + dy
-            inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
-            weight = ((fx if dx else 1 - fx) * (fy if dy else 1 - fy)).where(inside, 0)
-            total += flat[start + (line * width + column).where(inside, 0)] * weight
-    return total
-
-
-def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of float maps, zero outside.
-
-    Args:
-        maps: float `[M, C, H, W]`.
-        points: float `[M, P, 2]`, (x, y) in [0, 1].
-
-    Returns:
-        `[M, C, P]`.
-    """
-    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
-
-
-def uncertain_points(
-    masks: Tensor, num_points: int, oversample: float, importance: float, generator: torch.Generator | None
-) -> Tensor:
-    """Points near the masks' borders, and some at random (PointRend, section 3.1 and "training").
-
-    `oversample * num_points` points are drawn, the `importance * num_points` with the smallest |logit| stay, the rest
-    is drawn anew.
-
-    Args:
-        masks: logits `[M, H, W]`.
-
-    Returns:
-        float32 `[M, num_points, 2]`, (x, y) in [0, 1].
-    """
-    drawn, kept = int(num_points * oversample), int(num_points * importance)
-    points = torch.rand(len(masks), drawn, 2, device=masks.device, generator=generator)
-    certainty = sample_maps(masks[:, None], points)[:, 0].abs()
-    nearest = certainty.topk(kept, dim=1, largest=False, sorted=False).indices
-    points = points.gather(1, nearest[..., None].expand(-1, -1, 2))
-    if kept == num_points:
-        return points
-    random = torch.rand(len(masks), num_points - kept, 2, device=masks.device, generator=generator)
-    return torch.cat((points, random), dim=1)
-
-
 def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean binary cross-entropy and dice loss of every query with every target.
 
@@ -148,11 +86,13 @@ class MPFormerCriterion(nn.Module):
             "mask": config.mask_weight,
             "dice": config.dice_weight,
         }
-        self.register_buffer("empty_weight", self.class_weights())
+        self.register_buffer("empty_weight", self.class_weights())  # in Mask2Former's checkpoints; the config decides
 
-    def class_weights(self) -> Tensor:
+    def class_weights(self, device: torch.device | None = None) -> Tensor:
         """Weight of each class in the classification loss, float32 `[K + 1]`: 1, and less for "no object"."""
-        return torch.tensor([1.0] * self.config.num_labels + [self.config.no_object_weight])
+        weights = torch.ones(self.config.num_labels + 1, device=device)
+        weights[-1] = self.config.no_object_weight
+        return weights
 
     def forward(
         self,
@@ -177,9 +117,10 @@ class MPFormerCriterion(nn.Module):
         with torch.autocast(mask_features.device.type, enabled=False):
             mask_features = mask_features.float()
             predictions = [Prediction(p.class_logits.float(), p.mask_embeddings.float()) for p in predictions]
+            truth = ByteMasks(targets.masks)
             start = 0 if pilot is None else pilot.num_queries
             matching = [p.part(slice(start, None)) for p in predictions]
-            assignments = self.match(matching, mask_features, targets, generator)
+            assignments = self.match(matching, mask_features, targets, truth, generator)
             groups = 0 if pilot is None else pilot.groups
             num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, groups)
 
@@ -190,12 +131,18 @@ class MPFormerCriterion(nn.Module):
                 labels[assignment.batch_index, assignment.query] = targets.labels[assignment.target]
                 found = {
                     "cross_entropy": self.class_loss(prediction.class_logits, labels, class_norm),
-                    **self.mask_losses(prediction, mask_features, targets, assignment, num_targets, generator),
+                    **self.mask_losses(prediction, mask_features, truth, assignment, num_targets, generator),
                 }
                 losses |= {f"loss_{name}{suffix}": loss * self.weights[name] for name, loss in found.items()}
                 if self.training and self.config.mask_piloting:
                     found = self.pilot_losses(
-                        predictions[index].part(slice(start)), mask_features, targets, pilot, pilot_norm, generator
+                        predictions[index].part(slice(start)),
+                        mask_features,
+                        targets,
+                        truth,
+                        pilot,
+                        pilot_norm,
+                        generator,
                     )
                     losses |= {
                         f"loss_{name}_pilot{suffix}": loss * (self.weights[name] * self.config.pilot_loss_weight)
@@ -229,6 +176,7 @@ class MPFormerCriterion(nn.Module):
         predictions: list[Prediction],
         mask_features: Tensor,
         targets: Targets,
+        truth: ByteMasks,
         generator: torch.Generator | None = None,
     ) -> list[Assignment]:
         """Hungarian assignment of every prediction; costs as in Mask2Former, section 3.3.
@@ -239,8 +187,8 @@ class MPFormerCriterion(nn.Module):
         device = mask_features.device
         points = torch.rand(1, self.config.train_num_points, 2, device=device, generator=generator)
         features = sample_maps(mask_features, points.expand(len(mask_features), -1, -1))  # [B, D, P]
-        truth = sample_masks(targets.masks, torch.arange(len(targets.masks), device=device), points)
-        truths, labels = truth.split(targets.counts), targets.labels.split(targets.counts)
+        sampled = truth.sample(torch.arange(len(targets.masks), device=device), points)
+        truths, labels = sampled.split(targets.counts), targets.labels.split(targets.counts)
         costs = []
         for prediction in predictions:
             probabilities = prediction.class_logits.softmax(-1)
@@ -281,14 +229,14 @@ class MPFormerCriterion(nn.Module):
 
     def class_loss(self, logits: Tensor, labels: Tensor, norm: Tensor) -> Tensor:
         """Weighted cross-entropy over `[..., K + 1]` logits and int64 `[...]` labels, divided by `norm`."""
-        weight = self.empty_weight.to(logits.dtype)
+        weight = self.class_weights(logits.device)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight, reduction="sum") / norm
 
     def mask_losses(
         self,
         prediction: Prediction,
         mask_features: Tensor,
-        targets: Targets,
+        truth: ByteMasks,
         assignment: Assignment,
         norm: Tensor,
         generator: torch.Generator | None,
@@ -304,11 +252,11 @@ class MPFormerCriterion(nn.Module):
             points = uncertain_points(
                 logits, config.train_num_points, config.oversample_ratio, config.importance_sample_ratio, generator
             )
-            truth = sample_masks(targets.masks, assignment.target, points.expand(len(logits), -1, -1))
+            wanted = truth.sample(assignment.target, points)
         sampled = sample_maps(logits[:, None], points.expand(len(logits), -1, -1))[:, 0]
-        cross_entropy = F.binary_cross_entropy_with_logits(sampled, truth, reduction="none").mean(1)
+        cross_entropy = F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(1)
         probability = sampled.sigmoid()
-        dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
+        dice = 1 - (2 * (probability * wanted).sum(1) + 1) / (probability.sum(1) + wanted.sum(1) + 1)
         return {"mask": cross_entropy.sum() / norm, "dice": dice.sum() / norm}
 
     def pilot_losses(
@@ -316,6 +264,7 @@ class MPFormerCriterion(nn.Module):
         prediction: Prediction,
         mask_features: Tensor,
         targets: Targets,
+        truth: ByteMasks,
         pilot: Pilot | None,
         norm: Tensor,
         generator: torch.Generator | None,
@@ -329,7 +278,7 @@ class MPFormerCriterion(nn.Module):
             logits = prediction.class_logits[assignment.batch_index, assignment.query]
             losses = {
                 "cross_entropy": self.class_loss(logits, targets.labels[assignment.target], norm),
-                **self.mask_losses(prediction, mask_features, targets, assignment, norm, generator),
+                **self.mask_losses(prediction, mask_features, truth, assignment, norm, generator),
             }
         if not self.config.pilot_class_loss:
             del losses["cross_entropy"]

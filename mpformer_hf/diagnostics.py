@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .criterion import Assignment, MPFormerCriterion, Prediction
+from .point_sampling import ByteMasks
 from .targets import Targets, collect_targets
 
 
@@ -87,7 +88,8 @@ def match_masks(criterion: MPFormerCriterion, prediction: dict[str, Tensor], tar
     masks = prediction["masks_queries_logits"].float()
     unit = torch.eye(masks.shape[1], device=masks.device).expand(len(masks), -1, -1)
     generator = torch.Generator(masks.device).manual_seed(seed)
-    return criterion.match([Prediction(prediction["class_queries_logits"].float(), unit)], masks, targets, generator)[0]
+    own = Prediction(prediction["class_queries_logits"].float(), unit)
+    return criterion.match([own], masks, targets, ByteMasks(targets.masks), generator)[0]
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
@@ -18,7 +16,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 from . import postprocessing
-from .label_maps import as_maps, check_maps, encode_rle, split_segments
+from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
 from .postprocessing import Frame
 
 TASKS = ("semantic", "instance", "panoptic")
@@ -72,7 +70,7 @@ class MPFormerProcessing:
         super().__init__(**kwargs)
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
-        self.label_ids_to_fuse = sorted(int(label) for label in self.label_ids_to_fuse)
+        self.label_ids_to_fuse = sorted(int(label) for label in self.label_ids_to_fuse or ())
 
     # --- Preprocessing ---
 
@@ -86,7 +84,8 @@ class MPFormerProcessing:
         """Resize, normalise and pad images; turn maps into one mask and class per segment.
 
         Args:
-            images: one image or a list: PIL, numpy or torch, 3 channels (others are converted to RGB).
+            images: one image or a list: PIL of any mode, or numpy or torch with 1, 3 or 4 channels, first or last;
+                converted to RGB.
             segmentation_maps: per image an integer map of the image's size: class ids, or ids of segments.
             instance_id_to_semantic_id: if given (one for all images or one each), maps hold segment ids and this
                 gives their classes; ids that are not in it are void. With `do_reduce_labels` the classes too are
@@ -113,6 +112,10 @@ class MPFormerProcessing:
             input_data_format=input_data_format,
             device=kwargs.get("device"),
         )
+        if not images:
+            raise ValueError("There is no image.")
+        if kwargs["do_center_crop"] or kwargs["do_pad"] is False:
+            raise ValueError("This processor never crops and always pads: do_center_crop=True and do_pad=False fail.")
         for index, image in enumerate(images):
             if image.shape[0] != len(kwargs["image_mean"]) and kwargs["do_normalize"]:
                 raise ValueError(
@@ -144,8 +147,7 @@ class MPFormerProcessing:
             raise ValueError(f"instance_id_to_semantic_id has {len(tables)} entries for {len(maps)} images.")
         mask_labels, class_labels = [], []
         for map_, size, table in zip(maps, sizes, tables, strict=True):
-            map_ = tvF.resize(map_[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
-            masks, classes = split_segments(map_, table, do_reduce_labels, ignore_index)
+            masks, classes = split_segments(resize_map(map_, size), table, do_reduce_labels, ignore_index)
             height, width = size
             whole = masks.new_zeros(len(masks), *padded)
             whole[:, :height, :width] = masks
@@ -163,7 +165,7 @@ class MPFormerProcessing:
         pixel_mask = getattr(outputs, "pixel_mask", None)
         if pixel_mask is not None:
             padded = tuple(pixel_mask.shape[-2:])
-            extent = torch.stack((pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)), 1)
+            extent = torch.stack((pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)), 1).long()
             images = [tuple(size) for size in extent.tolist()]
         if target_sizes is None:
             targets = images
@@ -228,7 +230,8 @@ class MPFormerProcessing:
 
         Returns:
             per image a dict: `segmentation`, by default int32 `[H, W]` of ids, -1 = nothing; `segments_info`, best
-            first: `id` (0, 1, ...), `label_id`, `score`, `was_fused` (False), `bbox` (x, y, width, height; pixels).
+            first: `id` (0, 1, ...), `label_id`, `score`, `was_fused` (False), `bbox` of the whole mask, covered parts
+            included (x, y, width, height; pixels).
 
         Raises:
             ValueError: both return options at once.

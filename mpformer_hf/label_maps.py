@@ -6,7 +6,11 @@ from torch import Tensor
 
 
 def as_maps(maps) -> list[Tensor]:
-    """One map or a list of maps (PIL, numpy, torch) to int32 tensors `[H, W]`."""
+    """One map or a list of maps (PIL, numpy, torch) to int32 tensors `[H, W]`, int64 where ids need it.
+
+    Raises:
+        ValueError: not integers, or not two axes.
+    """
     if not isinstance(maps, (list, tuple)):
         single = torch.is_tensor(maps) or isinstance(maps, np.ndarray)
         maps = list(maps) if single and maps.ndim == 3 else [maps]
@@ -18,7 +22,8 @@ def as_maps(maps) -> list[Tensor]:
                 f"Segmentation map {index}: expected integers of shape (height, width), got {map_.dtype} "
                 f"of shape {tuple(map_.shape)}."
             )
-        tensors.append(map_.to(torch.int32))
+        wide = map_.dtype == torch.int64 and map_.numel() and map_.max() >= 2**31
+        tensors.append(map_ if wide else map_.to(torch.int32))
     return tensors
 
 
@@ -37,16 +42,30 @@ def check_maps(maps: list[Tensor], images: list) -> None:
             )
 
 
+def resize_map(map_: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest neighbour, by pixel centres, of any integer dtype: ids pass through no float.
+
+    Args:
+        map_: `[H, W]`.
+        size: (height, width) of the result.
+    """
+    rows, columns = (
+        (((torch.arange(new, device=map_.device) + 0.5) * (old / new)).long()).clamp(max=old - 1)
+        for new, old in zip(size, map_.shape, strict=True)
+    )
+    return map_[rows[:, None], columns]
+
+
 def split_segments(
     map_: Tensor, id_to_class: dict[int, int] | None, do_reduce_labels: bool, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
     """A map to one mask per id.
 
     Args:
-        map_: int32 `[H, W]`.
+        map_: int32 or int64 `[H, W]`.
         id_to_class: classes of the ids; ids that are not in it are void. None: the ids are classes.
         do_reduce_labels: class 0 is void, the others become one less; `ignore_index` stays void.
-        ignore_index: void where ids are classes.
+        ignore_index: the class that is void.
 
     Returns:
         bool `[T, H, W]` and int64 `[T]`, by ascending id.
@@ -57,7 +76,7 @@ def split_segments(
         ids = ids[[int(i) in id_to_class for i in ids]]
         classes = torch.tensor([id_to_class[int(i)] for i in ids], dtype=torch.int64)
     keep = torch.ones(len(classes), dtype=torch.bool)
-    if id_to_class is None and ignore_index is not None:
+    if ignore_index is not None:
         keep &= classes != ignore_index
     if do_reduce_labels:
         keep &= classes != 0

@@ -284,7 +284,8 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             pixel_mask: `[B, H, W]`, 1 = image, 0 = padding; handed on to post-processing.
             output_hidden_states, output_attentions, return_dict: as everywhere in transformers.
             output_auxiliary_logits: also return the earlier predictions.
-            generator: source of all random numbers of the step, on the model's device.
+            generator: source of the pilot's noise and of the sampling points, on the model's device; dropout and drop
+                path use PyTorch's own.
 
         Raises:
             ValueError: only one kind of label is given, or labels do not fit the images or each other.
@@ -302,7 +303,8 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             )
         targets = None
         if mask_labels is not None:
-            targets = collect_targets(mask_labels, class_labels, tuple(pixel_values.shape[-2:]))
+            size = tuple(pixel_values.shape[-2:])
+            targets = collect_targets(mask_labels, class_labels, size, config.num_labels)
             if len(targets.counts) != len(pixel_values):
                 raise ValueError(f"pixel_values has {len(pixel_values)} images, mask_labels has {len(targets.counts)}.")
 
@@ -340,6 +342,9 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
                 "class_queries_logits": own.class_logits,
             }
 
+        def cut(tensors: tuple[Tensor, ...] | None, *parts: slice) -> tuple[Tensor, ...] | None:
+            return None if tensors is None else tuple(tensor[(slice(None), *parts)] for tensor in tensors)
+
         final = form(predictions[-1])
         output = MPFormerForUniversalSegmentationOutput(
             loss=loss,
@@ -350,8 +355,8 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state[:, matching],
             encoder_hidden_states=outputs.encoder_hidden_states,
             pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
-            transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
-            attentions=outputs.attentions,
+            transformer_decoder_hidden_states=cut(outputs.transformer_decoder_hidden_states, matching),
+            attentions=cut(outputs.attentions, slice(None), matching, matching),
             loss_dict=loss_dict,
             pixel_mask=pixel_mask,
         )

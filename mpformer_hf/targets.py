@@ -20,17 +20,21 @@ class Targets:
     counts: list[int]
 
 
-def collect_targets(mask_labels: list[Tensor], class_labels: list[Tensor], size: tuple[int, int]) -> Targets:
+def collect_targets(
+    mask_labels: list[Tensor], class_labels: list[Tensor], size: tuple[int, int], num_labels: int | None = None
+) -> Targets:
     """Concatenate the masks and classes of a batch.
 
     Args:
         mask_labels: per image `[T_b, H, W]`, any dtype, non-zero = foreground; T_b may be 0.
         class_labels: per image `[T_b]`, integers.
         size: (H, W) that all masks must have, that of the padded images.
+        num_labels: if given, the classes' range is checked, unless they lie on a device where looking would stall it.
 
     Raises:
-        ValueError: lengths or sizes do not fit; the message names the image.
+        ValueError: lengths, sizes or classes do not fit; the message names the image.
     """
+    class_labels = [torch.as_tensor(labels) for labels in class_labels]
     if len(mask_labels) != len(class_labels):
         raise ValueError(f"mask_labels has {len(mask_labels)} images, class_labels has {len(class_labels)}.")
     for index, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
@@ -43,5 +47,10 @@ def collect_targets(mask_labels: list[Tensor], class_labels: list[Tensor], size:
                 f"Image {index}: mask_labels has shape {tuple(masks.shape)}, expected (targets, {size[0]}, {size[1]}) "
                 "like the padded images."
             )
+        strange = (
+            labels[(labels < 0) | (labels >= num_labels)] if num_labels and labels.device.type == "cpu" else labels[:0]
+        )
+        if len(strange):
+            raise ValueError(f"Image {index}: class_labels has {int(strange[0])}, expected 0 to {num_labels - 1}.")
     masks = torch.cat([(masks != 0).view(torch.uint8) for masks in mask_labels])
     return Targets(masks, torch.cat(list(class_labels)).long(), [len(labels) for labels in class_labels])

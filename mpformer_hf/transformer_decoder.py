@@ -258,7 +258,9 @@ class MPFormerTransformerModule(nn.Module):
             explicit: form and return the self-attention weights.
         """
         keys, values, level_features = [], [], []
-        for x, project, embed in zip(levels, self.input_projections, self.level_embed.weight, strict=True):
+        # Embeddings are called, not read: offloaded weights are there during a call only.
+        level_embeds = self.level_embed(torch.arange(len(levels), device=mask_features.device))
+        for x, project, embed in zip(levels, self.input_projections, level_embeds, strict=True):
             x = project(x)
             values.append(x.flatten(2).transpose(1, 2) + embed)
             keys.append(values[-1] + sine_position_embedding(*x.shape[-2:], x.shape[1], x.device, x.dtype))
@@ -266,9 +268,9 @@ class MPFormerTransformerModule(nn.Module):
                 resized = F.interpolate(mask_features, size=x.shape[-2:], mode="bilinear", align_corners=False)
             level_features.append(resized.flatten(2))
 
-        batch = mask_features.shape[0]
-        hidden = self.queries_features.weight.expand(batch, -1, -1)
-        position = self.queries_embedder.weight if hasattr(self, "queries_embedder") else None
+        queries = torch.arange(self.queries_features.num_embeddings, device=mask_features.device)
+        hidden = self.queries_features(queries).expand(len(mask_features), -1, -1)
+        position = self.queries_embedder(queries) if hasattr(self, "queries_embedder") else None
         if pilot is not None:
             shown = self.pilot_class_embedder(pilot.shown_labels) * pilot.valid[..., None]
             hidden = torch.cat((shown.to(hidden.dtype), hidden), dim=1)

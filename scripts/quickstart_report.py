@@ -43,7 +43,7 @@ def main() -> None:
     result = as_result(segmenter(photo), segmenter.model.config.label2id)
     draw_segmentation(photo, result, segmenter.model.config.id2label).save(folder / "overlay.png")
 
-    label = most_frequent_class([open_dataset(data, "train")], stuff_only=True)
+    label = most_frequent_class(open_dataset(data, "train"), stuff_only=True)
     results = json.loads((folder / "model" / "all_results.json").read_text())
     validation = open_dataset(data, "validation")
     print(f"\n{'':<36}{'PQ':>8}{'mIoU':>8}")

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from mpformer_hf import criterion as room
-from mpformer_hf.criterion import MPFormerCriterion, Prediction, mask_costs, sample_maps, sample_masks, uncertain_points
+from mpformer_hf.criterion import MPFormerCriterion, Prediction, mask_costs
 from mpformer_hf.mask_piloting import build_pilot
+from mpformer_hf.point_sampling import ByteMasks
 from mpformer_hf.targets import collect_targets
 from tests.tiny import GoldenDecoder, random_targets, tiny_config
 
@@ -77,20 +78,6 @@ def test_gradients_equal_official(golden, monkeypatch):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_sample_masks_equals_grid_sample():
-    masks = torch.rand(5, 13, 21) > 0.5
-    rows = torch.tensor([4, 0, 2])
-    points = torch.rand(3, 50, 2) * 1.2 - 0.1
-    expected = F.grid_sample(masks[rows, None].float(), 2 * points[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
-    torch.testing.assert_close(sample_masks(masks.view(torch.uint8), rows, points), expected)
-
-
-def test_sampling_commutes_with_the_product():
-    embeddings, features, points = torch.randn(2, 7, 16), torch.randn(2, 16, 24, 32), torch.rand(2, 40, 2)
-    dense = sample_maps(torch.einsum("bqd,bdhw->bqhw", embeddings, features), points)
-    torch.testing.assert_close(embeddings @ sample_maps(features, points), dense, atol=1e-5, rtol=1e-5)
-
-
 def test_mask_costs_equal_their_definition():
     logits, truth = 3 * torch.randn(4, 30), torch.rand(3, 30)
     cross_entropy, dice = mask_costs(logits, truth)
@@ -100,14 +87,6 @@ def test_mask_costs_equal_their_definition():
             torch.testing.assert_close(cross_entropy[q, t], expected)
             p = logits[q].sigmoid()
             torch.testing.assert_close(dice[q, t], 1 - (2 * (p * truth[t]).sum() + 1) / (p.sum() + truth[t].sum() + 1))
-
-
-def test_uncertain_points_prefer_the_border():
-    ramp = torch.linspace(-10, 10, 64).expand(1, 64, 64)
-    points = uncertain_points(ramp, 400, 3.0, 0.75, None)
-    assert points.shape == (1, 400, 2)
-    distance = (points[0, :, 0] - 0.5).abs()
-    assert distance[:300].max() < 0.25 < distance[300:].max()
 
 
 def losses_of(counts, num_queries=8, mutate=None, **fields):
@@ -162,6 +141,6 @@ def test_broken_predictions_do_not_break_the_matching():
     targets = collect_targets(*random_targets((2,)), (64, 96))
     embeddings = torch.full((1, 8, 32), float("nan"))
     [found] = MPFormerCriterion(config).match(
-        [Prediction(torch.zeros(1, 8, 5), embeddings)], torch.randn(1, 32, 16, 24), targets
+        [Prediction(torch.zeros(1, 8, 5), embeddings)], torch.randn(1, 32, 16, 24), targets, ByteMasks(targets.masks)
     )
     assert sorted(found.target.tolist()) == [0, 1]

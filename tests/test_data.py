@@ -55,7 +55,15 @@ def test_names_from_a_flag_and_limits(tmp_path):
         DataArguments(dataset_name=str(folder), task="semantic", id2label=str(tmp_path / "names.json")), "train", 3
     )
     assert data.labels.names == ["a", "b"] and len(data) == 3
-    assert len(data.shard(2, 0)) == 2 and len(data.shard(2, 1)) == 1
+    batches = EvaluationBatches(data, MPFormerImageProcessor(), range(1, 3))
+    assert len(batches) == 2 and batches[0][0] == 1 and torch.equal(batches[1][1], data[2][0])
+    (tmp_path / "list.json").write_text('["a", "b"]')
+    for file in ("list.json", "none.json"):
+        with pytest.raises(ValueError, match=r"id2label: .*json"):
+            opened(folder, id2label=str(tmp_path / file))
+    (tmp_path / "twice.json").write_text('{"0": "a", "1": "a"}')
+    with pytest.raises(ValueError, match="two classes of one name: a"):
+        opened(folder, id2label=str(tmp_path / "twice.json"))
 
 
 SEGMENTS = [
@@ -94,7 +102,7 @@ def test_batches_for_training_and_evaluation(tmp_path):
     assert batch["pixel_values"].shape == (2, 3, 64, 96)
     for masks, classes in zip(batch["mask_labels"], batch["class_labels"], strict=True):
         assert masks.shape == (len(classes), 64, 96) and masks.any((1, 2)).all() and (masks.sum(0) <= 1).all()
-    batches = EvaluationBatches(data, processor)
+    batches = EvaluationBatches(data, processor, range(2))
     batch = batches.collate([batches[0], batches[1]])
     assert batch["inputs"]["pixel_values"].shape == (2, 3, 96, 96) and batch["sizes"] == [(64, 64)] * 2
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
 from transformers import AutoImageProcessor, Mask2FormerImageProcessor
 
 from mpformer_hf import MPFormerImageProcessor, MPFormerImageProcessorPil
-from mpformer_hf.label_maps import split_segments
+from mpformer_hf.label_maps import resize_map, split_segments
 
 BACKENDS = [MPFormerImageProcessor, MPFormerImageProcessorPil]
 
@@ -76,6 +78,29 @@ def test_reduce_labels_keeps_void():
     assert classes.tolist() == [2, 0]
     _, classes = split_segments(maps, None, False, None)
     assert classes.tolist() == [0, 1, 2, 255]
+
+
+def test_void_class_in_a_table_and_large_ids():
+    maps = torch.tensor([[1, 2, 2**24 + 1, 2**40]]).repeat(32, 8)
+    table = {1: 255, 2: 0, 2**24 + 1: 1, 2**40: 2}
+    batch = MPFormerImageProcessor(size={"height": 64, "width": 64})([picture(32, 32)], [maps], table)
+    assert batch["class_labels"][0].tolist() == [0, 1, 2]
+    assert batch["mask_labels"][0].flatten(1).sum(1).tolist() == [1024] * 3
+
+
+@pytest.mark.parametrize("size", [(32, 64), (45, 31), (7, 200), (60, 90)])
+def test_resizing_maps_equals_torchvision(size):
+    maps = torch.randint(0, 200, (60, 90), dtype=torch.uint8)
+    expected = tvF.resize(maps[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    assert torch.equal(resize_map(maps, size), expected)
+
+
+def test_what_the_processor_does_not_do_is_refused():
+    with pytest.raises(ValueError, match="never crops and always pads"):
+        MPFormerImageProcessor(do_pad=False)(picture(40, 60))
+    with pytest.raises(ValueError, match="There is no image"):
+        MPFormerImageProcessor()([])
+    assert MPFormerImageProcessor(label_ids_to_fuse=None).label_ids_to_fuse == []
 
 
 def test_maps_follow_the_resize():

@@ -15,6 +15,9 @@ from transformers import (
 )
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerModel
+from mpformer_hf.criterion import Prediction
+from mpformer_hf.point_sampling import ByteMasks
+from mpformer_hf.targets import collect_targets
 from tests.tiny import BACKBONES, SIZES, batch_of, tiny_config, tiny_model
 
 EMBEDDER = "model.transformer_module.pilot_class_embedder.weight"
@@ -165,6 +168,9 @@ def test_training_output_holds_matching_queries_only():
     output = model(**batch_of((3, 1)), output_auxiliary_logits=True)
     assert output.class_queries_logits.shape == (2, 8, 5) and output.masks_queries_logits.shape == (2, 8, 16, 24)
     assert output.auxiliary_logits[0]["masks_queries_logits"].shape == (2, 8, 16, 24)
+    output = model(**batch_of((3, 1)), output_hidden_states=True, output_attentions=True)
+    assert torch.equal(output.transformer_decoder_hidden_states[-1], output.transformer_decoder_last_hidden_state)
+    assert {tuple(weights.shape) for weights in output.attentions} == {(2, 4, 8, 8)}
     assert len(output.loss_dict) == 5 * 3 * 2
 
 
@@ -256,6 +262,11 @@ def test_copies_and_num_channels():
         ({"mask_labels": [torch.zeros(3, 32, 32), torch.zeros(1, 32, 32)]}, r"expected \(targets, 64, 96\)"),
         ({"pixel_values": torch.zeros(3, 3, 64, 96)}, "pixel_values has 3 images, mask_labels has 2"),
         ({"mask_labels": [torch.zeros(3, 64, 96)]}, "mask_labels has 1 images, class_labels has 2"),
+        (
+            {"class_labels": [torch.tensor([0, 4, 1]), torch.tensor([0])]},
+            "Image 0: class_labels has 4, expected 0 to 3",
+        ),
+        ({"class_labels": [[0, 1, 2], [-1]]}, "Image 1: class_labels has -1"),
     ],
 )
 def test_bad_labels_are_one_sentence(change, message):
@@ -302,3 +313,39 @@ def test_hub_checkpoints_with_the_old_swin_names(tmp_path):
     pixels = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert_equal_outputs(theirs(pixels), ours(pixels))
+
+
+def test_the_configs_no_object_weight_decides(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    batch, losses = batch_of((2, 1)), []
+    for weight in (0.1, 0.9):
+        model = MPFormerForUniversalSegmentation.from_pretrained(tmp_path, no_object_weight=weight)
+        out = model(**batch, generator=torch.Generator().manual_seed(0))
+        losses.append(out.loss_dict["loss_cross_entropy"].item())
+        logits, labels = out.class_queries_logits, torch.full((2, 8), 4)
+        targets = collect_targets(batch["mask_labels"], batch["class_labels"], (64, 96))
+        found = model.criterion.match(
+            [Prediction(logits, model.model(batch["pixel_values"]).mask_embeddings[-1])],
+            out.pixel_decoder_last_hidden_state,
+            targets,
+            ByteMasks(targets.masks),
+            torch.Generator().manual_seed(0),
+        )[0]
+        labels[found.batch_index, found.query] = targets.labels[found.target]
+        weights = torch.tensor([1.0] * 4 + [weight])
+        expected = 2 * torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), weights)
+        assert losses[-1] == pytest.approx(expected.item(), rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_offloaded_weights(tmp_path):
+    model = tiny_model("swin")
+    model.save_pretrained(tmp_path / "model")
+    places = dict.fromkeys(("model.pixel_level_module", "class_predictor", "criterion"), "cpu")
+    places["model.transformer_module"] = "disk"
+    loaded = MPFormerForUniversalSegmentation.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "off"
+    )
+    pixels = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels).masks_queries_logits, model(pixels).masks_queries_logits)

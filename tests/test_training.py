@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import pipeline
+from transformers import Mask2FormerImageProcessor, pipeline
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from tests import datasets_on_disk as make
@@ -41,6 +41,7 @@ def test_flags_override_recipes_and_recipes_their_base(tmp_path):
         "base: base.yaml\nlearning_rate: 2.0e-3\nlr_milestones: [0.5, 0.6]\nwarmup_steps: 3\n"
     )
     classes = [ModelArguments, DataArguments, OptimizationArguments]
+    parse(classes, [f"--config={tmp_path / 'own.yaml'}"])
     model, data, optimization = parse(classes, ["--config", str(tmp_path / "own.yaml"), "--warmup_steps", "7"])
     assert (data.task, optimization.learning_rate, optimization.warmup_steps) == ("semantic", 2e-3, 7)
     assert optimization.lr_milestones == [0.5, 0.6] and json.loads(model.model_fields) == {"hidden_dim": 64}
@@ -74,6 +75,13 @@ def test_pilot_flags_reach_the_configuration(tmp_path):
     assert torch.equal(again.state_dict()[weight], model.state_dict()[weight])
     with pytest.raises(ValueError, match="does not know: hiden_dim"):
         build_model(ModelArguments(model_fields='{"hiden_dim": 3}'), PilotArguments(), LABELS)
+    with pytest.raises(ValueError, match="model_fields do not fit the checkpoint"):
+        args = ModelArguments(model_name_or_path=str(tmp_path), model_fields='{"hidden_dim": 64}')
+        build_model(args, PilotArguments(), LABELS)
+    with pytest.raises(ValueError, match="model_name_or_path: cannot load"):
+        build_model(ModelArguments(model_name_or_path=str(tmp_path / "none")), PilotArguments(), LABELS)
+    with pytest.raises(ValueError, match="backbone_config has no model_type"):
+        build_model(ModelArguments(model_fields='{"backbone_config": {}}'), PilotArguments(), LABELS)
     with pytest.raises(ValueError, match="model_fields is not JSON"):
         build_model(ModelArguments(model_fields="{"), PilotArguments(), LABELS)
 
@@ -213,6 +221,7 @@ def test_the_output_folder_holds_everything(trained):
     }
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert log[0]["lr"] == 1e-3, "the recipe's rate, not the backbone's"
     assert all(row["loss"] > 0 and row["images_per_second"] > 0 and "loss_mask_pilot" in row for row in log)
     assert log[0]["loss"] == pytest.approx(sum(v for k, v in log[0].items() if k.startswith("loss_")), rel=1e-4)
     saved = json.loads((output / "all_results.json").read_text())
@@ -253,8 +262,25 @@ def test_evaluate_gives_the_runs_numbers(trained, shapes, tmp_path, capsys):
         evaluate.main([*args, "--model_name_or_path", str(output)])
     frequent = evaluate.main([*args[:-2], "--most_frequent_class"])
     assert frequent["class"] in ("grass", "water", "sand", "brick") and 0 < frequent["pq"] < 0.5
+    with pytest.raises(ValueError, match=r"pictures exists|layers.png exists"):
+        evaluate.main([*args[:-2], "--model_name_or_path", str(output), "--diagnostics", str(plot)])
     with pytest.raises(ValueError, match="Nothing to score"):
         evaluate.main(args[:-2])
+
+
+def test_evaluating_a_plain_mask2former(trained, shapes, tmp_path):
+    """Its processor knows no stuff; the dataset does."""
+    output, results = trained
+    model = MPFormerForUniversalSegmentation.from_pretrained(output)
+    model.to_mask2former().save_pretrained(tmp_path / "plain")
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path / "plain")
+    args = ["--dataset_name", str(shapes), "--task", "panoptic", "--model_name_or_path"]
+    assert evaluate.main([*args, str(tmp_path / "plain")])["pq"] == pytest.approx(results["best"]["pq"])
+    model.config.id2label = {i: name for i, name in enumerate(reversed(model.config.id2label.values()))}
+    model.save_pretrained(tmp_path / "other")
+    MPFormerImageProcessor().save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="Class 0 is 'brick' for the model and 'disc' in the dataset"):
+        evaluate.main([*args, str(tmp_path / "other")])
 
 
 def test_semantic_training_lowers_the_loss(tmp_path):
@@ -313,9 +339,40 @@ def test_accumulation_and_options(shapes, tmp_path):
     assert all((norm.running_mean == 0).all() and (norm.weight == 1).all() for norm in norms)
 
 
+def test_frozen_batch_norms_are_in_no_group():
+    model = tiny_model("resnet")
+    for module in engine.batch_norms(model):
+        module.requires_grad_(False)
+    groups = parameter_groups(model, OptimizationArguments())
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert not trained & {id(p) for module in engine.batch_norms(model) for p in module.parameters()}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
     with pytest.raises(FloatingPointError, match="The loss is nan in step"):
         finetune.main(flags(shapes, tmp_path / "a", learning_rate=1e30, max_grad_norm=1e9, max_train_steps=8))
+
+
+def test_a_failing_evaluation_keeps_the_weights(shapes, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"metric_for_best must be one of pq, .*got 'miou'"):
+        finetune.main(flags(shapes, tmp_path / "a", metric_for_best="miou"))
+    assert not (tmp_path / "a" / "log.jsonl").exists(), "found out after training"
+
+    def fail(*args):
+        raise ValueError("Row 3 is broken")
+
+    monkeypatch.setattr(engine, "evaluate_model", fail)
+    with pytest.raises(ValueError, match="Row 3 is broken"):
+        finetune.main(flags(shapes, tmp_path / "b", max_train_steps=2))
+    assert (tmp_path / "b" / "last" / "model.safetensors").is_file()
+
+
+def test_metric_for_best_acts(shapes, tmp_path):
+    scores = iter([{"pq": 0.1, "sq": 0.9}, {"pq": 0.2, "sq": 0.5}] * 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "evaluate_model", lambda *a: {**next(scores), "mean_iou": 0.0, "images": 1})
+        results = [finetune.main(flags(shapes, tmp_path / m, metric_for_best=m))["best"]["step"] for m in ("pq", "sq")]
+    assert results == [4, 2]
 
 
 def test_nothing_is_overwritten(shapes, tmp_path):
@@ -341,7 +398,7 @@ def test_a_failed_save_leaves_the_old_weights(tmp_path, monkeypatch):
 def test_scripts_run_from_anywhere_and_end_in_one_sentence(script, tmp_path):
     command = [sys.executable, str(ROOT / "training" / script)]
     helped = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert helped.returncode == 0 and "--dataset_name" in helped.stdout
+    assert helped.returncode == 0 and "--dataset_name" in helped.stdout and "--config" in helped.stdout
     failed = subprocess.run(
         [*command, "--dataset_name", str(tmp_path), "--output_dir", "x"][: 4 if script == "evaluate.py" else None],
         cwd=tmp_path,

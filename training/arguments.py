@@ -1,7 +1,7 @@
 """Every flag of the training scripts, one dataclass per concern; `--config recipe.yaml` sets them, flags override."""
 
+import argparse
 import json
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -97,7 +97,7 @@ class OptimizationArguments:
     max_train_steps: int | None = option(None, "Optimizer steps; overrides num_train_epochs.")
     per_device_train_batch_size: int = option(2, "Images per process and forward pass.")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.")
-    mixed_precision: str = option("no", "no, bf16 or fp16.")
+    mixed_precision: str | None = option(None, "no, bf16 or fp16; default: as accelerate is configured.")
     gradient_checkpointing: bool = option(False, "Compute activations again in the backward pass to save memory.")
     freeze_batch_norm: bool = option(False, "Keep the backbone's batch norms as they are.")
 
@@ -149,6 +149,8 @@ def as_flags(recipe: dict) -> list[str]:
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
+        if not values:
+            continue
         flags += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
     return flags
 
@@ -159,17 +161,18 @@ def parse(classes: list[type], argv: list[str] | None = None, description: str |
     Raises:
         ValueError: the recipe is missing or has an unknown flag.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(classes, description=description)
+    recipe_parser = argparse.ArgumentParser(add_help=False)
+    recipe_parser.add_argument("--config", help="Recipe: a yaml file of flags; flags of the command line override it.")
+    recipe_args, flags = recipe_parser.parse_known_args(argv)
     own = {f.name for cls in classes for f in fields(cls)}
-    if "--config" in argv:
-        index = argv.index("--config")
-        if index + 1 == len(argv):
-            raise ValueError("--config needs the path of a recipe.")
-        recipe = read_recipe(argv[index + 1])
+    if recipe_args.config:
+        recipe = read_recipe(recipe_args.config)
         unknown = sorted(set(recipe) - own - {f.name for cls in RECIPE_CLASSES for f in fields(cls)})
         if unknown:
-            raise ValueError(f"Recipe {argv[index + 1]} has unknown flags: {', '.join(unknown)}.")
+            raise ValueError(f"Recipe {recipe_args.config} has unknown flags: {', '.join(unknown)}.")
         recipe = {name: value for name, value in recipe.items() if name in own}  # evaluate.py has no optimizer
-        argv = as_flags(recipe) + argv[:index] + argv[index + 2 :]
-    return parser.parse_args_into_dataclasses(argv)
+        flags = as_flags(recipe) + flags
+    parser = HfArgumentParser(
+        classes, description=description, parents=[recipe_parser], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return parser.parse_args_into_dataclasses(flags)[: len(classes)]

@@ -28,19 +28,38 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
     classes = {"id2label": labels.id2label, "label2id": {name: i for i, name in labels.id2label.items()}}
     chosen = {**model_fields, **pilot.given(), **classes}
     if args.model_name_or_path:
-        return MPFormerForUniversalSegmentation.from_pretrained(
-            args.model_name_or_path, ignore_mismatched_sizes=True, **chosen
-        )
+        return load_checkpoint(args.model_name_or_path, chosen)
     if args.backbone:
         chosen["backbone_config"] = AutoConfig.from_pretrained(args.backbone, out_features=STAGES)
     elif isinstance(chosen.get("backbone_config"), dict):
         backbone = dict(chosen["backbone_config"])
+        if "model_type" not in backbone:
+            raise ValueError("model_fields: backbone_config has no model_type, such as resnet or swin.")
         chosen["backbone_config"] = AutoConfig.for_model(backbone.pop("model_type"), **backbone)
     model = AutoModelForUniversalSegmentation.from_config(MPFormerConfig(**chosen))
     if args.backbone:
         encoder = model.model.pixel_level_module.encoder
         pretrained = type(encoder).from_pretrained(args.backbone, config=chosen["backbone_config"])
         encoder.load_state_dict(pretrained.state_dict())
+    return model
+
+
+def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation:
+    """A checkpoint with other fields; what depends on the number of classes starts afresh, and nothing else.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the fields change the shape of other weights.
+    """
+    try:
+        model, info = MPFormerForUniversalSegmentation.from_pretrained(
+            name, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+        )
+    except OSError as error:
+        raise ValueError(f"model_name_or_path: cannot load {name}: {str(error).splitlines()[0]}") from error
+    heads = ("class_predictor.", "pilot_class_embedder.", "criterion.empty_weight")
+    lost = sorted({key for key, *_ in info["mismatched_keys"] if not any(head in key for head in heads)})
+    if lost:
+        raise ValueError(f"model_fields do not fit the checkpoint {name}: {len(lost)} weights, such as {lost[0]}.")
     return model
 
 

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-TASK_METRICS = {
-    "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff", "mean_iou"),
-    "semantic": ("mean_iou", "pixel_accuracy"),
-}
+from .evaluation import TASK_METRICS
+
 TEXT = """---
 {metadata}
 ---
@@ -30,7 +28,7 @@ evaluation apart.
 import mpformer_hf
 from transformers import pipeline
 
-segmenter = pipeline("image-segmentation", model="{title}")
+segmenter = pipeline("image-segmentation", model="path/to/{title}")
 segmenter("image.jpg")
 ```
 
@@ -54,7 +52,8 @@ def write_card(folder: Path, results: dict, arguments: dict, classes: list[str])
         classes: class names.
     """
     task, best = arguments["task"], results["best"]
-    dataset = Path(arguments["dataset_name"]).name
+    dataset = arguments["dataset_name"]
+    dataset = Path(dataset).name if Path(dataset).exists() else dataset
     metrics = [name for name in TASK_METRICS[task] if name in best]
     title = folder.resolve().name
     origin = arguments["model_name_or_path"] or arguments["backbone"]

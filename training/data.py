@@ -6,7 +6,7 @@ table are void. Class ids are 0..K-1.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,10 +101,6 @@ class SegmentationDataset:
         except ValueError as error:
             raise ValueError(f"Row {index}: {error}.") from error
         return image, segments
-
-    def shard(self, count: int, index: int) -> "SegmentationDataset":
-        """Every `count`-th row, for process `index`."""
-        return SegmentationDataset(self.rows.shard(count, index), self.image_column, self.read, self.labels)
 
 
 def to_rgb(image) -> Tensor:
@@ -265,19 +261,31 @@ def read_side_file(dataset: str, name: str):
         return None
 
 
+def read_names(file: Path) -> dict:
+    """A JSON file of class names by id.
+
+    Raises:
+        ValueError: no such file, or it holds something else.
+    """
+    try:
+        names = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"id2label: {file} is no JSON file that can be read.") from error
+    if not isinstance(names, dict) or not all(str(key).isdigit() for key in names):
+        raise ValueError(f'id2label: {file} must map class ids to names, like {{"0": "road"}}.')
+    return names
+
+
 def read_labels(args: DataArguments, rows: Dataset, label_column: str) -> Labels:
     """Class names: from `--id2label`, the dataset's `id2label.json`, its `panoptic_categories.json`, or its features.
 
-    Things come from `panoptic_categories.json` or the `isthing` of the first images' segments.
+    Things come from `panoptic_categories.json` or the `isthing` of all segments.
 
     Raises:
         ValueError: no names are to be found.
     """
     categories = read_side_file(args.dataset_name, "panoptic_categories.json")
-    if args.id2label:
-        names = json.loads(Path(args.id2label).read_text())
-    else:
-        names = read_side_file(args.dataset_name, "id2label.json")
+    names = read_names(Path(args.id2label)) if args.id2label else read_side_file(args.dataset_name, "id2label.json")
     if names is None and categories is not None:
         names = {category["id"]: category["name"] for category in categories}
     feature = getattr(rows.features[label_column], "feature", rows.features[label_column])
@@ -286,13 +294,16 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str) -> Labels
     if names is None:
         raise ValueError(f"{args.dataset_name} names no classes: give --id2label, a JSON file of id to name.")
     names = {int(category): name for category, name in names.items()}
+    twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    if twice:
+        raise ValueError(f"{args.dataset_name} has two classes of one name: {', '.join(twice)}.")
     of_category = {category: index for index, category in enumerate(sorted(names))}
     if categories is not None:
         things = {category["id"] for category in categories if category.get("isthing")}
     elif args.task == "panoptic":
         columns = rows.select_columns("segments_info")
         segments = [segment for row in columns for segment in as_rows(row["segments_info"])]
-        if segments and "isthing" not in segments[0]:
+        if any("isthing" not in segment for segment in segments):
             raise ValueError(
                 f"{args.dataset_name} does not say what is a thing: it has neither panoptic_categories.json nor "
                 "isthing in segments_info."
@@ -336,16 +347,22 @@ class TrainingBatches(torch.utils.data.Dataset):
 
 
 class EvaluationBatches(torch.utils.data.Dataset):
-    """Images as the processor resizes them, with their segments at the original size."""
+    """Images as the processor resizes them, with their segments at the original size.
 
-    def __init__(self, dataset: SegmentationDataset, processor: MPFormerImageProcessor):
-        self.dataset, self.processor = dataset, processor
+    Args:
+        dataset: the split.
+        processor: resizes, normalises and pads.
+        rows: the rows to yield.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, processor: MPFormerImageProcessor, rows: Sequence[int]):
+        self.dataset, self.processor, self.rows = dataset, processor, rows
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, Segments]:
-        return index, *self.dataset[index]
+        return self.rows[index], *self.dataset[self.rows[index]]
 
     def collate(self, examples: list) -> dict:
         """`inputs` of the model, and lists: `index`, `images` (uint8), `segments`, `sizes` (height, width)."""

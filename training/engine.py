@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 
 from .arguments import OptimizationArguments, RunArguments
-from .evaluation import MAIN_METRIC, evaluate_model
+from .evaluation import TASK_METRICS, evaluate_model
 from .optimization import build_optimizer, build_scheduler
 
 LOG, RESULTS = "log.jsonl", "all_results.json"
@@ -49,7 +49,8 @@ def save_model(model: MPFormerForUniversalSegmentation, processor: MPFormerImage
 
 
 def write_json(content: dict, file: Path) -> None:
-    """Write aside, then rename."""
+    """Write aside, then rename; the folder is made if it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".writing")
     aside.write_text(json.dumps(content, indent=2) + "\n")
     aside.replace(file)
@@ -81,6 +82,11 @@ def count_steps(args: OptimizationArguments, batches_per_epoch: int) -> int:
     return total
 
 
+def batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """All batch norms of a model."""
+    return [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+
+
 class Trainer:
     """One run.
 
@@ -106,7 +112,13 @@ class Trainer:
     ):
         self.processor, self.optimization, self.run, self.accelerator = processor, optimization, run, accelerator
         self.eval_loader, self.output = eval_loader, output
-        self.metric = run.metric_for_best or MAIN_METRIC[processor.task]
+        known = TASK_METRICS[processor.task]
+        self.metric = run.metric_for_best or known[0]
+        if self.metric not in known:
+            raise ValueError(f"metric_for_best must be one of {', '.join(known)}, got {self.metric!r}.")
+        if optimization.freeze_batch_norm:  # before DDP and the optimizer see the parameters
+            for module in batch_norms(model):
+                module.requires_grad_(False)
         if optimization.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         optimizer = build_optimizer(model, optimization)
@@ -137,7 +149,7 @@ class Trainer:
             speed = images * self.accelerator.num_processes / seconds
             bar.set_postfix(loss=f"{losses['loss']:.2f}", images_s=f"{speed:.2f}")
             if main:
-                row = {"step": step, **losses, "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0]}
+                row = {"step": step, **losses, "grad_norm": norm, "lr": max(self.scheduler.get_last_lr())}
                 log.write(
                     json.dumps({**row, "seconds": round(seconds, 4), "images_per_second": round(speed, 3)}) + "\n"
                 )
@@ -145,8 +157,9 @@ class Trainer:
             self.scheduler.step()
             if step == self.total or (self.run.eval_steps and step % self.run.eval_steps == 0):
                 began = time.perf_counter()
+                self.save(self.output / "last")  # first: an image that cannot be scored must not cost the weights
                 results["last"] = self.evaluate(step)
-                self.keep(step, results)
+                self.keep_best(results)
                 self.set_training()
                 spent_evaluating += time.perf_counter() - began
         seconds = time.perf_counter() - start
@@ -164,9 +177,8 @@ class Trainer:
         """Training mode; frozen batch norms stay in evaluation mode."""
         self.model.train()
         if self.optimization.freeze_batch_norm:
-            for module in self.model.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.eval().requires_grad_(False)
+            for module in batch_norms(self.model):
+                module.eval()
 
     def step(self, batches: Iterator[dict], step: int) -> tuple[dict[str, float], int, float]:
         """One optimizer step: mean losses of this process, its images, gradient norm before clipping."""
@@ -201,22 +213,21 @@ class Trainer:
             self.output / "pictures" if step and self.accelerator.is_main_process else None,
             self.run.num_pictures,
         )
-        if self.metric not in scores:
-            raise ValueError(f"metric_for_best {self.metric!r} is none of {', '.join(scores)}.")
         shown = (f"{name} {scores[name]:.4f}" for name in ("pq", "mean_iou") if name in scores)
         self.accelerator.print(f"step {step}: {', '.join(shown)}")
         return {"step": step, **scores}
 
-    def keep(self, step: int, results: dict) -> None:
-        """Save the last weights under `last`, the best ones (by the metric) in the output folder itself."""
-        better = self.best is None or results["last"][self.metric] > self.best
-        if better:
+    def save(self, folder: Path) -> None:
+        """The weights as they are, with the processor."""
+        if self.accelerator.is_main_process:
+            save_model(self.accelerator.unwrap_model(self.model), self.processor, folder)
+        self.accelerator.wait_for_everyone()
+
+    def keep_best(self, results: dict) -> None:
+        """Save the weights in the output folder itself if they are the best so far, and the results."""
+        if self.best is None or results["last"][self.metric] > self.best:
             self.best = results["last"][self.metric]
             results["best"] = results["last"]
+            self.save(self.output)
         if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-            save_model(model, self.processor, self.output / "last")
-            if better:
-                save_model(model, self.processor, self.output)
             write_json(results, self.output / RESULTS)
-        self.accelerator.wait_for_everyone()

@@ -41,11 +41,11 @@ class EvaluationArguments:
     model_name_or_path: str | None = option(None, "Saved model: folder or Hub name.")
     most_frequent_class: bool = option(False, "Score calling every pixel the training split's most frequent class.")
     per_device_eval_batch_size: int = option(1, "Images per process and forward pass.")
-    mixed_precision: str = option("no", "no, bf16 or fp16.")
+    mixed_precision: str | None = option(None, "no, bf16 or fp16; default: as accelerate is configured.")
     output_file: str | None = option(None, "New JSON file for the scores.")
-    pictures: str | None = option(None, "Folder for overlays.")
+    pictures: str | None = option(None, "New folder for overlays.")
     num_pictures: int = option(8, "Overlays to draw, if there is a folder for them.")
-    diagnostics: str | None = option(None, "Picture (png, svg) of mask consistency and query utilisation by layer.")
+    diagnostics: str | None = option(None, "New picture (png, svg) of mask consistency and query utilisation by layer.")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -56,12 +56,13 @@ def main(argv: list[str] | None = None) -> dict:
     """
     data_args, args = parse([DataArguments, EvaluationArguments], argv, description=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if args.output_file and Path(args.output_file).exists():
-        raise ValueError(f"Output file {args.output_file} exists; name another one.")
+    for path in (args.output_file, args.pictures, args.diagnostics):
+        if path and Path(path).exists():
+            raise ValueError(f"{path} exists; name another one.")
     split = open_dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
     if args.most_frequent_class:
         train = open_dataset(data_args, data_args.train_split)
-        label = most_frequent_class([train], stuff_only=data_args.task == "panoptic")
+        label = most_frequent_class(train, stuff_only=data_args.task == "panoptic")
         scores = {"class": split.labels.names[label], **score_constant(data_args.task, split, label)}
     elif args.model_name_or_path:
         scores = score_model(data_args, args, split)
@@ -71,6 +72,19 @@ def main(argv: list[str] | None = None) -> dict:
     if args.output_file:
         write_json(scores, Path(args.output_file))
     return scores
+
+
+def check_classes(of_model: dict[int, str], of_dataset: dict[int, str]) -> None:
+    """
+    Raises:
+        ValueError: the model's classes are not the dataset's, or in another order; names that were never given
+            (`LABEL_0`, ...) fit everything.
+    """
+    if len(of_model) != len(of_dataset):
+        raise ValueError(f"The model has {len(of_model)} classes, the dataset has {len(of_dataset)}.")
+    for index, name in of_model.items():
+        if name not in (of_dataset[index], f"LABEL_{index}"):
+            raise ValueError(f"Class {index} is {name!r} for the model and {of_dataset[index]!r} in the dataset.")
 
 
 def score_model(data_args: DataArguments, args: EvaluationArguments, split) -> dict:
@@ -85,10 +99,8 @@ def score_model(data_args: DataArguments, args: EvaluationArguments, split) -> d
     if not isinstance(processor, MPFormerImageProcessor):
         processor = MPFormerImageProcessor.from_pretrained(args.model_name_or_path)
     processor.task = data_args.task
-    if model.config.num_labels != len(split.labels.names):
-        raise ValueError(
-            f"The model has {model.config.num_labels} classes, {data_args.dataset_name} has {len(split.labels.names)}."
-        )
+    processor.label_ids_to_fuse = split.labels.stuff if data_args.task == "panoptic" else []
+    check_classes(model.config.id2label, split.labels.id2label)
     loader = evaluation_loader(split, processor, accelerator, args.per_device_eval_batch_size)
     pictures = Path(args.pictures) if args.pictures else None
     scores = evaluate_model(model, processor, loader, accelerator, pictures, args.num_pictures)

@@ -1,7 +1,6 @@
 """Score a model on a split, at the original image size."""
 
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import evaluate
@@ -9,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -18,7 +18,10 @@ from mpformer_hf.diagnostics import LayerDiagnostics, diagnose
 from .data import VOID_CLASS, EvaluationBatches, SegmentationDataset, Segments
 
 METRICS = Path(__file__).parent / "metrics"
-MAIN_METRIC = {"semantic": "mean_iou", "panoptic": "pq"}
+TASK_METRICS = {  # single numbers, the main one first
+    "semantic": ("mean_iou", "pixel_accuracy"),
+    "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff", "mean_iou", "pixel_accuracy"),
+}
 
 
 def semantic_map(segments: Segments) -> torch.Tensor:
@@ -69,16 +72,12 @@ class Scores:
 
 
 def evaluation_loader(
-    dataset: SegmentationDataset,
-    processor: MPFormerImageProcessor,
-    accelerator: Accelerator,
-    batch_size: int = 1,
-    workers: int = 0,
+    dataset: SegmentationDataset, processor: MPFormerImageProcessor, accelerator: Accelerator, batch_size: int = 1
 ) -> DataLoader:
     """This process's share of the split, each image exactly once."""
-    share = dataset.shard(accelerator.num_processes, accelerator.process_index)
-    batches = EvaluationBatches(share, processor)
-    return DataLoader(batches, batch_size, collate_fn=batches.collate, num_workers=workers)
+    rows = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    batches = EvaluationBatches(dataset, processor, rows)
+    return DataLoader(batches, batch_size, collate_fn=batches.collate)
 
 
 @torch.no_grad()
@@ -100,6 +99,8 @@ def evaluate_model(
     """
     task, dataset = processor.task, loader.dataset.dataset
     scores, drawn, seen, start = Scores(task, dataset), 0, 0, time.perf_counter()
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # shares may differ in length, so no forward may wait for the others
     was_training = model.training
     model.eval()
     for batch in tqdm(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
@@ -161,25 +162,28 @@ def draw_pair(image: torch.Tensor, result, segments: Segments, task: str, id2lab
     return pair
 
 
-def most_frequent_class(datasets: Iterable[SegmentationDataset], stuff_only: bool) -> int:
-    """Class with the most pixels in some splits, of all classes or of stuff only."""
+def most_frequent_class(dataset: SegmentationDataset, stuff_only: bool) -> int:
+    """Class with the most pixels in a split, of all classes or of stuff only.
+
+    Raises:
+        ValueError: no pixel has such a class.
+    """
     areas: dict[int, int] = {}
-    labels = None
-    for dataset in datasets:
-        labels = dataset.labels
-        for index in range(len(dataset)):
-            _, segments = dataset[index]
-            for segment, area in zip(*(x.tolist() for x in segments.map.unique(return_counts=True)), strict=True):
-                label = segments.classes.get(segment)
-                if label is not None and not (stuff_only and label in labels.things):
-                    areas[label] = areas.get(label, 0) + area
+    for index in range(len(dataset)):
+        _, segments = dataset[index]
+        for segment, area in zip(*(x.tolist() for x in segments.map.unique(return_counts=True)), strict=True):
+            label = segments.classes.get(segment)
+            if label is not None and not (stuff_only and label in dataset.labels.things):
+                areas[label] = areas.get(label, 0) + area
+    if not areas:
+        raise ValueError(f"No pixel of the split has a {'stuff ' if stuff_only else ''}class.")
     return max(areas, key=areas.get)
 
 
-def score_constant(task: str, dataset: SegmentationDataset, label: int, report: Callable = lambda x: x) -> dict:
+def score_constant(task: str, dataset: SegmentationDataset, label: int) -> dict:
     """Scores of calling every pixel one class, as one segment."""
     scores = Scores(task, dataset)
-    for index in report(range(len(dataset))):
+    for index in range(len(dataset)):
         _, segments = dataset[index]
         everywhere = torch.ones_like(segments.map)
         panoptic = {"segmentation": everywhere, "segments_info": [{"id": 1, "label_id": label}]}

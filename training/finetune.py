@@ -85,7 +85,7 @@ def run(entry) -> None:
     """Call an entry point; what the user can mend ends in one sentence and exit code 1."""
     try:
         entry()
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
