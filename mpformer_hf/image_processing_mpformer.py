@@ -16,6 +16,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 from . import postprocessing
+from .boxes import mask_boxes
 from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
 from .postprocessing import Frame
 
@@ -257,7 +258,7 @@ class MPFormerProcessing:
             else:
                 overlap = self._default(overlap_mask_area_threshold, "overlap_mask_area_threshold")
                 segmentation, kept = postprocessing.paint_instances(found, overlap)
-            boxes = postprocessing.boxes_from_masks(found.masks).tolist()
+            boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in mask_boxes(found.masks).tolist()]
             scores, labels = found.scores.tolist(), found.labels.tolist()
             segments = [
                 {

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .boxes import mask_boxes
 from .configuration_mpformer import MPFormerConfig
 from .targets import Targets
 
@@ -224,23 +225,6 @@ def drop_cells(cells: Tensor, scale: float, generator: torch.Generator | None) -
     return cells & (torch.rand(cells.shape, device=cells.device, generator=generator) >= scale)
 
 
-def mask_boxes(masks: Tensor) -> Tensor:
-    """Bounding boxes in pixels, edges included: float32 `[R, 4]` as (x0, y0, x1, y1); zeros for an empty mask.
-
-    Args:
-        masks: uint8 `[R, H, W]`.
-    """
-    sides = []
-    for present in (masks.amax(-2) > 0, masks.amax(-1) > 0):  # columns, rows
-        size = present.shape[-1]
-        place = torch.arange(size, device=masks.device)
-        first = torch.where(present, place, size).amin(-1)
-        stop = torch.where(present, place + 1, 0).amax(-1)
-        sides.append((torch.minimum(first, stop), stop))
-    (x0, x1), (y0, y1) = sides
-    return torch.stack((x0, y0, x1, y1), -1).float()
-
-
 def move_and_zoom(masks: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
     """Zoom each mask around the centre of its box, then move it; what leaves the frame is lost.
 
@@ -252,7 +236,7 @@ def move_and_zoom(masks: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
     Returns:
         uint8 `[R, H, W]`, nearest neighbour.
     """
-    boxes = mask_boxes(masks)
+    boxes = mask_boxes(masks).float()
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     sources = []
     for axis, size in enumerate((masks.shape[2], masks.shape[1])):  # x, y: the map is separable
@@ -269,7 +253,7 @@ def move_and_zoom(masks: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
 
 def random_shift(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
     """`[R, 2]` pixels, uniform within `scale` x half the box's width and height."""
-    boxes = mask_boxes(masks)
+    boxes = mask_boxes(masks).float()
     return uniform((len(masks), 2), -scale / 2, scale / 2, masks, generator) * (boxes[:, 2:] - boxes[:, :2])
 
 

@@ -120,22 +120,6 @@ def find_instances(
     return Instances(scores[order], labels[order], masks[which[order]])
 
 
-def boxes_from_masks(masks: Tensor) -> Tensor:
-    """Boxes around masks: int64 `[n, 4]` (x, y, width, height) in pixels, zeros for an empty mask.
-
-    Args:
-        masks: bool `[n, H, W]`.
-    """
-    sides = []
-    for present in (masks.any(1), masks.any(2)):
-        size = present.shape[1]
-        place = torch.arange(size, device=masks.device)
-        stop = torch.where(present, place + 1, 0).amax(1)
-        sides.append((torch.minimum(torch.where(present, place, size).amin(1), stop), stop))
-    (x0, x1), (y0, y1) = sides
-    return torch.stack((x0, y0, x1 - x0, y1 - y0), -1)
-
-
 def paint_instances(instances: Instances, overlap_mask_area_threshold: float) -> tuple[Tensor, list[int]]:
     """One label map: better instances cover worse ones.
 

@@ -356,7 +356,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
 def test_a_failing_evaluation_keeps_the_weights(shapes, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"metric_for_best must be one of pq, .*got 'miou'"):
         finetune.main(flags(shapes, tmp_path / "a", metric_for_best="miou"))
-    assert not (tmp_path / "a" / "log.jsonl").exists(), "found out after training"
+    assert not any((tmp_path / "a").iterdir()), "found out too late"
 
     def fail(*args):
         raise ValueError("Row 3 is broken")

@@ -10,7 +10,6 @@ The output folder gets model.safetensors, config.json and preprocessor_config.js
 log.jsonl (every step), all_results.json, pictures/ (ground truth and prediction) and README.md (the model card).
 """
 
-import json
 import logging
 import sys
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from training.arguments import RECIPE_CLASSES, parse
 from training.building import build_model, build_processor
 from training.card import write_card
 from training.data import TrainingBatches, open_dataset
-from training.engine import Trainer, prepare_output
+from training.engine import Trainer, prepare_output, write_json
 from training.evaluation import evaluation_loader
 
 
@@ -58,9 +57,6 @@ def main(argv: list[str] | None = None) -> dict:
     set_seed(run_args.seed, device_specific=True)
 
     arguments = {name: value for group in groups for name, value in asdict(group).items()}
-    if accelerator.is_main_process:
-        (output / "arguments.json").write_text(json.dumps(arguments, indent=2) + "\n")
-
     batches = TrainingBatches(train_split, transform_args, processor)
     loader = DataLoader(
         batches,
@@ -73,6 +69,8 @@ def main(argv: list[str] | None = None) -> dict:
     )
     eval_loader = evaluation_loader(eval_split, processor, accelerator, run_args.per_device_eval_batch_size)
     trainer = Trainer(model, processor, optimization_args, run_args, accelerator, loader, eval_loader, output)
+    if accelerator.is_main_process:
+        write_json(arguments, output / "arguments.json")
     results = trainer.train()
     if accelerator.is_main_process:
         write_card(output, results, arguments, train_split.labels.names)
