@@ -217,7 +217,8 @@ def attention_mask(embedding: Tensor, features: Tensor, pilot: Pilot | None, lay
     Returns:
         bool `[B, 1 or heads, N, K]`.
     """
-    allowed = (embedding @ features >= 0)[:, None]
+    # Not "logit >= 0": near 0 the sigmoid rounds to 0.5, so that a logit of rounding noise does not block its cell.
+    allowed = ((embedding @ features).sigmoid() >= 0.5)[:, None]
     if pilot is not None and pilot.steers(layer):
         ground_truth = pilot.cross_attention(level)
         matching = allowed[:, :, ground_truth.shape[2] :].expand(-1, ground_truth.shape[1], -1, -1)

@@ -64,6 +64,17 @@ def test_a_row_that_blocks_everything_is_opened():
     assert allowed[0, 0].tolist() == [[False, False, True], [True, True, False]]
 
 
+def test_rounding_noise_around_zero_does_not_block():
+    embedding = torch.tensor([[[1.0]]])
+    features = torch.tensor([[[-1e-8, 1e-8, -1e-3, 1e-3]]])
+    assert transformer_decoder.attention_mask(embedding, features, None, 0, 0)[0, 0, 0].tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
 def test_explicit_attention_equals_fused():
     query, key, value = torch.randn(3, 2, 5, 8).unbind()
     allowed = torch.rand(2, 1, 5, 5) > 0.3
