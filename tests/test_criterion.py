@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from mpformer_hf import criterion as room
-from mpformer_hf.criterion import MPFormerCriterion, Prediction, mask_costs
+from mpformer_hf.criterion import Assignment, MPFormerCriterion, Prediction, mask_costs
 from mpformer_hf.mask_piloting import build_pilot
 from mpformer_hf.point_sampling import ByteMasks
 from mpformer_hf.targets import collect_targets
@@ -144,3 +144,24 @@ def test_broken_predictions_do_not_break_the_matching():
         [Prediction(torch.zeros(1, 8, 5), embeddings)], torch.randn(1, 32, 16, 24), targets, ByteMasks(targets.masks)
     )
     assert sorted(found.target.tolist()) == [0, 1]
+
+
+def test_mask_losses_are_sums_over_the_normaliser():
+    criterion = MPFormerCriterion(tiny_config())
+    truth = ByteMasks(random_targets((3,))[0][0].view(torch.uint8))
+    pairs = Assignment(torch.zeros(3, dtype=torch.int64), torch.tensor([0, 4, 7]), torch.tensor([2, 0, 1]), [3])
+    prediction, features = Prediction(torch.zeros(1, 8, 5), torch.randn(1, 8, 32)), torch.randn(1, 32, 16, 24)
+
+    def losses(norm, which=slice(None)):
+        part = Assignment(pairs.batch_index[which], pairs.query[which], pairs.target[which], [len(pairs.query[which])])
+        return criterion.mask_losses(prediction, features, truth, part, torch.tensor(norm), generator=None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            room, "uncertain_points", lambda *_: torch.rand(1, 64, 2, generator=torch.Generator().manual_seed(0))
+        )
+        whole, quarter = losses(1.0), losses(4.0)
+        alone = [losses(1.0, slice(i, i + 1)) for i in range(3)]
+    for name in ("mask", "dice"):
+        torch.testing.assert_close(whole[name], 4 * quarter[name])
+        torch.testing.assert_close(whole[name], sum(one[name] for one in alone))

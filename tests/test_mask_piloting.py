@@ -182,6 +182,15 @@ def test_shift_moves_along_its_own_axis_within_its_bound():
     assert torch.equal(boxes[:, 2] - boxes[:, 0], torch.full((400,), 40.0))
 
 
+def test_what_leaves_the_frame_is_lost_and_nothing_is_smeared():
+    masks, one = square(box=(0, 0, 8, 8)), torch.ones(1)
+    inward = room.move_and_zoom(masks, torch.tensor([[5.0, 3.0]]), one)
+    assert torch.equal(inward, square(box=(3, 5, 8, 8)))
+    outward = room.move_and_zoom(masks, torch.tensor([[-5.0, 0.0]]), one)
+    assert torch.equal(outward, square(box=(0, 0, 8, 3)))
+    assert not room.move_and_zoom(masks, torch.tensor([[-50.0, 0.0]]), one).any()
+
+
 def test_zoom_keeps_the_centre_and_the_bounds():
     masks = square(box=(24, 60, 8, 16)).expand(400, -1, -1)
     boxes = mask_boxes(room.scale_masks(masks, 1.0, None)).float()
@@ -317,3 +326,24 @@ def test_gradients_reach_the_class_embedding(model):
     model(**batch).loss.backward()
     used = batch["class_labels"][0].unique()
     assert (embedding.grad.abs().sum(1) > 0).nonzero().flatten().tolist() == used.tolist()
+
+
+def test_groups_share_the_weight_of_one(model):
+    batch = batch_of((3, 1))
+    model.config.pilot_label_noise = 0.0
+    model.train()
+    losses = []
+    for groups in (1, 3):
+        model.config.pilot_groups = groups
+        losses.append(model(**batch).loss_dict)
+    for name in (name for name in losses[0] if "cross_entropy_pilot" in name):
+        torch.testing.assert_close(losses[0][name], losses[1][name], atol=1e-4, rtol=1e-4)
+    assert 0.5 < losses[1]["loss_dice_pilot"] / losses[0]["loss_dice_pilot"] < 2
+
+
+def test_no_pilot_outside_of_training(model):
+    batch = batch_of((3, 1))
+    targets = collect_targets(batch["mask_labels"], batch["class_labels"], (64, 96))
+    with torch.no_grad():
+        assert model.eval().model(batch["pixel_values"], targets=targets).pilot is None
+        assert model.train().model(batch["pixel_values"], targets=targets).pilot is not None
