@@ -145,6 +145,12 @@ def test_instances_may_overlap_and_carry_boxes():
     assert all(0.9 < s["score"] <= 1 for s in result["segments_info"])
 
 
+def test_stuff_is_no_instance():
+    outputs = outputs_of([box(0, 8, 0, 12), box(8, 16, 0, 12), box(0, 8, 12, 24)], [0, 1, 2])
+    found = MPFormerImageProcessor(label_ids_to_fuse=[0, 2]).post_process_instance_segmentation(outputs)[0]
+    assert [segment["label_id"] for segment in found["segments_info"]] == [1]
+
+
 def test_max_detections_acts():
     outputs = outputs_of([box(0, 8, 0, 12), box(8, 16, 0, 12), box(0, 8, 12, 24)], [0, 1, 2])
     post = MPFormerImageProcessor(threshold=0.1).post_process_instance_segmentation
