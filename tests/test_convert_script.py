@@ -109,18 +109,23 @@ def test_to_mask2former(tmp_path):
 
 
 class Malicious:
+    """Makes a file where it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
     def __reduce__(self):
-        return os.system, ("touch /tmp/mpformer_was_here",)
+        return os.mkdir, (str(self.marker),)
 
 
 def broken(kind, path):
     """A checkpoint that must be refused."""
     _, content = official_checkpoint(3)
     if kind == "runs code, pth":
-        torch.save({**content, "hook": Malicious()}, path)
+        torch.save({**content, "hook": Malicious(path.parent / "ran")}, path)
     elif kind == "runs code, pkl":
         path = path.with_suffix(".pkl")
-        path.write_bytes(pickle.dumps({"model": {}, "hook": Malicious()}))
+        path.write_bytes(pickle.dumps({"model": {}, "hook": Malicious(path.parent / "ran")}))
     elif kind == "truncated":
         torch.save(content, path)
         path.write_bytes(path.read_bytes()[:20000])
@@ -158,7 +163,7 @@ def test_wrong_files_are_one_sentence_and_write_nothing(tmp_path, kind, message)
     with pytest.raises(SystemExit) as stop:
         script.main(["official", str(source), str(tmp_path / "out")])
     assert message in str(stop.value) and str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
-    assert not (tmp_path / "out").exists() and not os.path.exists("/tmp/mpformer_was_here")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "ran").exists()
 
 
 def test_names_must_fit_and_nothing_is_overwritten(tmp_path):
