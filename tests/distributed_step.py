@@ -1,6 +1,6 @@
-"""One process of two: a training step on half of a batch. Run by `test_distributed.py` with torchrun.
+"""One process of two: a training step on half of a batch. Run twice by `test_distributed.py`.
 
-python -m torch.distributed.run --nproc_per_node 2 tests/distributed_step.py FOLDER
+python tests/distributed_step.py FOLDER RANK
 """
 
 import sys
@@ -31,10 +31,9 @@ def step(model: torch.nn.Module, batch: dict) -> torch.Tensor:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     case = torch.load(folder / "case.pt", weights_only=True)
     model = DistributedDataParallel(MPFormerForUniversalSegmentation.from_pretrained(folder / "model").train())
     loss = step(model, {name: values[rank * 2 : rank * 2 + 2] for name, values in case.items()})
