@@ -302,7 +302,6 @@ def test_out_of_range_fields_are_named(field, value):
 
 def test_a_backbone_with_too_few_maps():
     backbone = copy.deepcopy(BACKBONES["resnet"])
-    backbone.set_output_features(["stage3", "stage4"]) if hasattr(backbone, "set_output_features") else None
     backbone.out_features = ["stage3", "stage4"]
     with pytest.raises(ValueError, match="out_features must name four stages"):
         MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=backbone, num_labels=4, **SIZES))
