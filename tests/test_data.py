@@ -1,6 +1,7 @@
 """Datasets of every layout, from real parquet files; what cannot be read is one sentence."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from mpformer_hf import MPFormerImageProcessor
 from tests import datasets_on_disk as make
 from training.arguments import DataArguments, TransformArguments
-from training.data import EvaluationBatches, TrainingBatches, as_rows, open_dataset
+from training.batches import EvaluationBatches, SeededOrder, TrainingBatches
+from training.data import as_rows, open_dataset
 
 
 def opened(folder, task="semantic", split="train", **fields):
@@ -98,13 +100,34 @@ def test_batches_for_training_and_evaluation(tmp_path):
     processor = MPFormerImageProcessor(size={"height": 96, "width": 96})
     args = TransformArguments(augmentation="lsj", crop_size=[64, 96])
     batches = TrainingBatches(data, args, processor)
-    batch = batches.collate([batches[0], batches[1]])
+    batch = batches.collate([batches[0, 5], batches[1, 6]])
     assert batch["pixel_values"].shape == (2, 3, 64, 96)
     for masks, classes in zip(batch["mask_labels"], batch["class_labels"], strict=True):
         assert masks.shape == (len(classes), 64, 96) and masks.any((1, 2)).all() and (masks.sum(0) <= 1).all()
     batches = EvaluationBatches(data, processor, range(2))
     batch = batches.collate([batches[0], batches[1]])
     assert batch["inputs"]["pixel_values"].shape == (2, 3, 96, 96) and batch["sizes"] == [(64, 64)] * 2
+
+
+def test_the_order_depends_on_the_seed_and_goes_on_anywhere():
+    order = list(islice(SeededOrder(5, seed=3), 12))
+    rows, draws = zip(*order, strict=True)
+    assert sorted(rows[:5]) == sorted(rows[5:10]) == list(range(5)) and rows[:5] != rows[5:10]
+    assert len(set(draws)) == 12
+    for start in (0, 4, 5, 7):
+        assert list(islice(SeededOrder(5, seed=3, start=start), 12 - start)) == order[start:]
+    assert list(islice(SeededOrder(5, seed=4), 12)) != order
+
+
+def test_augmentation_depends_on_its_draw_alone(tmp_path):
+    data = opened(make.shapes(tmp_path / "d"), "panoptic")
+    batches = TrainingBatches(data, TransformArguments(crop_size=[64, 96]), MPFormerImageProcessor())
+    state = torch.get_rng_state()
+    first = batches[0, 5]
+    assert torch.equal(torch.get_rng_state(), state), "the model's random numbers are left alone"
+    torch.rand(3)
+    again, other = batches[0, 5], batches[0, 6]
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and not torch.equal(first[0], other[0])
 
 
 def test_images_become_rgb_or_are_named(tmp_path):

@@ -210,6 +210,7 @@ def test_the_output_folder_holds_everything(trained):
         "all_results.json",
         "arguments.json",
         "log.jsonl",
+        "evaluations.jsonl",
         "pictures",
         "README.md",
         "last",
@@ -227,6 +228,8 @@ def test_the_output_folder_holds_everything(trained):
     saved = json.loads((output / "all_results.json").read_text())
     assert saved == results and saved["before_training"]["step"] == 0 and saved["last"]["step"] == 4
     assert saved["best"]["pq"] == max(saved["best"]["pq"], saved["last"]["pq"])
+    evaluations = [json.loads(line) for line in (output / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in evaluations] == [0, 2, 4] and evaluations[-1] == saved["last"]
     pictures = sorted((output / "pictures").iterdir())
     assert len(pictures) == 2 and Image.open(pictures[0]).width > 2 * 64
 

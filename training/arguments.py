@@ -110,6 +110,7 @@ class RunArguments:
     eval_steps: int | None = option(None, "Evaluate every so many steps; default: only at the end.")
     eval_on_start: bool = option(False, "Evaluate the model before training too.")
     per_device_eval_batch_size: int = option(1, "Images per process in evaluation.")
+    diagnostics: bool = option(False, "Mask consistency and query utilisation by layer in every evaluation.")
     metric_for_best: str | None = option(None, "Metric that picks the best weights; default: pq or mean_iou.")
     num_pictures: int = option(4, "Overlays of evaluation images in the output folder.")
     seed: int = option(0, "Seed of initial weights, data order, augmentation and pilot noise.")

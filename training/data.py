@@ -6,7 +6,7 @@ table are void. Class ids are 0..K-1.
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor
 
-from mpformer_hf import MPFormerImageProcessor
-
-from .arguments import DataArguments, TransformArguments
-from .transforms import augment, build_transform
+from .arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
@@ -316,61 +313,3 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str) -> Labels
         of_category=of_category,
         things={of_category[category] for category in things if category in of_category},
     )
-
-
-# --- Batches ---
-
-
-class TrainingBatches(torch.utils.data.Dataset):
-    """Augmented images and segments, and their collation into model inputs.
-
-    Args:
-        dataset: the split.
-        transforms: augmentation.
-        processor: normalises, pads and splits segments into masks.
-    """
-
-    def __init__(self, dataset: SegmentationDataset, transforms: TransformArguments, processor: MPFormerImageProcessor):
-        self.dataset, self.processor, self.transform = dataset, processor, build_transform(transforms)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, dict[int, int]]:
-        image, segments = self.dataset[index]
-        return *augment(self.transform, image, segments.map, segments.classes), segments.classes
-
-    def collate(self, examples: list) -> dict:
-        """`pixel_values`, `pixel_mask`, `mask_labels`, `class_labels` of the model."""
-        images, maps, tables = (list(column) for column in zip(*examples, strict=True))
-        return dict(self.processor(images, maps, tables, do_resize=False, return_tensors="pt"))
-
-
-class EvaluationBatches(torch.utils.data.Dataset):
-    """Images as the processor resizes them, with their segments at the original size.
-
-    Args:
-        dataset: the split.
-        processor: resizes, normalises and pads.
-        rows: the rows to yield.
-    """
-
-    def __init__(self, dataset: SegmentationDataset, processor: MPFormerImageProcessor, rows: Sequence[int]):
-        self.dataset, self.processor, self.rows = dataset, processor, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor, Segments]:
-        return self.rows[index], *self.dataset[self.rows[index]]
-
-    def collate(self, examples: list) -> dict:
-        """`inputs` of the model, and lists: `index`, `images` (uint8), `segments`, `sizes` (height, width)."""
-        index, images, segments = (list(column) for column in zip(*examples, strict=True))
-        return {
-            "inputs": dict(self.processor(images, return_tensors="pt")),
-            "index": index,
-            "images": images,
-            "segments": segments,
-            "sizes": [tuple(image.shape[1:]) for image in images],
-        }

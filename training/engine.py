@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 
 from .arguments import OptimizationArguments, RunArguments
-from .evaluation import TASK_METRICS, evaluate_model
+from .evaluation import TASK_METRICS, diagnose_model, evaluate_model
 from .optimization import build_optimizer, build_scheduler
 
-LOG, RESULTS = "log.jsonl", "all_results.json"
+LOG, EVALUATIONS, RESULTS = "log.jsonl", "evaluations.jsonl", "all_results.json"
 
 
 def prepare_output(path: str | None) -> Path:
@@ -56,27 +56,20 @@ def write_json(content: dict, file: Path) -> None:
     aside.replace(file)
 
 
-def endless(loader: DataLoader) -> Iterator[dict]:
-    """Batches, epoch after epoch."""
-    epoch = 0
-    while True:
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        yield from loader
-        epoch += 1
+def images_per_step(args: OptimizationArguments, processes: int) -> int:
+    """Images of one optimizer step, over all processes."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
 
 
-def count_steps(args: OptimizationArguments, batches_per_epoch: int) -> int:
+def count_steps(args: OptimizationArguments, images: int, processes: int) -> int:
     """Optimizer steps of the run.
 
     Raises:
         ValueError: there would be none.
     """
-    if batches_per_epoch == 0:
-        raise ValueError("The training split has fewer images than one batch over all processes.")
     total = args.max_train_steps
     if total is None:
-        total = math.ceil(args.num_train_epochs * batches_per_epoch / args.gradient_accumulation_steps)
+        total = math.ceil(args.num_train_epochs * images / images_per_step(args, processes))
     if total < 1:
         raise ValueError(f"max_train_steps must be at least 1, got {total}.")
     return total
@@ -94,7 +87,7 @@ class Trainer:
         model, processor: what is trained and how its images are made.
         optimization, run: the recipe.
         accelerator: prepares everything.
-        train_loader: batches of model inputs.
+        train_loader: endless batches of model inputs.
         eval_loader: see `evaluation.evaluation_loader`.
         output: the output folder.
     """
@@ -123,7 +116,7 @@ class Trainer:
             model.gradient_checkpointing_enable()
         optimizer = build_optimizer(model, optimization)
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, train_loader)
-        self.total = count_steps(optimization, len(self.loader))
+        self.total = count_steps(optimization, len(train_loader.dataset), accelerator.num_processes)
         self.scheduler = build_scheduler(self.optimizer.optimizer, optimization, self.total)
         self.best: float | None = None
 
@@ -138,7 +131,7 @@ class Trainer:
             results["before_training"] = self.evaluate(0)
         start, spent_evaluating = time.perf_counter(), 0.0
         main = self.accelerator.is_main_process
-        batches = endless(self.loader)
+        batches = iter(self.loader)
         log = (self.output / LOG).open("a") if main else None
         bar = tqdm(range(1, self.total + 1), desc="train", disable=not self.accelerator.is_local_main_process)
         self.set_training()
@@ -204,7 +197,7 @@ class Trainer:
         return dict(zip(sums, values, strict=True)), images, float(norm)
 
     def evaluate(self, step: int) -> dict:
-        """Scores of the model as it is; overlays go to the output folder."""
+        """Scores of the model as it is, a line of `evaluations.jsonl`; overlays go to the output folder."""
         scores = evaluate_model(
             self.model,
             self.processor,
@@ -213,9 +206,16 @@ class Trainer:
             self.output / "pictures" if step and self.accelerator.is_main_process else None,
             self.run.num_pictures,
         )
+        if self.run.diagnostics:
+            found = diagnose_model(self.model, self.processor, self.eval_loader, self.accelerator)
+            scores |= {"mask_consistency": found.mask_consistency, "query_utilisation": found.query_utilisation}
+        results = {"step": step, **scores}
+        if self.accelerator.is_main_process:
+            with (self.output / EVALUATIONS).open("a") as file:
+                file.write(json.dumps(results) + "\n")
         shown = (f"{name} {scores[name]:.4f}" for name in ("pq", "mean_iou") if name in scores)
         self.accelerator.print(f"step {step}: {', '.join(shown)}")
-        return {"step": step, **scores}
+        return results
 
     def save(self, folder: Path) -> None:
         """The weights as they are, with the processor."""

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from mpformer_hf import MPFormerImageProcessor, draw_segmentation
 from mpformer_hf.diagnostics import LayerDiagnostics, diagnose
 
-from .data import VOID_CLASS, EvaluationBatches, SegmentationDataset, Segments
+from .batches import EvaluationBatches
+from .data import VOID_CLASS, SegmentationDataset, Segments
 
 METRICS = Path(__file__).parent / "metrics"
 TASK_METRICS = {  # single numbers, the main one first

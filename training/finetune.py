@@ -7,7 +7,8 @@ accelerate launch training/finetune.py --model_name_or_path facebook/mask2former
     --dataset_name you/your-dataset --task panoptic --output_dir outputs/yours
 
 The output folder gets model.safetensors, config.json and preprocessor_config.json (best weights), last/ (last weights),
-log.jsonl (every step), all_results.json, pictures/ (ground truth and prediction) and README.md (the model card).
+log.jsonl (every step), evaluations.jsonl, all_results.json, pictures/ (ground truth and prediction) and README.md (the
+model card).
 """
 
 import logging
@@ -23,9 +24,10 @@ from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader
 
 from training.arguments import RECIPE_CLASSES, parse
+from training.batches import SeededOrder, TrainingBatches
 from training.building import build_model, build_processor
 from training.card import write_card
-from training.data import TrainingBatches, open_dataset
+from training.data import open_dataset
 from training.engine import Trainer, prepare_output, write_json
 from training.evaluation import evaluation_loader
 
@@ -61,11 +63,9 @@ def main(argv: list[str] | None = None) -> dict:
     loader = DataLoader(
         batches,
         optimization_args.per_device_train_batch_size,
-        shuffle=True,
-        drop_last=True,
+        sampler=SeededOrder(len(train_split), run_args.seed),
         collate_fn=batches.collate,
         num_workers=data_args.dataloader_num_workers,
-        persistent_workers=data_args.dataloader_num_workers > 0,
     )
     eval_loader = evaluation_loader(eval_split, processor, accelerator, run_args.per_device_eval_batch_size)
     trainer = Trainer(model, processor, optimization_args, run_args, accelerator, loader, eval_loader, output)

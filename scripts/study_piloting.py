@@ -1,0 +1,149 @@
+"""Does piloting help? Training runs that differ in the pilot alone, over several seeds, and their comparison.
+
+python scripts/study_piloting.py run --config training/recipes/study/shapes.yaml --dataset_name data/shapes \
+    --output_dir outputs/study/shapes --results training/results/study_shapes.jsonl --seeds 0 1 2 --jobs 2
+python scripts/study_piloting.py report training/results/study_shapes.jsonl
+
+Runs of one seed begin with the same weights and see the same images, augmented alike, in the same order; schedule and
+everything else come from the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is
+a line of the results file, and is not repeated; a run that was cut short starts again. `report` writes a figure and a
+table beside the results. Scores are those of the last step, on the recipe's evaluation split; nothing is selected by
+them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find the package `training`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from transformers import set_seed
+
+from training.arguments import RECIPE_CLASSES, parse
+from training.building import build_model, build_processor
+from training.data import open_dataset
+from training.engine import EVALUATIONS, LOG, save_model
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS = {
+    "off": {"mask_piloting": "false"},
+    "recipe": {},
+    "point_noise": {"pilot_noise_scale": "0.2"},
+    "first_four": {"pilot_layers": "4"},
+    "three_groups": {"pilot_groups": "3"},
+}
+KEPT = ("step", "pq", "pq_things", "pq_stuff", "mean_iou", "mask_consistency", "query_utilisation")
+
+
+def save_initial(folder: Path, flags: list[str], seed: int) -> None:
+    """The model that all arms of a seed start from, in `folder`, if it is not there yet."""
+    if folder.exists():
+        return
+    model_args, pilot, data, transforms, *_ = parse(RECIPE_CLASSES, flags)
+    labels = open_dataset(data, data.train_split).labels
+    set_seed(seed)
+    model = build_model(model_args, pilot, labels)
+    aside = folder.with_name(f".{folder.name}")
+    save_model(model, build_processor(data, transforms, labels), aside)
+    aside.rename(folder)
+
+
+def describe_machine() -> dict:
+    """Commit, versions and hardware of this process."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "commit": commit.stdout.strip() or None,
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
+        "hardware": f"{device}, {os.cpu_count()} CPU cores",
+    }
+
+
+def train_arm(arm: str, seed: int, flags: list[str], output: Path, threads: int) -> dict:
+    """Train one arm in a process of its own; returns its line of the results.
+
+    Raises:
+        RuntimeError: the run failed; the message has the end of what it said.
+    """
+    folder = output / f"{arm}-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    own = {**ARMS[arm], "model_name_or_path": output / f"initial-{seed}", "model_fields": "{}", "seed": seed}
+    command = [sys.executable, str(ROOT / "training" / "finetune.py"), *flags, "--output_dir", str(folder)]
+    command += [str(part) for name, value in own.items() for part in (f"--{name}", value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{arm}, seed {seed}: {done.stderr.strip().splitlines()[-1:]}")
+    log, evaluations = (
+        [json.loads(line) for line in (folder / name).read_text().splitlines()] for name in (LOG, EVALUATIONS)
+    )
+    return {
+        "arm": arm,
+        "seed": seed,
+        "flags": flags,
+        "evaluations": [{key: round_all(row[key]) for key in KEPT if key in row} for row in evaluations],
+        "median_step_seconds": round(statistics.median(row["seconds"] for row in log), 4),
+        "threads": threads,
+    }
+
+
+def round_all(value):
+    """Numbers to five digits, in lists too."""
+    return [round(x, 5) for x in value] if isinstance(value, list) else round(value, 5)
+
+
+def read_lines(file: Path) -> list[dict]:
+    """The finished runs."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    """All arms and seeds that are not in the results yet, seed by seed."""
+    flags = ["--config", args.config, "--dataset_name", args.dataset_name, *extra]
+    finished = {(line["arm"], line["seed"]) for line in read_lines(args.results)}
+    todo = [(arm, seed) for seed in args.seeds for arm in args.arms if (arm, seed) not in finished]
+    for seed in sorted({seed for _, seed in todo}):
+        save_initial(args.output_dir / f"initial-{seed}", flags, seed)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    machine = describe_machine()
+
+    def one(job: tuple[str, int]) -> None:
+        line = train_arm(*job, flags, args.output_dir, threads)
+        with args.results.open("a") as file:
+            file.write(json.dumps({**line, "jobs": args.jobs, **machine}) + "\n")
+        print(*job, line["evaluations"][-1], flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(one, todo))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="train; flags after `--` go to training/finetune.py")
+    running.add_argument("--config", required=True, help="recipe of all arms")
+    running.add_argument("--dataset_name", required=True, help="Hub name or local folder")
+    running.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
+    running.add_argument("--results", type=Path, required=True, help="JSON lines; finished runs are added")
+    running.add_argument("--arms", nargs="+", choices=ARMS, default=["off", "recipe"], help="what to compare")
+    running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of each arm for each")
+    running.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the CPU cores")
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:cut])
+    run(args, argv[cut + 1 :])
+
+
+if __name__ == "__main__":
+    main()
