@@ -5,54 +5,118 @@ by (bilinear weight) x (attention weight). `embedding_bag` does that sum without
 """
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+def gather_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Sums of weighted rows: `out[m] = sum_k weights[m, k] * table[rows[m, k]]`.
+
+    Args:
+        table: `[R, D]` float.
+        rows: `[M, K]`, int32 or int64.
+        weights: `[M, K]`, dtype of `table`.
+
+    Returns:
+        `[M, D]`.
+    """
+    differentiable = torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)
+    if differentiable and table.device.type == "cpu" and not torch.compiler.is_compiling():
+        return GatherRows.apply(table, rows, weights)
+    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+
+class GatherRows(torch.autograd.Function):
+    """`gather_rows` with a faster backward pass for the CPU: both gradients are sparse matrix products as well."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(table, rows, weights)
+        return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        table, rows, weights = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_table = scatter_rows(grad, rows, weights, len(table)) if ctx.needs_input_grad[0] else None
+        grad_weights = dot_rows(grad, table, rows) if ctx.needs_input_grad[2] else None
+        return grad_table, None, grad_weights
+
+
+def scatter_rows(grad: Tensor, rows: Tensor, weights: Tensor, length: int) -> Tensor:
+    """`out[r]`: sum of `weights[m, k] * grad[m]` over all places where `rows[m, k] = r`; `[length, D]`. Sorted by row,
+    the places of each row are a bag."""
+    ordered, places = rows.flatten().sort()
+    starts = torch.searchsorted(ordered, torch.arange(length, dtype=rows.dtype))
+    sources = places // rows.shape[1]
+    return F.embedding_bag(sources, grad, starts, mode="sum", per_sample_weights=weights.flatten()[places])
+
+
+def dot_rows(grad: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """`out[m, k] = grad[m] . table[rows[m, k]]`; `[M, K]`: a matrix product at chosen places only."""
+    bags, size = rows.shape
+    ends = torch.arange(0, bags * size + 1, size, dtype=rows.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        places = torch.sparse_csr_tensor(
+            ends, rows.flatten(), grad.new_zeros(bags * size), (bags, len(table)), check_invariants=False
+        )
+    return torch.sparse.sampled_addmm(places, grad, table.T, beta=0.0).values().view(bags, size)
+
+
+def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], positions: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples (Deformable DETR, equation 3), zero outside the maps.
 
-    Shape letters: B batch, S positions of all levels, N heads, D channels per head, Q queries, L levels, P points.
+    Each map gets a border of zeros, and positions are moved onto it from outside, so that no corner needs a test.
+
+    Shape letters: B batch, S cells of all levels, N heads, D channels per head, Q queries, L levels, P points,
+    R cells of all levels with their borders.
 
     Args:
         value: `[B, S, N, D]` float, the levels one after the other, each row-major.
         shapes: `(height, width)` of each level; their areas sum to S.
-        locations: `[B, Q, N, L, P, 2]` float, (x, y) in units of a level's width and height: 0 is its left or upper
-            edge, 1 the right or lower one; pixel centres lie at (i + 0.5) / side.
+        positions: `[B, Q, N, L, P, 2]` float, (x, y) in cells of the level: 0 is its left or upper edge; cell centres
+            lie at i + 0.5.
         weights: `[B, Q, N, L, P]` float.
 
     Returns:
         `[B, Q, N * D]`, dtype of `value`.
     """
-    B, S, N, D = value.shape
-    Q = locations.shape[1]
-    sides = locations.new_tensor([(width, height) for height, width in shapes])  # [L, 2]
-    width, height = sides.long().unbind(-1)
-    starts = torch.tensor([0, *(h * w for h, w in shapes[:-1])], device=value.device).cumsum(0)
-    batch = torch.arange(B, device=value.device).view(B, 1, 1, 1, 1) * (S * N)
-    head = torch.arange(N, device=value.device).view(N, 1, 1)
-    offset = batch + head + (starts * N).view(-1, 1)  # row of cell (0, 0) in the [B * S * N, D] table
+    B, _, N, D = value.shape
+    Q, L, P = positions.shape[1], *positions.shape[3:5]
+    maps = value.flatten(2).split([height * width for height, width in shapes], dim=1)
+    bordered = [
+        F.pad(map_.unflatten(1, shape), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
+        for map_, shape in zip(maps, shapes, strict=True)
+    ]
+    table = torch.cat(bordered, dim=1)  # [B, R, N * D]
+    starts = [sum(map_.shape[1] for map_ in bordered[:level]) for level in range(L)]
 
-    position = locations * sides[:, None] - 0.5
-    corner = position.floor()
-    (fx, fy), (x, y) = (position - corner).unbind(-1), corner.long().unbind(-1)
-    rows, row_weights = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            column, line = x + dx, y + dy
-            inside = (column >= 0) & (column < width[:, None]) & (line >= 0) & (line < height[:, None])
-            cell = line * width[:, None] + column
-            rows.append((offset + cell * N).where(inside, 0))
-            row_weights.append(((fx if dx else 1 - fx) * (fy if dy else 1 - fy) * weights).where(inside, 0))
+    def per_point(numbers: list[int]) -> Tensor:  # [L * P]; made by filling, so that exported sizes stay symbols
+        return torch.cat([positions.new_full((P,), number) for number in numbers])
+
+    pitch = per_point([width + 2 for _, width in shapes])
+    last = torch.stack((pitch - 2, per_point([height for height, _ in shapes])), -1).flatten()  # [L * P * 2]
+    position = (positions.flatten(3) + 0.5).clamp(torch.zeros_like(last), last + 1)  # in cells of the bordered map
+    corner = torch.minimum(position.detach().floor(), last)  # the upper left one
+    fx, fy = (position - corner).unflatten(-1, (L * P, 2)).unbind(-1)
+    x, y = corner.unflatten(-1, (L * P, 2)).unbind(-1)
+    cell = (y * pitch + x + per_point(starts)).to(torch.int32).clamp(min=0)  # exact below 2**24; some cell for NaN
+    head = torch.arange(N, device=value.device, dtype=torch.int32)[:, None]
+    image = torch.arange(B, device=value.device, dtype=torch.int32).view(B, 1, 1, 1) * (table.shape[1] * N)
+    upper, down = cell * N + (image + head), (pitch * N).to(torch.int32)  # rows of the [B * R * N, D] table
+    rows = torch.cat((upper, upper + N, upper + down, upper + (down + N)), -1)
+
+    weights = weights.flatten(3)
+    lower_weight = fy * weights
+    upper_weight = weights - lower_weight
+    upper_right, lower_right = upper_weight * fx, lower_weight * fx
+    corner_weights = (upper_weight - upper_right, upper_right, lower_weight - lower_right, lower_right)
     bags = B * Q * N
-    sampled = F.embedding_bag(
-        torch.stack(rows, -1).view(bags, -1),
-        value.reshape(B * S * N, D),
-        mode="sum",
-        per_sample_weights=torch.stack(row_weights, -1).view(bags, -1),
-    )
+    sampled = gather_rows(table.view(-1, D), rows.view(bags, -1), torch.cat(corner_weights, -1).view(bags, -1))
     return sampled.view(B, Q, N * D)
 
 
@@ -95,12 +159,16 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         B, Q, dim = query.shape
         N, L, P = self.num_heads, self.num_levels, self.num_points
-        offsets = self.sampling_offsets(query).view(B, Q, N, L, P, 2)
+        offsets = self.sampling_offsets(query).view(B, Q, N, L * P * 2)
         weights = self.attention_weights(query).view(B, Q, N, L * P).softmax(-1).view(B, Q, N, L, P)
-        sides = reference.new_tensor([(width, height) for height, width in shapes])
         table = self.value_proj(value).view(B, -1, N, dim // N)
         with torch.autocast(query.device.type, enabled=False):  # sampling places need more than 8 bits of mantissa
             wide = torch.promote_types(table.dtype, torch.float32)
-            locations = reference[:, None, None, None] + offsets.to(wide) / sides[:, None]
-            sampled = deformable_sampling(table.to(wide), shapes, locations, weights.to(wide))
+            sides = [
+                torch.stack([reference.new_full((), side) for side in (width, height)]) for height, width in shapes
+            ]
+            centres = (reference[:, None] * torch.stack(sides))[:, :, None].repeat(1, 1, P, 1)  # [Q, L, P, 2], in cells
+            positions = centres.flatten(1)[:, None] + offsets.to(wide)
+            positions = positions.unflatten(-1, (L, P, 2))
+            sampled = deformable_sampling(table.to(wide), shapes, positions, weights.to(wide))
         return self.output_proj(sampled.to(query.dtype))

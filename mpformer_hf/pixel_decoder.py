@@ -6,7 +6,6 @@ Deformable DETR (encoder) and Mask2Former (section 3.2.1, "MSDeformAttn pixel de
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mpformer import MPFormerConfig
@@ -23,7 +22,6 @@ class MPFormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
         self.dropout = config.dropout
         self.self_attn = MultiScaleDeformableAttention(dim, config.num_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(dim)
-        self.activation = ACT2FN["relu"]
         self.fc1 = nn.Linear(dim, config.encoder_feedforward_dim)
         self.fc2 = nn.Linear(config.encoder_feedforward_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
@@ -35,7 +33,7 @@ class MPFormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
         """`[B, S, dim]` -> `[B, S, dim]`; `position` broadcasts to it, `reference` is `[S, 2]`."""
         attended = self.self_attn(hidden + position, hidden, reference, shapes)
         hidden = self.self_attn_layer_norm(hidden + self.drop(attended))
-        expanded = self.drop(self.activation(self.fc1(hidden)))
+        expanded = self.drop(F.relu_(self.fc1(hidden)))  # in place: it is the largest tensor of the encoder
         return self.final_layer_norm(hidden + self.drop(self.fc2(expanded)))
 
 
@@ -80,7 +78,7 @@ class MPFormerPixelDecoder(nn.Module):
         self.encoder = MPFormerPixelDecoderEncoder(config)
         self.adapter_1 = nn.Sequential(nn.Conv2d(finest, dim, kernel_size=1, bias=False), nn.GroupNorm(32, dim))
         self.layer_1 = nn.Sequential(
-            nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), nn.GroupNorm(32, dim), nn.ReLU()
+            nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), nn.GroupNorm(32, dim), nn.ReLU(inplace=True)
         )
         self.mask_projection = nn.Conv2d(dim, config.mask_feature_size, kernel_size=1)
 
@@ -108,6 +106,7 @@ class MPFormerPixelDecoder(nn.Module):
 
         parts = hidden.split([height * width for height, width in shapes], dim=1)
         maps = [x.transpose(1, 2).unflatten(2, shape) for x, shape in zip(parts, shapes, strict=True)]
-        fine = self.adapter_1(finest)
-        coarse = F.interpolate(maps[-1], size=fine.shape[-2:], mode="bilinear", align_corners=False)
-        return self.mask_projection(self.layer_1(fine + coarse)), maps
+        fine = self.adapter_1(finest.contiguous(memory_format=torch.channels_last))
+        coarse = maps[-1].clone(memory_format=torch.channels_last)  # a part of the sequence; resizing needs a map
+        coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        return self.mask_projection(self.layer_1(fine.add_(coarse))), maps

@@ -270,7 +270,7 @@ class MPFormerTransformerModule(nn.Module):
             level_features.append(resized.flatten(2))
 
         queries = torch.arange(self.queries_features.num_embeddings, device=mask_features.device)
-        hidden = self.queries_features(queries).expand(len(mask_features), -1, -1)
+        hidden = self.queries_features(queries).expand(mask_features.shape[0], -1, -1)
         position = self.queries_embedder(queries) if hasattr(self, "queries_embedder") else None
         if pilot is not None:
             shown = self.pilot_class_embedder(pilot.shown_labels) * pilot.valid[..., None]

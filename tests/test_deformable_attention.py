@@ -3,9 +3,18 @@
 import torch
 from torch.nn import functional as F
 
-from mpformer_hf.deformable_attention import MultiScaleDeformableAttention, deformable_sampling
+from mpformer_hf.deformable_attention import MultiScaleDeformableAttention, deformable_sampling, gather_rows
 
 SHAPES = [(3, 4), (6, 8), (5, 7)]
+
+
+def in_cells(locations):
+    """Positions in units of a level's sides to positions in its cells."""
+    return locations * torch.tensor([(width, height) for height, width in SHAPES], dtype=locations.dtype)[:, None]
+
+
+def sample(value, locations, weights):
+    return deformable_sampling(value, SHAPES, in_cells(locations), weights)
 
 
 def case(dtype=torch.float32, batch=2, heads=2, dim=4, queries=9, points=3):
@@ -30,7 +39,7 @@ def reference(value, locations, weights):
 
 def test_equals_grid_sampling_in_value_and_gradient():
     inputs = [x.requires_grad_() for x in case(torch.float64)]
-    ours, theirs = deformable_sampling(inputs[0], SHAPES, *inputs[1:]), reference(*inputs)
+    ours, theirs = sample(*inputs), reference(*inputs)
     torch.testing.assert_close(ours, theirs)
     upstream = torch.randn_like(ours)
     for a, b in zip(
@@ -41,12 +50,34 @@ def test_equals_grid_sampling_in_value_and_gradient():
 
 def test_gradcheck():
     inputs = [x.requires_grad_() for x in case(torch.float64, batch=1, queries=3, dim=2)]
-    assert torch.autograd.gradcheck(lambda v, p, w: deformable_sampling(v, SHAPES, p, w), inputs)
+    assert torch.autograd.gradcheck(sample, inputs)
 
 
 def test_outside_is_zero():
     value, locations, weights = case()
-    assert (deformable_sampling(value, SHAPES, locations + 5, weights) == 0).all()
+    for shift in (5, -5, 1e9, float("inf")):
+        assert (sample(value, locations + shift, weights) == 0).all()
+
+
+def test_positions_that_are_no_number_give_none_and_read_nothing_else():
+    value, locations, weights = case()
+    locations[1, 2, 0, 0, 0] = float("nan")
+    sampled = sample(value, locations, weights)
+    assert sampled[1, 2, :4].isnan().all() and sampled.isnan().sum() == 4
+
+
+def test_both_ways_to_differentiate_agree():
+    table = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    rows = torch.randint(20, (7, 5), dtype=torch.int32)
+    rows[0] = 3  # one row several times in one bag
+    plain = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+    upstream = torch.randn_like(plain)
+    ours, theirs = (
+        torch.autograd.grad(out, (table, weights), upstream) for out in (gather_rows(table, rows, weights), plain)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_initial_offsets_point_in_all_directions():
