@@ -10,7 +10,6 @@ from transformers import (
     AutoModelForImageSegmentation,
     AutoModelForUniversalSegmentation,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_mpformer import MPFormerConfig
@@ -43,8 +42,6 @@ def _register():
     AutoModel.register(MPFormerConfig, MPFormerModel, exist_ok=True)
     for auto in (AutoModelForUniversalSegmentation, AutoModelForImageSegmentation):
         auto.register(MPFormerConfig, MPFormerForUniversalSegmentation, exist_ok=True)
-    # The pipeline checks class names against this table and logs an error for a model that is not in it.
-    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["mpformer"] = "MPFormerForUniversalSegmentation"
     # Same pipeline for every other model; for ours it asks the processor for task and thresholds.
     PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = MPFormerImageSegmentationPipeline
 

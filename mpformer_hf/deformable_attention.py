@@ -26,6 +26,7 @@ def gather_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     differentiable = torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)
     if differentiable and table.device.type == "cpu" and not torch.compiler.is_compiling():
         return GatherRows.apply(table, rows, weights)
+    rows = rows.long() if torch.compiler.is_exporting() else rows  # what ONNX knows
     return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
 

@@ -15,10 +15,9 @@ from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from . import postprocessing
 from .boxes import mask_boxes
 from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
-from .postprocessing import Frame
+from .postprocessing import Frame, find_instances, find_panoptic_segments, paint_instances, semantic_scores
 
 TASKS = ("semantic", "instance", "panoptic")
 
@@ -200,7 +199,7 @@ class MPFormerProcessing:
         """
         results = []
         for classes, masks, frame in self._each(outputs, target_sizes):
-            scores = postprocessing.semantic_scores(classes, masks, frame)
+            scores = semantic_scores(classes, masks, frame)
             segmentation = scores.argmax(0)
             both = {"segmentation": segmentation, "scores": scores}
             results.append(both if return_segmentation_scores else segmentation)
@@ -241,7 +240,7 @@ class MPFormerProcessing:
             raise ValueError("return_coco_annotation and return_binary_maps exclude each other.")
         results = []
         for classes, masks, frame in self._each(outputs, target_sizes):
-            found = postprocessing.find_instances(
+            found = find_instances(
                 classes,
                 masks,
                 frame,
@@ -257,7 +256,7 @@ class MPFormerProcessing:
                 segmentation = [encode_rle(mask) for mask in found.masks.cpu().numpy()]
             else:
                 overlap = self._default(overlap_mask_area_threshold, "overlap_mask_area_threshold")
-                segmentation, kept = postprocessing.paint_instances(found, overlap)
+                segmentation, kept = paint_instances(found, overlap)
             boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in mask_boxes(found.masks).tolist()]
             scores, labels = found.scores.tolist(), found.labels.tolist()
             segments = [
@@ -297,7 +296,7 @@ class MPFormerProcessing:
         """
         results = []
         for classes, masks, frame in self._each(outputs, target_sizes):
-            segmentation, segments = postprocessing.find_panoptic_segments(
+            segmentation, segments = find_panoptic_segments(
                 classes,
                 masks,
                 frame,

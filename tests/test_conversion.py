@@ -71,6 +71,20 @@ def r50():
     return convert_checkpoint(filled), expected
 
 
+@pytest.mark.parametrize("name", ["r101", "swin_t"])
+def test_other_backbones_run_after_conversion(name):
+    weights, _ = official(name, device="cpu")
+    filled = {key: t.float() if t.is_floating_point() else t for key, t in fill_state_dict(weights, seed=0).items()}
+    model = convert_checkpoint(filled)
+    with torch.no_grad():
+        one = model(normalise(fill_image(64, 96, 0))[None])
+        other = model(normalise(fill_image(64, 96, 1))[None])
+    assert one.class_queries_logits.shape == (1, model.config.num_queries, 81)
+    assert one.masks_queries_logits.shape == (1, model.config.num_queries, 16, 24)
+    assert one.masks_queries_logits.isfinite().all() and one.masks_queries_logits.std() > 0
+    assert not torch.allclose(one.class_queries_logits, other.class_queries_logits, atol=1e-3)
+
+
 def normalise(image):
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
     return (image.float() - mean[:, None, None]) / std[:, None, None]
