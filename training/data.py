@@ -17,6 +17,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor
 
+from mpformer_hf.images import to_rgb
+
 from .arguments import DataArguments
 
 logger = logging.getLogger(__name__)
@@ -100,19 +102,6 @@ class SegmentationDataset:
         return image, segments
 
 
-def to_rgb(image) -> Tensor:
-    """A PIL image of 8 bits per channel to uint8 `[3, H, W]`; grey, palette and alpha become RGB.
-
-    Raises:
-        ValueError: no image, or more than 8 bits per channel.
-    """
-    if not hasattr(image, "convert"):
-        raise ValueError(f"the image column holds {type(image).__name__}, not an image")
-    if image.mode not in ("RGB", "L", "P", "RGBA", "LA", "CMYK", "1"):
-        raise ValueError(f"the image has mode {image.mode}, expected 8 bits per channel and three channels")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
 # --- Adapters ---
 
 
@@ -182,15 +171,7 @@ def open_dataset(args: DataArguments, split: str, max_samples: int | None = None
     """
     if args.task not in ("semantic", "panoptic"):
         raise ValueError(f"task must be semantic or panoptic, got {args.task!r}.")
-    if not args.dataset_name:
-        raise ValueError("--dataset_name is missing: a Hub name or a local folder.")
-    check_folder(args.dataset_name)
-    try:
-        rows = load_dataset(args.dataset_name, args.dataset_config_name, split=split)
-    except (ValueError, FileNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
-    image_column = args.image_column or first_of(IMAGE_COLUMNS, rows, args.dataset_name)
+    rows, image_column = load_split(args, split)
     label_column = args.label_column or first_of(LABEL_COLUMNS, rows, args.dataset_name)
     for column in (image_column, label_column):
         if column not in rows.column_names:
@@ -213,6 +194,23 @@ def open_dataset(args: DataArguments, split: str, max_samples: int | None = None
         layout, read = "semantic map", semantic_adapter(label_column, labels, args.do_reduce_labels)
     logger.info("%s[%s]: %d images, %s, %d classes", args.dataset_name, split, len(rows), layout, len(labels.names))
     return SegmentationDataset(rows, image_column, read, labels)
+
+
+def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
+    """A split as it is, and the name of its image column.
+
+    Raises:
+        ValueError: no dataset, no such split, or no column of images.
+    """
+    if not args.dataset_name:
+        raise ValueError("--dataset_name is missing: a Hub name or a local folder.")
+    check_folder(args.dataset_name)
+    try:
+        rows = load_dataset(args.dataset_name, args.dataset_config_name, split=split)
+    except (ValueError, FileNotFoundError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
+    return rows, args.image_column or first_of(IMAGE_COLUMNS, rows, args.dataset_name)
 
 
 def check_folder(name: str) -> None:

@@ -36,8 +36,8 @@ class MeanIoU(evaluate.Metric):
     def reset(self) -> None:
         self.confusion = np.zeros((self.num_labels, self.num_labels), dtype=np.int64)  # [reference, prediction]
 
-    def add(self, *, prediction, reference) -> None:
-        """One image: two integer maps `[H, W]`.
+    def add(self, *, prediction, reference) -> float:
+        """One image: two integer maps `[H, W]`; returns its own mean IoU.
 
         Raises:
             ValueError: sizes differ or ids are out of range.
@@ -50,7 +50,9 @@ class MeanIoU(evaluate.Metric):
         if pairs.size and not 0 <= pairs.min() <= pairs.max() < self.num_labels:
             raise ValueError(f"Class ids reach from {pairs.min()} to {pairs.max()}, expected 0..{self.num_labels - 1}.")
         flat = np.bincount(pairs[0] * self.num_labels + pairs[1], minlength=self.num_labels**2)
-        self.confusion += flat.reshape(self.num_labels, self.num_labels)
+        own = flat.reshape(self.num_labels, self.num_labels)
+        self.confusion += own
+        return summarise(own)["mean_iou"]
 
     def add_batch(self, *, predictions, references) -> None:
         """Several images, see `add`."""
@@ -58,14 +60,20 @@ class MeanIoU(evaluate.Metric):
             self.add(prediction=prediction, reference=reference)
 
     def compute(self) -> dict:
-        """`mean_iou`, `pixel_accuracy` in [0, 1] and `per_class_iou` (None where a class never occurs); resets."""
-        confusion = np.sum(gather_object([self.confusion]), axis=0)
+        """`mean_iou`, `pixel_accuracy` in [0, 1] and `per_class_iou` (None where a class never occurs); resets. The
+        confusion matrix of all processes stays in `total`."""
+        self.total = np.sum(gather_object([self.confusion]), axis=0)
         self.reset()
-        hit, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-        occurs = union > 0
-        iou = hit / np.maximum(union, 1)
-        return {
-            "mean_iou": float(iou[occurs].mean()) if occurs.any() else 0.0,
-            "pixel_accuracy": float(hit.sum() / max(confusion.sum(), 1)),
-            "per_class_iou": [float(value) if there else None for value, there in zip(iou, occurs, strict=True)],
-        }
+        return summarise(self.total)
+
+
+def summarise(confusion: np.ndarray) -> dict:
+    """Scores of a confusion matrix `[K, K]` of pixels, [reference, prediction]."""
+    hit, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    occurs = union > 0
+    iou = hit / np.maximum(union, 1)
+    return {
+        "mean_iou": float(iou[occurs].mean()) if occurs.any() else 0.0,
+        "pixel_accuracy": float(hit.sum() / max(confusion.sum(), 1)),
+        "per_class_iou": [float(value) if there else None for value, there in zip(iou, occurs, strict=True)],
+    }

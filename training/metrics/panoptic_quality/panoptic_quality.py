@@ -44,8 +44,8 @@ class PanopticQuality(evaluate.Metric):
     def reset(self) -> None:
         self.statistics = np.zeros((self.num_labels, 4))  # sum of IoU, matched, false positives, false negatives
 
-    def add(self, *, prediction, reference) -> None:
-        """One image.
+    def add(self, *, prediction, reference) -> float:
+        """One image; returns its own PQ.
 
         Raises:
             ValueError: sizes differ, or a pixel has an id without a row in `segments_info`.
@@ -69,22 +69,25 @@ class PanopticQuality(evaluate.Metric):
             if nameless:
                 raise ValueError(f"The {name} has pixels of segments without a row: {sorted(nameless)[:5]}.")
 
+        own = np.zeros_like(self.statistics)
         matched_truth, matched_found = set(), set()
         for (t, f), n in overlap.items():
             if not t or not f or t in crowd or truth_label[t] != found_label[f]:
                 continue
             iou = n / (truth_area[t] + found_area[f] - n - overlap.get((0, f), 0))
             if iou > 0.5:
-                self.statistics[truth_label[t], :2] += iou, 1
+                own[truth_label[t], :2] += iou, 1
                 matched_truth.add(t)
                 matched_found.add(f)
         for t in set(truth_area) - matched_truth - crowd - {0}:
-            self.statistics[truth_label[t], 3] += 1
+            own[truth_label[t], 3] += 1
         for f in set(found_area) - matched_found - {0}:
             excused = overlap.get((0, f), 0)
             excused += sum(overlap.get((t, f), 0) for t in crowd if truth_label[t] == found_label[f])
             if excused / found_area[f] <= 0.5:
-                self.statistics[found_label[f], 2] += 1
+                own[found_label[f], 2] += 1
+        self.statistics += own
+        return self.summarise(own)["pq"]
 
     def add_batch(self, *, predictions, references) -> None:
         """Several images, see `add`."""
@@ -96,6 +99,10 @@ class PanopticQuality(evaluate.Metric):
         `per_class_pq` (None where a class never occurs); resets."""
         statistics = np.sum(gather_object([self.statistics]), axis=0)
         self.reset()
+        return self.summarise(statistics)
+
+    def summarise(self, statistics: np.ndarray) -> dict:
+        """Scores of the four numbers per class, `[K, 4]`."""
         iou, matched, wrong, missed = statistics.T
         weight = matched + wrong / 2 + missed / 2
         occurs = weight > 0

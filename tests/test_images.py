@@ -1,0 +1,63 @@
+"""Image files of every kind: handled, or refused in one sentence."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mpformer_hf.images import read_image, to_rgb
+
+
+def gradient(height=6, width=8):
+    return np.linspace(0, 255, height * width * 3).reshape(height, width, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr"])
+def test_modes_become_rgb(mode):
+    image = Image.fromarray(gradient()).convert(mode)
+    expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(to_rgb(image), expected)
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    values = np.array([[0, 255, 256, 65535, 40000]], dtype=np.uint16)
+    assert to_rgb(Image.fromarray(values))[0].tolist() == [[0, 0, 1, 255, 156]]
+
+
+def test_exif_turns_the_image(tmp_path):
+    image, exif = Image.fromarray(gradient()), Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(tmp_path / "turned.png")
+    assert torch.equal(turned, to_rgb(image).rot90(-1, (1, 2)))
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "two.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_unknown_ranges_are_refused(mode):
+    with pytest.raises(ValueError, match=f"has mode {mode}, expected 8 or 16 bits"):
+        to_rgb(Image.new(mode, (4, 4)))
+    with pytest.raises(ValueError, match="expected an image, got str"):
+        to_rgb("photo.jpg")
+
+
+def test_broken_files_are_refused(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    (tmp_path / "truncated.jpg").write_bytes(buffer.getvalue()[:400])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
+    for name, message in (("truncated", "cannot be decoded"), ("text", "no image file"), ("empty", "no image file")):
+        with pytest.raises(ValueError, match=message):
+            read_image(next(tmp_path.glob(f"{name}.*")))
+    Image.new("1", (400, 300)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="more than 2,000 pixels"):
+        read_image(tmp_path / "huge.png")

@@ -1,0 +1,215 @@
+"""`scripts/predict.py` on real files: every kind of source and output, bad images, going on, several processes."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mpformer_hf import MPFormerImageProcessor
+from scripts import predict as script
+from tests import datasets_on_disk as make
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = {0: "sky", 1: "road", 2: "car", 3: "dog"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    torch.manual_seed(0)
+    tiny_model(id2label=NAMES).save_pretrained(folder)
+    processor = MPFormerImageProcessor(
+        task="panoptic", size={"shortest_edge": 64, "longest_edge": 96}, threshold=0.0, label_ids_to_fuse=[0, 1]
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, size in (("a.png", (40, 60)), ("b.jpg", (64, 48)), ("more/a.png", (40, 60)), ("a.bmp", (40, 60))):
+        make.photo(*size).save(folder / name)
+    return folder
+
+
+def run(saved, source, output, *flags):
+    script.main([str(saved), str(source), str(output), *flags])
+
+
+def read(file):
+    return json.loads(file.read_text())
+
+
+def test_panoptic_results_are_coco_files(saved, photos, tmp_path, capsys):
+    run(saved, photos, tmp_path / "out")
+    assert "4 of 4 images" in capsys.readouterr().out
+    out = read(tmp_path / "out" / "predictions.json")
+    assert [image["file_name"] for image in out["images"]] == ["a.bmp.png", "a.png.png", "b.png", "more_a.png"]
+    assert {c["name"]: c["isthing"] for c in out["categories"]} == {"sky": 0, "road": 0, "car": 1, "dog": 1}
+    for image, annotation in zip(out["images"], out["annotations"], strict=True):
+        rgb = np.array(Image.open(tmp_path / "out" / "maps" / annotation["file_name"])).astype(int)
+        ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+        assert ids.shape == (image["height"], image["width"]) and annotation["segments_info"]
+        for segment in annotation["segments_info"]:
+            y, x = np.nonzero(ids == segment["id"])
+            assert segment["area"] == len(y)
+            assert segment["bbox"] == [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
+        overlay = Image.open(tmp_path / "out" / "overlays" / annotation["file_name"])
+        assert overlay.height >= image["height"] and overlay.width > image["width"]
+
+
+def test_instance_results_are_cocos_list(saved, photos, tmp_path):
+    run(saved, f"{photos}/*.jpg", tmp_path / "out", "--task", "instance", "--write", "overlays", "--threshold", "0.05")
+    found = read(tmp_path / "out" / "predictions.json")
+    assert found and not (tmp_path / "out" / "maps").exists()
+    for row in found:
+        rle = coco_mask.frPyObjects(row["segmentation"], *row["segmentation"]["size"])
+        assert coco_mask.toBbox(rle).tolist() == row["bbox"] and 0.05 <= row["score"] <= 1 and row["image_id"] == 0
+
+
+def test_semantic_maps_of_a_dataset(saved, tmp_path):
+    data = make.semantic(tmp_path / "data", [np.zeros((40, 60), np.uint8)] * 3)
+    run(saved, data, tmp_path / "out", "--task", "semantic", "--split", "train", "--every", "2", "--flip")
+    names = [file.name for file in sorted((tmp_path / "out" / "maps").iterdir())]
+    assert names == ["train_000000.png", "train_000002.png"]
+    labels = np.array(Image.open(tmp_path / "out" / "maps" / names[0]))
+    segments = read(tmp_path / "out" / "results" / "train_000000.json")["segments"]
+    assert labels.shape == (40, 60) and {s["label_id"]: s["area"] for s in segments} == dict(
+        zip(*(x.tolist() for x in np.unique(labels, return_counts=True)), strict=True)
+    )
+    assert {s["label"] for s in segments} <= set(NAMES.values())
+
+
+def test_frames_of_a_video(saved, tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "drive.mp4"), "w") as video:
+        stream = video.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for shade in range(6):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 * shade, np.uint8), format="rgb24")
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
+    run(saved, tmp_path / "drive.mp4", tmp_path / "out", "--every", "3")
+    assert [image["file_name"] for image in read(tmp_path / "out" / "predictions.json")["images"]] == [
+        "drive_000000.png",
+        "drive_000003.png",
+    ]
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(SystemExit, match="is no video that can be read"):
+        run(saved, tmp_path / "broken.mp4", tmp_path / "out2")
+
+
+def test_it_goes_on_where_it_was_and_a_half_written_result_does_not_count(saved, photos, tmp_path, monkeypatch, capsys):
+    seen = []
+    plain = script.Predictor.__call__
+    monkeypatch.setattr(script.Predictor, "__call__", lambda self, images: seen.extend(images) or plain(self, images))
+    run(saved, photos, tmp_path / "out")
+    whole = read(tmp_path / "out" / "predictions.json")
+    assert len(seen) == 4
+    (tmp_path / "out" / "results" / "b.json").unlink()
+    (tmp_path / "out" / "results" / ".b.json").write_text('{"name": "b", "segm')
+    run(saved, photos, tmp_path / "out")
+    assert len(seen) == 5 and read(tmp_path / "out" / "predictions.json") == whole
+    with pytest.raises(SystemExit, match="was made with another flip"):
+        run(saved, photos, tmp_path / "out", "--flip")
+    with pytest.raises(SystemExit, match="holds no predictions"):
+        run(saved, photos, photos)
+
+
+def bad_files(folder):
+    """Files that are no usual photographs; returns those that can be segmented."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256, (24, 36, 3), dtype=np.uint8)
+    good = {
+        "deep.png": Image.fromarray(rng.integers(0, 65536, (24, 36), dtype=np.uint16)),
+        "print.jpg": Image.fromarray(values).convert("CMYK"),
+        "grey.png": Image.fromarray(values[..., 0]),
+        "palette.png": Image.fromarray(values).convert("P"),
+        "alpha.png": Image.fromarray(values).convert("RGBA"),
+        "both.png": Image.fromarray(values).convert("LA"),
+        "bits.png": Image.fromarray(values).convert("1"),
+        "pixel.png": Image.fromarray(values[:1, :1]),
+        "wide.png": Image.new("RGB", (30000, 500)),
+    }
+    for name, image in good.items():
+        image.save(folder / name)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(values).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(values).save(folder / "moving.gif", save_all=True, append_images=[Image.fromarray(values[::-1])])
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    content = buffer.getvalue()
+    (folder / "text.jpg").write_text("this is no image")
+    (folder / "empty.png").touch()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(folder / "float.tiff")
+    Image.new("RGB", (30000, 1)).save(folder / "line.png")
+    for index in range(12):  # cut or flipped anywhere
+        cut = int(rng.integers(1, len(content)))
+        (folder / f"cut{index}.png").write_bytes(content[:cut])
+        flipped = bytearray(content)
+        flipped[int(rng.integers(0, len(content)))] ^= 255
+        (folder / f"flipped{index}.png").write_bytes(bytes(flipped))
+    return {*(Path(name).stem for name in good), "turned", "moving"}
+
+
+def test_no_file_ends_in_a_traceback(saved, tmp_path, capsys):
+    good = bad_files(tmp_path / "files")
+    run(saved, tmp_path / "files", tmp_path / "out", "--write", "maps")
+    told = capsys.readouterr()
+    done = {file.stem for file in (tmp_path / "out" / "results").iterdir()}
+    assert good <= done
+    left_out = [line for line in told.err.splitlines() if line.startswith("left out ")]
+    files = {file.stem for file in (tmp_path / "files").iterdir()}
+    assert {line.split()[2].rstrip(":") for line in left_out} == files - done
+    assert {"text", "empty", "float", "line"} <= files - done
+    assert "left out line: the image is 30000x1 pixels, too narrow" in told.err
+    assert "left out text: it is no image file that can be read" in told.err
+    assert read(tmp_path / "out" / "results" / "turned.json")["height"] == 36
+
+
+def test_two_processes_share_the_work(saved, photos, tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, ROOT / "scripts/predict.py", saved, photos, tmp_path / "out"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run(saved, photos, tmp_path / "alone")
+    assert read(tmp_path / "out" / "predictions.json") == read(tmp_path / "alone" / "predictions.json")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["photos", "--every", "0"], "--every and --batch_size must be at least 1"),
+        (["photos", "--scales", "0"], "scales must be positive"),
+        (["nothing/*.png"], "No file fits nothing"),
+        (["empty"], "empty holds no image"),
+        (["./nowhere"], "There is no folder ./nowhere"),
+    ],
+)
+def test_bad_arguments(saved, photos, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=message):
+        run(saved, flags[0], "out", *flags[1:])
+    with pytest.raises(SystemExit, match="Cannot load nobody"):
+        run("nobody", "photos", "out")
