@@ -86,7 +86,8 @@ class MPFormerProcessing:
         Args:
             images: one image or a list: PIL of any mode, or numpy or torch with 1, 3 or 4 channels, first or last;
                 converted to RGB.
-            segmentation_maps: per image an integer map of the image's size: class ids, or ids of segments.
+            segmentation_maps: per image an integer map of the image's size: class ids, or ids of segments; in a list
+                also `[L, H, W]`, layers for segments that overlap.
             instance_id_to_semantic_id: if given (one for all images or one each), maps hold segment ids and this
                 gives their classes; ids that are not in it are void. With `do_reduce_labels` the classes too are
                 one less.

@@ -6,10 +6,11 @@ from torch import Tensor
 
 
 def as_maps(maps) -> list[Tensor]:
-    """One map or a list of maps (PIL, numpy, torch) to int32 tensors `[H, W]`, int64 where ids need it.
+    """One map or a list of maps (PIL, numpy, torch) to int32 tensors `[H, W]`, int64 where ids need it. An entry of a
+    list may be `[L, H, W]`: layers of segments that overlap.
 
     Raises:
-        ValueError: not integers, or not two axes.
+        ValueError: not integers, or not two or three axes.
     """
     if not isinstance(maps, (list, tuple)):
         single = torch.is_tensor(maps) or isinstance(maps, np.ndarray)
@@ -17,7 +18,7 @@ def as_maps(maps) -> list[Tensor]:
     tensors = []
     for index, map_ in enumerate(maps):
         map_ = map_ if torch.is_tensor(map_) else torch.from_numpy(np.array(map_))
-        if map_.ndim != 2 or map_.is_floating_point():
+        if map_.ndim not in (2, 3) or map_.is_floating_point():
             raise ValueError(
                 f"Segmentation map {index}: expected integers of shape (height, width), got {map_.dtype} "
                 f"of shape {tuple(map_.shape)}."
@@ -35,9 +36,9 @@ def check_maps(maps: list[Tensor], images: list) -> None:
     if len(maps) != len(images):
         raise ValueError(f"{len(images)} images, but {len(maps)} segmentation maps.")
     for index, (map_, image) in enumerate(zip(maps, images, strict=True)):
-        if tuple(map_.shape) != tuple(image.shape[-2:]):
+        if tuple(map_.shape[-2:]) != tuple(image.shape[-2:]):
             raise ValueError(
-                f"Segmentation map {index} is {map_.shape[0]}x{map_.shape[1]}, its image "
+                f"Segmentation map {index} is {map_.shape[-2]}x{map_.shape[-1]}, its image "
                 f"{image.shape[-2]}x{image.shape[-1]} (height x width)."
             )
 
@@ -46,14 +47,14 @@ def resize_map(map_: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest neighbour, by pixel centres, of any integer dtype: ids pass through no float.
 
     Args:
-        map_: `[H, W]`.
+        map_: `[..., H, W]`.
         size: (height, width) of the result.
     """
     rows, columns = (
         (((torch.arange(new, device=map_.device) + 0.5) * (old / new)).long()).clamp(max=old - 1)
-        for new, old in zip(size, map_.shape, strict=True)
+        for new, old in zip(size, map_.shape[-2:], strict=True)
     )
-    return map_[rows[:, None], columns]
+    return map_[..., rows[:, None], columns]
 
 
 def split_segments(
@@ -62,7 +63,7 @@ def split_segments(
     """A map to one mask per id.
 
     Args:
-        map_: int32 or int64 `[H, W]`.
+        map_: int32 or int64 `[H, W]`, or `[L, H, W]` with each id in one layer.
         id_to_class: classes of the ids; ids that are not in it are void. None: the ids are classes.
         do_reduce_labels: class 0 is void, the others become one less; `ignore_index` stays void.
         ignore_index: the class that is void.
@@ -82,7 +83,8 @@ def split_segments(
         keep &= classes != 0
         classes = classes - 1
     ids, classes = ids[keep], classes[keep]
-    return map_ == ids[:, None, None], classes
+    masks = [layer == ids[:, None, None] for layer in map_.view(-1, *map_.shape[-2:])]
+    return torch.stack(masks).any(0) if len(masks) > 1 else masks[0], classes
 
 
 def encode_rle(mask: np.ndarray) -> dict:

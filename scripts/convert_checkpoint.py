@@ -25,8 +25,8 @@ from transformers import Mask2FormerImageProcessor
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.conversion import convert_checkpoint, read_config
+from training.labels import RELEASES
 
-RELEASES = json.loads((Path(__file__).parent / "release_datasets.json").read_text())
 PLAIN = {"task": "panoptic", "shortest_edge": 800, "longest_edge": 1333, "threshold": 0.5, "names": [], "things": []}
 LICENCE = "The weights of the public MP-Former and Mask2Former releases are licensed CC BY-NC 4.0."
 CARD = """---

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from mpformer_hf.label_maps import encode_rle
 from scripts.make_shapes_dataset import write_dataset
 
 SEGMENT = {name: Value("int64") for name in ("id", "category_id", "isthing", "iscrowd")}
@@ -52,3 +53,78 @@ def panoptic(folder: Path, ids: np.ndarray, segments: list[dict], names=("road",
     if categories:
         side = {"panoptic_categories.json": categories}
     return write(folder, [row], {"image": Image(), "label": Image(), "segments_info": [keys]}, side)
+
+
+def overlapping_objects(folder: Path, column: str = "objects") -> Path:
+    """Two images of instances that overlap: polygons, run lengths, a crowd."""
+    square = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[20:36, 20:50] = True
+    objects = [
+        {"category": 0, "segmentation": square, "iscrowd": 0},
+        {"category": 1, "segmentation": encode_rle(mask), "iscrowd": 0},
+        {"category": 1, "segmentation": [[0.0, 0.0, 8.0, 0.0, 8.0, 8.0]], "iscrowd": 1},
+    ]
+    rows = [{"image": photo(), column: json.dumps(objects)}, {"image": photo(), column: "[]"}]
+    names = {"id2label.json": {"0": "cat", "1": "dog"}}
+    return write(folder, rows, {"image": Image(), column: Value("string")}, names)
+
+
+def polygons(folder: Path) -> Path:
+    """Objects as a column of structures, with the names in the features."""
+    objects = {"category": [1, 0], "segmentation": [[[1.0, 1.0, 20.0, 1.0, 20.0, 20.0, 1.0, 20.0]]] * 2}
+    features = {
+        "image": Image(),
+        "objects": {
+            "category": List(ClassLabel(names=["cat", "dog"])),
+            "segmentation": List(List(List(Value("float")))),
+        },
+    }
+    return write(folder, [{"image": photo(), "objects": objects}], features, {})
+
+
+def instance_maps(folder: Path) -> Path:
+    """Classes in red, instances in green, and `semantic_class_to_id` in each row; class 0 is background."""
+    values = np.zeros((40, 60, 3), dtype=np.uint8)
+    values[:20, :30] = 1, 1, 0
+    values[:20, 30:] = 1, 2, 0
+    values[30:, 10:50] = 2, 3, 0
+    ids = {"background": 0, "cat": 1, "dog": 2}
+    features = {"image": Image(), "annotation": Image(), "semantic_class_to_id": {name: Value("int64") for name in ids}}
+    row = {"image": photo(), "annotation": PILImage.fromarray(values), "semantic_class_to_id": ids}
+    return write(folder, [row], features, {})
+
+
+def coco_instances(folder: Path) -> Path:
+    """A folder as COCO's instances are distributed, two splits."""
+    (folder / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (folder / f"{split}2017").mkdir()
+        photo().save(folder / f"{split}2017" / f"{split}.jpg")
+        content = {
+            "images": [{"id": 7, "file_name": f"{split}.jpg", "height": 40, "width": 60}],
+            "categories": [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}],
+            "annotations": [
+                {"image_id": 7, "category_id": 18, "iscrowd": 0, "segmentation": [[1, 1, 20, 1, 20, 20, 1, 20]]},
+            ],
+        }
+        (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return folder
+
+
+def coco_panoptic(folder: Path) -> Path:
+    """A folder as COCO's panoptic labels are distributed."""
+    (folder / "panoptic").mkdir(parents=True)
+    (folder / "images").mkdir()
+    photo().save(folder / "images" / "one.jpg")
+    values = np.zeros((40, 60, 3), dtype=np.uint8)
+    values[:20, :, 1], values[20:, :, 0] = 1, 5
+    PILImage.fromarray(values).save(folder / "panoptic" / "one.png")
+    segments = [{"id": 256, "category_id": 3, "iscrowd": 0}, {"id": 5, "category_id": 90, "iscrowd": 0}]
+    content = {
+        "images": [{"id": 1, "file_name": "one.jpg"}],
+        "categories": [{"id": 3, "name": "cat", "isthing": 1}, {"id": 90, "name": "sky", "isthing": 0}],
+        "annotations": [{"image_id": 1, "file_name": "one.png", "segments_info": segments}],
+    }
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    return folder

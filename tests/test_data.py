@@ -12,7 +12,8 @@ from mpformer_hf import MPFormerImageProcessor
 from tests import datasets_on_disk as make
 from training.arguments import DataArguments, TransformArguments
 from training.batches import EvaluationBatches, SeededOrder, TrainingBatches
-from training.data import as_rows, open_dataset
+from training.data import open_dataset
+from training.labels import as_rows
 
 
 def opened(folder, task="semantic", split="train", **fields):
@@ -170,7 +171,7 @@ def test_images_become_rgb_or_are_named(tmp_path):
             "panoptic",
             "does not say what is a thing",
         ),
-        (lambda f: make.semantic(f, [map_of(0, 1)]), "depth", "task must be semantic or panoptic, got 'depth'"),
+        (lambda f: make.semantic(f, [map_of(0, 1)]), "depth", "task must be semantic, instance, panoptic, got 'depth'"),
     ],
 )
 def test_bad_datasets_are_one_sentence(tmp_path, build, task, message):
@@ -187,7 +188,7 @@ def test_folders_that_are_no_dataset(tmp_path):
         opened(tmp_path)
     (tmp_path / "panoptic.json").write_text("{}")
     make.photo().save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="looks like a COCO folder"):
+    with pytest.raises(ValueError, match="must have one JSON of semantic annotations for split 'train', found none"):
         opened(tmp_path)
     with pytest.raises(ValueError, match="is a file"):
         opened(tmp_path / "a.png")

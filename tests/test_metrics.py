@@ -3,7 +3,11 @@
 import evaluate
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+from mpformer_hf.label_maps import encode_rle
 from training.evaluation import METRICS
 
 
@@ -143,3 +147,115 @@ def test_panoptic_quality_refuses_nameless_segments():
         panoptic_quality(num_labels=1).add(
             prediction={"segmentation": np.full((2, 2), 7), "segments_info": []}, reference=truth
         )
+
+
+def slow_boundary(labels, label, reach):
+    """Pixels of a class that have something else, or nothing, in the window around them."""
+    padded = np.pad(labels == label, reach)
+    height, width = labels.shape
+    inside = np.ones((height, width), dtype=bool)
+    for dy in range(2 * reach + 1):
+        for dx in range(2 * reach + 1):
+            inside &= padded[dy : dy + height, dx : dx + width]
+    return (labels == label) & ~inside
+
+
+def test_boundary_mean_iou_equals_eroding_each_class():
+    rng = np.random.default_rng(3)
+    predictions, references = (np.kron(rng.integers(0, 3, (2, 4, 6, 9)), np.ones((12, 12), int))).reshape(2, 4, 72, 108)
+    predictions[:, :40] = references[:, :40]
+    references[0, 60:] = 255
+    reach = round(0.02 * np.hypot(72, 108))
+    assert reach > 1
+    metric = mean_iou(num_labels=4)
+    metric.add_batch(predictions=predictions, references=references)
+    found, counts = metric.compute()["boundary_mean_iou"], np.zeros((2, 3))
+    for prediction, reference in zip(predictions, references, strict=True):
+        for label in range(3):
+            p, r = slow_boundary(prediction, label, reach) & (reference != 255), slow_boundary(reference, label, reach)
+            counts[:, label] += (p & r).sum(), (p | r).sum()
+    assert found == pytest.approx((counts[0] / counts[1]).mean()) and 0.1 < found < 0.95
+
+
+def average_precision(**kwargs):
+    return evaluate.load(str(METRICS / "average_precision"), **kwargs)
+
+
+def rectangles(rng, count, size=(160, 200)):
+    masks = np.zeros((count, *size), dtype=bool)
+    for mask in masks:
+        y, x, h, w = rng.integers(0, 100), rng.integers(0, 130), rng.integers(6, 120), rng.integers(6, 120)
+        mask[y : y + h, x : x + w] = True
+    return masks
+
+
+def instances(rng, count=8):
+    truth = {"masks": rectangles(rng, count), "label_ids": rng.integers(0, 3, count).tolist()}
+    truth["iscrowd"] = [0] * (count - 1) + [1]
+    found = {
+        "masks": np.concatenate([np.roll(truth["masks"], rng.integers(0, 8), axis=2), rectangles(rng, 3)]),
+        "label_ids": [*truth["label_ids"], *rng.integers(0, 3, 3).tolist()],
+        "scores": rng.random(count + 3).round(3).tolist(),
+    }
+    return found, truth
+
+
+@pytest.mark.parametrize("most", [100, 4])
+def test_average_precision_equals_pycocotools(most, capsys):
+    rng = np.random.default_rng(4)
+    pairs = [instances(rng) for _ in range(6)]
+    metric = average_precision(num_labels=4, max_detections=most)
+    metric.add_batch(predictions=[p for p, _ in pairs], references=[t for _, t in pairs])
+    result = metric.compute()
+
+    def rows(index, image, scored):
+        columns = (image[key] for key in ("masks", "label_ids", "scores" if scored else "iscrowd"))
+        for mask, label, extra in zip(*columns, strict=True):
+            rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            row = {"image_id": index, "category_id": label, "segmentation": rle}  # with a box, COCO measures the box
+            yield row | ({"score": extra} if scored else {"iscrowd": extra, "area": int(mask.sum())})
+
+    truth = [row for index, (_, image) in enumerate(pairs) for row in rows(index, image, False)]
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i, "height": 160, "width": 200} for i in range(6)],
+        "categories": [{"id": label} for label in range(4)],
+        "annotations": [{**row, "id": i} for i, row in enumerate(truth, start=1)],
+    }
+    coco.createIndex()
+    found = coco.loadRes([row for index, (image, _) in enumerate(pairs) for row in rows(index, image, True)])
+    official = COCOeval(coco, found, "segm")
+    official.params.maxDets = [1, 10, most]
+    official.evaluate()
+    official.accumulate()
+    precision = official.eval["precision"][..., -1]
+    for name, values in {
+        "ap": precision[:, :, :, 0],
+        "ap50": precision[0, :, :, 0],
+        "ap75": precision[5, :, :, 0],
+        "ap_medium": precision[:, :, :, 2],
+        "ap_large": precision[:, :, :, 3],
+        "ar": official.eval["recall"][:, :, 0, -1],
+    }.items():
+        assert result[name] == pytest.approx(values[values > -1].mean()), name
+    if most == 100:
+        official.summarize()
+        assert result["ap"] == pytest.approx(official.stats[0]) and result["ar"] == pytest.approx(official.stats[8])
+    assert 0.05 < result["ap"] < 0.95 and result["per_class_ap"][3] is None
+    assert metric.compute()["ap"] == 0.0, "compute did not reset"
+
+
+def test_average_precision_reads_run_lengths_and_scores_single_images():
+    rng = np.random.default_rng(5)
+    found, truth = instances(rng)
+    metric = average_precision(num_labels=3)
+    single = metric.add(prediction=found, reference=truth)
+    as_rle = {**found, "masks": [encode_rle(mask) for mask in found["masks"]]}
+    assert metric.add(prediction=as_rle, reference=truth) == single and 0.3 < single < 1
+    perfect = {**truth, "scores": [1.0] * 8}
+    assert metric.add(prediction=perfect, reference=truth) == 1.0
+    nothing = {"masks": [], "label_ids": [], "scores": []}
+    assert metric.add(prediction=nothing, reference=nothing) == 1.0
+    assert metric.add(prediction=found, reference=nothing) == 0.0
+    with pytest.raises(ValueError, match="found: 11 masks, 10 labels"):
+        metric.add(prediction={**found, "label_ids": found["label_ids"][:-1]}, reference=truth)

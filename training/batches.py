@@ -8,8 +8,9 @@ from torch.utils.data import Dataset, Sampler
 
 from mpformer_hf import MPFormerImageProcessor
 
+from .adapters import Segments
 from .arguments import TransformArguments
-from .data import SegmentationDataset, Segments
+from .data import SegmentationDataset
 from .transforms import augment, build_transform
 
 

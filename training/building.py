@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 
 from .arguments import DataArguments, ModelArguments, PilotArguments, TransformArguments
-from .data import Labels
+from .labels import Labels
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 

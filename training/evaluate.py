@@ -3,10 +3,12 @@
 python training/evaluate.py --model_name_or_path outputs/shapes --dataset_name data/shapes --eval_split test \
     --task panoptic
 python training/evaluate.py --dataset_name data/camvid --task semantic --eval_split test --most_frequent_class
+python training/evaluate.py --model_name_or_path outputs/shapes --dataset_name data/shapes --report outputs/report.html
 
 Prints the scores as JSON; `--output_file` keeps them.
 """
 
+import io
 import json
 import logging
 import sys
@@ -17,6 +19,7 @@ if __name__ == "__main__":  # as a script: find the package `training`, and the 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from accelerate import Accelerator
+from PIL import Image
 from transformers import AutoImageProcessor
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
@@ -25,6 +28,7 @@ from training.data import open_dataset
 from training.engine import write_json
 from training.evaluation import (
     diagnose_model,
+    draw_rows,
     evaluate_model,
     evaluation_loader,
     most_frequent_class,
@@ -32,6 +36,7 @@ from training.evaluation import (
 )
 from training.finetune import run
 from training.plots import plot_diagnostics
+from training.report import Details, write_report
 
 
 @dataclass
@@ -46,6 +51,8 @@ class EvaluationArguments:
     pictures: str | None = option(None, "New folder for overlays.")
     num_pictures: int = option(8, "Overlays to draw, if there is a folder for them.")
     diagnostics: str | None = option(None, "New picture (png, svg) of mask consistency and query utilisation by layer.")
+    report: str | None = option(None, "New HTML page: scores by class, worst and best images, confusion, layers.")
+    max_detections: int = option(100, "Instances of an image that count for AP.")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -56,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict:
     """
     data_args, args = parse([DataArguments, EvaluationArguments], argv, description=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for path in (args.output_file, args.pictures, args.diagnostics):
+    for path in (args.output_file, args.pictures, args.diagnostics, args.report):
         if path and Path(path).exists():
             raise ValueError(f"{path} exists; name another one.")
     split = open_dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
@@ -103,11 +110,27 @@ def score_model(data_args: DataArguments, args: EvaluationArguments, split) -> d
     check_classes(model.config.id2label, split.labels.id2label)
     loader = evaluation_loader(split, processor, accelerator, args.per_device_eval_batch_size)
     pictures = Path(args.pictures) if args.pictures else None
-    scores = evaluate_model(model, processor, loader, accelerator, pictures, args.num_pictures)
-    if args.diagnostics:
+    details, found = Details(), None
+    scores = evaluate_model(
+        model.eval(), processor, loader, accelerator, pictures, args.num_pictures, args.max_detections, details
+    )
+    if args.diagnostics or args.report:
         found = diagnose_model(model, processor, loader, accelerator)
-        plot_diagnostics({Path(args.model_name_or_path).name: found}, Path(args.diagnostics))
         scores |= {"mask_consistency": found.mask_consistency, "query_utilisation": found.query_utilisation}
+    name = Path(args.model_name_or_path).name
+    if args.diagnostics and accelerator.is_main_process:
+        plot_diagnostics({name: found}, Path(args.diagnostics))
+    if args.report and accelerator.is_main_process:
+        plot = io.BytesIO()
+        plot_diagnostics({name: found}, plot)
+        worst, best = (
+            [(picture, f"image {row}") for picture, row in zip(pictures, rows, strict=True)]
+            for rows in details.extremes(args.num_pictures // 2)
+            for pictures in [draw_rows(model, processor, split, rows, accelerator)]
+        )
+        title = f"{name} on {Path(data_args.dataset_name).name}, {data_args.eval_split}"
+        names = split.labels.names
+        write_report(Path(args.report), title, scores, details, names, worst, best, Image.open(plot))
     return scores
 
 

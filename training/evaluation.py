@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import evaluate
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -15,13 +16,17 @@ from tqdm.auto import tqdm
 from mpformer_hf import MPFormerImageProcessor, draw_segmentation
 from mpformer_hf.diagnostics import LayerDiagnostics, diagnose
 
+from .adapters import VOID_CLASS, Segments
 from .batches import EvaluationBatches
-from .data import VOID_CLASS, SegmentationDataset, Segments
+from .data import SegmentationDataset
+from .labels import Labels
+from .report import Details
 
 METRICS = Path(__file__).parent / "metrics"
 TASK_METRICS = {  # single numbers, the main one first
-    "semantic": ("mean_iou", "pixel_accuracy"),
-    "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff", "mean_iou", "pixel_accuracy"),
+    "semantic": ("mean_iou", "pixel_accuracy", "boundary_mean_iou"),
+    "instance": ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar"),
+    "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff", "mean_iou", "pixel_accuracy", "boundary_mean_iou"),
 }
 
 
@@ -40,36 +45,60 @@ def panoptic_result(segments: Segments) -> dict:
     return {"segmentation": segments.map, "segments_info": rows}
 
 
+def instance_result(segments: Segments) -> dict:
+    """Segments as the instance metric reads references."""
+    layers = segments.map.view(-1, *segments.map.shape[-2:])
+    rows = [*segments.classes.items(), *segments.crowds.items()]
+    return {
+        "masks": [(layers == segment).any(0).numpy() for segment, _ in rows],
+        "label_ids": [label for _, label in rows],
+        "iscrowd": [segment in segments.crowds for segment, _ in rows],
+    }
+
+
 class Scores:
     """The metrics of a task, fed image by image.
 
     Args:
-        task: semantic or panoptic.
-        dataset: gives the classes.
+        task: semantic, instance or panoptic.
+        labels: the classes.
+        max_detections: instances of an image that count.
     """
 
-    def __init__(self, task: str, dataset: SegmentationDataset):
-        labels = dataset.labels
-        self.names = labels.names
-        count = {"num_labels": len(labels.names)}
-        self.mean_iou = evaluate.load(str(METRICS / "mean_iou"), **count)
-        self.panoptic = None
+    def __init__(self, task: str, labels: Labels, max_detections: int = 100):
+        self.names, count = labels.names, {"num_labels": len(labels.names)}
+        self.metrics = {}
+        if task == "instance":
+            path = str(METRICS / "average_precision")
+            self.metrics["instance"] = evaluate.load(path, max_detections=max_detections, **count)
         if task == "panoptic":
-            self.panoptic = evaluate.load(str(METRICS / "panoptic_quality"), thing_ids=labels.things, **count)
+            path = str(METRICS / "panoptic_quality")
+            self.metrics["panoptic"] = evaluate.load(path, thing_ids=labels.things, **count)
+        if task != "instance":
+            self.metrics["semantic"] = evaluate.load(str(METRICS / "mean_iou"), **count)
 
-    def add(self, semantic, panoptic: dict | None, segments: Segments) -> None:
-        """One image: its class map, its panoptic result (panoptic task only), and the truth."""
-        self.mean_iou.add(prediction=semantic, reference=semantic_map(segments))
-        if self.panoptic is not None:
-            self.panoptic.add(prediction=panoptic, reference=panoptic_result(segments))
+    def add(self, predictions: dict, segments: Segments) -> float:
+        """One image: its results by kind (`semantic`, `instance`, `panoptic`), and the truth; returns its own score."""
+        references = {"semantic": semantic_map, "instance": instance_result, "panoptic": panoptic_result}
+        scores = [
+            metric.add(prediction=predictions[kind], reference=references[kind](segments))
+            for kind, metric in self.metrics.items()
+        ]
+        return scores[0]
 
     def compute(self) -> dict:
         """All scores; per-class lists become dicts by class name."""
-        results = {} if self.panoptic is None else self.panoptic.compute()
-        results |= self.mean_iou.compute()
+        results = {}
+        for metric in self.metrics.values():
+            results |= metric.compute()
         for name in [name for name in results if name.startswith("per_class")]:
             results[name] = dict(zip(self.names, results[name], strict=True))
         return results
+
+    @property
+    def confusion(self):
+        """Pixels `[K, K]`, [reference, prediction], after `compute`; None for instances."""
+        return getattr(self.metrics.get("semantic"), "total", None)
 
 
 def evaluation_loader(
@@ -89,6 +118,8 @@ def evaluate_model(
     accelerator: Accelerator,
     pictures: Path | None = None,
     num_pictures: int = 0,
+    max_detections: int = 100,
+    details: Details | None = None,
 ) -> dict:
     """Scores of a model, in [0, 1], with `images_per_second`.
 
@@ -97,34 +128,89 @@ def evaluate_model(
         processor: its `task` decides what is scored.
         loader: see `evaluation_loader`.
         pictures: folder for overlays of this process's first images.
+        max_detections: instances of an image that count.
+        details: filled with the scores of all images, and the confusion matrix.
     """
-    task, dataset = processor.task, loader.dataset.dataset
-    scores, drawn, seen, start = Scores(task, dataset), 0, 0, time.perf_counter()
+    task, labels = processor.task, loader.dataset.dataset.labels
+    scores, drawn, rows, start = Scores(task, labels, max_detections), 0, [], time.perf_counter()
     if isinstance(model, DistributedDataParallel):
         model = model.module  # shares may differ in length, so no forward may wait for the others
     was_training = model.training
     model.eval()
     for batch in tqdm(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
-        inputs = {name: value.to(accelerator.device) for name, value in batch["inputs"].items()}
-        with accelerator.autocast():
-            outputs = model(**inputs)
-        semantic = processor.post_process_semantic_segmentation(outputs, target_sizes=batch["sizes"])
-        results = semantic
-        if task == "panoptic":
-            results = processor.post_process_panoptic_segmentation(outputs, target_sizes=batch["sizes"])
-        for row in range(len(batch["index"])):
-            result = to_cpu(results[row])
-            scores.add(semantic[row].cpu(), result if task == "panoptic" else None, batch["segments"][row])
+        for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections)):
+            rows.append((scores.add(predictions, batch["segments"][row]), batch["index"][row]))
             if pictures is not None and drawn < num_pictures:
-                picture = draw_pair(batch["images"][row], result, batch["segments"][row], task, dataset.labels.id2label)
+                picture = draw_pair(batch["images"][row], predictions["shown"], batch["segments"][row], task, labels)
                 pictures.mkdir(parents=True, exist_ok=True)
                 picture.save(pictures / f"{batch['index'][row]:05d}.png")
                 drawn += 1
-        seen += len(batch["index"])
     model.train(was_training)
     seconds = time.perf_counter() - start
-    images = sum(gather_object([seen]))
-    return {**scores.compute(), "images": images, "images_per_second": round(images / seconds, 3)}
+    rows = gather_object(rows)
+    results = scores.compute()
+    if details is not None:
+        details.image_scores, details.confusion = rows, scores.confusion
+    return {**results, "images": len(rows), "images_per_second": round(len(rows) / seconds, 3)}
+
+
+def predict_batch(
+    model: torch.nn.Module,
+    processor: MPFormerImageProcessor,
+    batch: dict,
+    accelerator: Accelerator,
+    max_detections: int = 100,
+) -> list[dict]:
+    """Results of each image by kind, as `Scores.add` takes them, on the host; `shown` is the one to be drawn."""
+    inputs = {name: value.to(accelerator.device) for name, value in batch["inputs"].items()}
+    with accelerator.autocast():
+        outputs = model(**inputs)
+    sizes = {"target_sizes": batch["sizes"]}
+    if processor.task == "instance":
+        options = {"threshold": 0.0, "max_detections": max_detections, "return_binary_maps": True}
+        found = processor.post_process_instance_segmentation(outputs, **sizes, **options)
+        return [instance_prediction(to_cpu(result), processor.threshold) for result in found]
+    semantic = processor.post_process_semantic_segmentation(outputs, **sizes)
+    if processor.task == "semantic":
+        return [{"semantic": map_.cpu(), "shown": map_.cpu()} for map_ in semantic]
+    panoptic = [to_cpu(result) for result in processor.post_process_panoptic_segmentation(outputs, **sizes)]
+    return [
+        {"semantic": map_.cpu(), "panoptic": result, "shown": result}
+        for map_, result in zip(semantic, panoptic, strict=True)
+    ]
+
+
+def instance_prediction(result: dict, threshold: float) -> dict:
+    """All instances for the metric, and those above a score to be drawn."""
+    segments = result["segments_info"]
+    sure = [index for index, segment in enumerate(segments) if segment["score"] >= threshold]
+    return {
+        "instance": {
+            "masks": result["segmentation"].numpy(),
+            "label_ids": [segment["label_id"] for segment in segments],
+            "scores": [segment["score"] for segment in segments],
+        },
+        "shown": {"segmentation": result["segmentation"][sure], "segments_info": [segments[index] for index in sure]},
+    }
+
+
+@torch.no_grad()
+def draw_rows(
+    model: torch.nn.Module,
+    processor: MPFormerImageProcessor,
+    dataset: SegmentationDataset,
+    rows: list[int],
+    accelerator,
+) -> list[Image.Image]:
+    """Ground truth and prediction of some rows."""
+    batches, pairs = EvaluationBatches(dataset, processor, rows), []
+    for example in batches:
+        batch = batches.collate([example])
+        (predictions,) = predict_batch(model, processor, batch, accelerator)
+        pairs.append(
+            draw_pair(batch["images"][0], predictions["shown"], batch["segments"][0], processor.task, dataset.labels)
+        )
+    return pairs
 
 
 def diagnose_model(
@@ -152,11 +238,19 @@ def to_cpu(result):
     return {**result, "segmentation": result["segmentation"].cpu()}
 
 
-def draw_pair(image: torch.Tensor, result, segments: Segments, task: str, id2label: dict[int, str]) -> Image.Image:
+def draw_pair(image: torch.Tensor, result, segments: Segments, task: str, labels: Labels) -> Image.Image:
     """Ground truth at the left, prediction at the right, with a legend."""
     photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-    truth = semantic_map(segments) if task == "semantic" else panoptic_result(segments)
-    left, right = draw_segmentation(photo, truth, id2label, legend=False), draw_segmentation(photo, result, id2label)
+    if task == "semantic":
+        truth = semantic_map(segments)
+    elif task == "panoptic":
+        truth = panoptic_result(segments)
+    else:
+        known = instance_result(segments)
+        rows = [{"id": i, "label_id": label} for i, label in enumerate(known["label_ids"])]
+        truth = {"segmentation": np.array(known["masks"]).reshape(-1, *image.shape[1:]), "segments_info": rows}
+    names = labels.id2label
+    left, right = draw_segmentation(photo, truth, names, legend=False), draw_segmentation(photo, result, names)
     pair = Image.new("RGB", (left.width + 8 + right.width, max(left.height, right.height)), "white")
     pair.paste(left, (0, 0))
     pair.paste(right, (left.width + 8, 0))
@@ -183,10 +277,14 @@ def most_frequent_class(dataset: SegmentationDataset, stuff_only: bool) -> int:
 
 def score_constant(task: str, dataset: SegmentationDataset, label: int) -> dict:
     """Scores of calling every pixel one class, as one segment."""
-    scores = Scores(task, dataset)
+    scores = Scores(task, dataset.labels)
     for index in range(len(dataset)):
-        _, segments = dataset[index]
-        everywhere = torch.ones_like(segments.map)
-        panoptic = {"segmentation": everywhere, "segments_info": [{"id": 1, "label_id": label}]}
-        scores.add(everywhere * label, panoptic, segments)
+        image, segments = dataset[index]
+        everywhere = torch.ones(image.shape[1:], dtype=torch.int64)
+        found = {
+            "semantic": everywhere * label,
+            "panoptic": {"segmentation": everywhere, "segments_info": [{"id": 1, "label_id": label}]},
+            "instance": {"masks": [everywhere.bool().numpy()], "label_ids": [label], "scores": [1.0]},
+        }
+        scores.add(found, segments)
     return scores.compute()

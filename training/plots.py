@@ -1,6 +1,7 @@
 """Plots of results."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 
@@ -10,7 +11,7 @@ from matplotlib import pyplot as plt
 from mpformer_hf.diagnostics import LayerDiagnostics
 
 
-def plot_diagnostics(diagnostics: dict[str, LayerDiagnostics], file: Path) -> None:
+def plot_diagnostics(diagnostics: dict[str, LayerDiagnostics], file: Path | BinaryIO) -> None:
     """Layers on x: mask consistency at the left, query utilisation at the right, one line per name; PNG or SVG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for name, values in diagnostics.items():
@@ -24,6 +25,7 @@ def plot_diagnostics(diagnostics: dict[str, LayerDiagnostics], file: Path) -> No
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -55,7 +55,9 @@ def picture(image: Image.Image, caption: str) -> str:
 
 def class_table(scores: dict) -> str:
     """Scores by class, worst first, with bars of the first one."""
-    columns = {name.removeprefix("per_class_"): values for name, values in scores.items() if name.startswith("per_class")}
+    columns = {
+        name.removeprefix("per_class_"): values for name, values in scores.items() if name.startswith("per_class")
+    }
     first = next(iter(columns.values()))
     rows = []
     for name in sorted(first, key=lambda name: (first[name] is None, first[name])):
@@ -67,7 +69,7 @@ def class_table(scores: dict) -> str:
 
 
 def show(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{value:.3f}"
 
 
 def confusion_table(confusion: np.ndarray, names: list[str]) -> str:
@@ -83,11 +85,10 @@ def confusion_table(confusion: np.ndarray, names: list[str]) -> str:
         return f"<table><tr><th>class</th><th>was called</th><th>% of its pixels</th></tr>{rows}</table>"
     head = "".join(f'<th class="turned">{html.escape(name)}</th>' for name in names)
     rows = []
-    for name, values, pixels in zip(names, share, confusion.sum(1), strict=True):
-        cells = "".join(
-            f'<td style="background: rgba(59, 125, 216, {value / 100:.2f})">{value:.0f}</td>' if value >= 0.5 else "<td></td>"
-            for value in (values if pixels else np.zeros_like(values))
-        )
+    for name, values in zip(names, share, strict=True):
+        shades = (f' style="background: rgba(59, 125, 216, {value / 100:.2f})"' for value in values)
+        texts = (f"{value:.0f}" if value >= 0.5 else "" for value in values)
+        cells = "".join(f"<td{shade}>{text}</td>" for shade, text in zip(shades, texts, strict=True))
         rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
     return f'<div class="confusion"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
 
@@ -122,9 +123,10 @@ def write_report(
         f'<div class="numbers">{numbers}</div>',
         "<h2>Classes</h2>",
         class_table(scores),
-        "<h2>Confusion</h2><p>Rows: what the pixels are; columns: what they were called; in percent of the row.</p>",
-        confusion_table(details.confusion, names),
     ]
+    if details.confusion is not None:
+        text = "Rows: what the pixels are; columns: what they were called; in percent of the row."
+        parts.append(f"<h2>Confusion</h2><p>{text}</p>{confusion_table(details.confusion, names)}")
     for heading, pictures in (("Worst images", worst), ("Best images", best)):
         shown = "".join(picture(image, caption) for image, caption in pictures)
         parts.append(f"<h2>{heading}</h2><p>Left: ground truth. Right: prediction.</p>{shown}")

@@ -77,11 +77,14 @@ def augment(transform: v2.Compose, image: Tensor, segments: Tensor, table: dict[
 
     Args:
         image: uint8 `[3, H, W]`.
-        segments: int32 `[H, W]`.
+        segments: int32 `[H, W]` or `[L, H, W]`.
         table: classes of the segment ids.
 
     Returns:
-        uint8 `[3, h, w]` and int32 `[h, w]`; padding is `VOID`.
+        uint8 `[3, h, w]` and int32 `[h, w]` or `[L, h, w]`; padding is `VOID`.
     """
-    image, segments, _ = transform(tv_tensors.Image(image), tv_tensors.Mask(segments[None]), table)
-    return image.as_subclass(torch.Tensor), segments[0].as_subclass(torch.Tensor)
+    shape = segments.shape
+    layers = tv_tensors.Mask(segments.view(-1, *shape[-2:]))
+    image, layers, _ = transform(tv_tensors.Image(image), layers, table)
+    layers = layers.as_subclass(torch.Tensor)
+    return image.as_subclass(torch.Tensor), layers.view(*shape[:-2], *layers.shape[-2:])

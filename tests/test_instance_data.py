@@ -1,0 +1,126 @@
+"""Instances in every layout, overlapping ones too, from files to masks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mpformer_hf import MPFormerImageProcessor
+from tests import datasets_on_disk as make
+from training.arguments import DataArguments, TransformArguments
+from training.batches import TrainingBatches
+from training.data import open_dataset
+from training.evaluation import instance_result
+
+
+def opened(folder, task="instance", split="train", **fields):
+    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+
+
+def masks_of(segments):
+    result = instance_result(segments)
+    return result["masks"], result["label_ids"], result["iscrowd"]
+
+
+def test_overlapping_objects_keep_all_their_pixels(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        data = opened(make.overlapping_objects(tmp_path / "d"))
+    assert "COCO objects" in caplog.text and data.labels.names == ["cat", "dog"] and data.labels.stuff == []
+    masks, labels, crowd = masks_of(data[0][1])
+    assert labels == [0, 1, 1] and crowd == [False, False, True]
+    assert masks[0].sum() == 400 and masks[1].sum() == 16 * 30 and (masks[0] & masks[1]).sum() == 100
+    assert data[1][1].map.shape == (40, 60) and not data[1][1].classes
+
+
+def test_masks_of_overlapping_objects_reach_the_model(tmp_path):
+    data = opened(make.overlapping_objects(tmp_path / "d"))
+    arguments = TransformArguments(augmentation="none", horizontal_flip=False)
+    batches = TrainingBatches(data, arguments, MPFormerImageProcessor())
+    batch = batches.collate([batches[0, 1], batches[1, 1]])
+    expected, labels, _ = masks_of(data[0][1])
+    assert batch["class_labels"][0].tolist() == labels[:2] and len(batch["class_labels"][1]) == 0
+    np.testing.assert_array_equal(batch["mask_labels"][0][:, :40, :60].numpy(), np.stack(expected[:2]))
+    batches = TrainingBatches(
+        data, TransformArguments(augmentation="lsj", crop_size=[64, 64]), MPFormerImageProcessor()
+    )
+    for draw in range(8):  # cropped together, and what is cropped away is dropped
+        batch = batches.collate([batches[0, draw]])
+        assert batch["mask_labels"][0].flatten(1).any(1).all() and batch["mask_labels"][0].shape[1:] == (64, 64)
+
+
+def test_objects_as_structures_with_names_in_the_features(tmp_path):
+    data = opened(make.polygons(tmp_path / "d"))
+    masks, labels, _ = masks_of(data[0][1])
+    assert data.labels.names == ["cat", "dog"] and labels == [1, 0] and masks[0].sum() == masks[1].sum() == 361
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_instance_maps(tmp_path, reduce):
+    data = opened(make.instance_maps(tmp_path / "d"), do_reduce_labels=reduce)
+    masks, labels, _ = masks_of(data[0][1])
+    assert [data.labels.names[label] for label in labels] == ["cat", "cat", "dog"]
+    assert len(data.labels.names) == (2 if reduce else 3)
+    assert [mask.sum() for mask in masks] == [600, 600, 400]
+
+
+def test_the_things_of_a_panoptic_dataset(tmp_path):
+    folder = make.shapes(tmp_path / "shapes")
+    data, panoptic = opened(folder), opened(folder, "panoptic")
+    assert data.labels.names == ["disc", "square", "triangle", "star"] and len(panoptic.labels.names) == 8
+    for index in range(len(data)):
+        whole, things = panoptic[index][1], data[index][1]
+        expected = {i: label for i, label in whole.classes.items() if label in panoptic.labels.things}
+        assert things.classes == expected and torch.equal(things.map, whole.map)
+
+
+def test_coco_folders(tmp_path):
+    folder = make.coco_instances(tmp_path / "coco")
+    train, val = opened(folder), opened(folder, split="val")
+    assert train.labels.names == ["cat", "dog"] and train.labels.of_category == {3: 0, 18: 1}
+    masks, labels, _ = masks_of(val[0][1])
+    assert labels == [1] and masks[0].sum() == 361 and val[0][0].shape == (3, 40, 60)
+    data = opened(make.coco_panoptic(tmp_path / "panoptic"), "panoptic")
+    assert data.labels.names == ["cat", "sky"] and data.labels.things == {0}
+    assert data[0][1].classes == {256: 0, 5: 1} and (data[0][1].map[:20] == 256).all()
+
+
+def test_coco_folders_that_do_not_fit(tmp_path):
+    folder = make.coco_instances(tmp_path / "coco")
+    with pytest.raises(ValueError, match="one JSON of panoptic annotations for split 'train', found none"):
+        opened(folder, "panoptic")
+    with pytest.raises(ValueError, match=r"found instances_train2017.json, instances_val2017.json"):
+        opened(folder, split="test")
+    (folder / "train2017" / "train.jpg").unlink()
+    with pytest.raises(ValueError, match=r"names the file train.jpg, which is not in"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"category": 5}, "Row 0: object 0 has category 5, which is not in id2label"),
+        ({"segmentation": [[1.0]]}, "Row 0: object 0 has a segmentation that is neither polygons nor run lengths"),
+        ({"segmentation": {"size": [4, 4], "counts": [16]}}, "Row 0: object 0 has a mask of"),
+        ({"segmentation": None}, "Row 0: object 0 has a segmentation that is neither"),
+    ],
+)
+def test_bad_objects_are_one_sentence(tmp_path, change, message):
+    item = {"category": 0, "segmentation": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]], **change}
+    names = {"id2label.json": {"0": "cat"}}
+    features = {"image": make.Image(), "objects": make.Value("string")}
+    folder = make.write(tmp_path / "d", [{"image": make.photo(), "objects": json.dumps([item])}], features, names)
+    with pytest.raises(ValueError, match=message):
+        opened(folder)[0]
+
+
+def test_named_classes_of_the_releases(tmp_path):
+    folder = make.write(
+        tmp_path / "d",
+        [{"image": make.photo(), "annotation": make.PILImage.fromarray(np.full((40, 60), 150, np.uint8))}],
+        {"image": make.Image(), "annotation": make.Image()},
+        {},
+    )
+    data = opened(folder, "semantic", id2label="ade20k", do_reduce_labels=True)
+    assert len(data.labels.names) == 150 and data.labels.names[0] == "wall"
+    assert set(data[0][1].classes.values()) == {149}

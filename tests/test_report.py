@@ -1,0 +1,80 @@
+"""The HTML page of an evaluation: complete, self-contained, and drawn by a browser where there is one."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpformer_hf import MPFormerImageProcessor
+from tests import datasets_on_disk as make
+from tests.tiny import tiny_model
+from training import evaluate
+from training.report import Details, confusion_table, write_report
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@pytest.fixture(scope="module", params=["panoptic", "instance"])
+def page(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    data = make.shapes(folder / "shapes", train=2, validation=5)
+    names = json.loads((data / "id2label.json").read_text())
+    names = {i: name for i, name in enumerate(list(names.values())[: 4 if request.param == "instance" else 8])}
+    tiny_model(id2label=names, num_labels=len(names)).save_pretrained(folder / "model")
+    processor = MPFormerImageProcessor(task=request.param, size={"height": 64, "width": 64}, threshold=0.1)
+    processor.save_pretrained(folder / "model")
+    argv = ["--model_name_or_path", folder / "model", "--dataset_name", data, "--task", request.param]
+    argv += ["--report", folder / "report.html", "--num_pictures", "4"]
+    scores = evaluate.main([str(part) for part in argv])
+    return folder / "report.html", request.param, scores
+
+
+def test_it_has_the_scores_and_nothing_from_elsewhere(page):
+    file, task, scores = page
+    text = file.read_text()
+    assert f"<b>{scores['pq' if task == 'panoptic' else 'ap']:.3f}</b>" in text and "<td>triangle</td>" in text
+    assert text.count("data:image/jpeg;base64,") == 5, "two worst, two best, the layers"
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text) and "<script" not in text
+    assert ("Confusion" in text) == (task == "panoptic")
+    assert scores["images"] == 5
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_draws_it(page, tmp_path):
+    file, _, _ = page
+    picture = tmp_path / "page.png"
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--screenshot={picture}"]
+    subprocess.run([*command, "--window-size=1200,1600", file.as_uri()], check=True, capture_output=True, timeout=120)
+    shown = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    assert shown.shape == (1600, 1200, 3)
+    assert (shown.ptp(2) if hasattr(shown, "ptp") else np.ptp(shown, axis=2)).max() > 60, (
+        "bars and pictures have colours"
+    )
+    assert (shown[:200].mean() < 253) and (shown[1200:].std() > 5)
+
+
+def test_extremes_are_disjoint_and_ordered():
+    details = Details([(0.5, 0), (0.1, 1), (0.9, 2), (0.3, 3), (0.7, 4)])
+    assert details.extremes(2) == ([1, 3], [2, 4])
+    assert details.extremes(9) == ([1, 3], [2, 4])
+    assert Details([(0.5, 7)]).extremes(2) == ([7], [])
+
+
+def test_many_classes_become_a_list_of_mistakes():
+    confusion = np.diag(np.full(50, 100))
+    confusion[3, 7] = 300
+    table = confusion_table(confusion, [f"class {i}" for i in range(50)])
+    assert "<tr><td>class 3</td><td>class 7</td><td>75.0</td></tr>" in table and table.count("<tr>") == 31
+
+
+def test_names_cannot_inject_anything(tmp_path):
+    scores = {"mean_iou": 0.5, "images": 1, "images_per_second": 1.0, "per_class_iou": {"<b>x": None}}
+    write_report(tmp_path / "a.html", "<i>", scores, Details([], np.ones((1, 1))), ["<b>x"], [], [])
+    text = (tmp_path / "a.html").read_text()
+    assert "<b>x" not in text and "&lt;b&gt;x" in text and "<i>" not in text

@@ -1,0 +1,170 @@
+"""Layouts of annotations: one adapter each, from a row of the dataset to `Segments`.
+
+Every layout becomes the same thing: maps of segment ids and a table of their classes. Pixels whose id is not in the
+table are void. Class ids are 0..K-1.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from .labels import Labels, as_rows
+
+VOID_CLASS = 255
+Adapter = Callable[[dict], "Segments"]
+
+
+@dataclass
+class Segments:
+    """One image's ground truth.
+
+    Attributes:
+        map: int32 `[H, W]`, segment ids; or `[L, H, W]` where segments overlap, each in one of L layers.
+        classes: class of each id; ids that are not in it are void.
+        crowds: ids of crowd segments, which are in no table of classes to train on.
+    """
+
+    map: Tensor
+    classes: dict[int, int]
+    crowds: dict[int, int] = field(default_factory=dict)
+
+
+def read_map(image) -> np.ndarray:
+    """A label image as int32 `[H, W]`: one channel as it is, RGB as id = R + 256 G + 65536 B."""
+    values = np.array(image)
+    if values.ndim == 3 and values.shape[2] >= 3:
+        values = values.astype(np.int32)
+        return values[..., 0] + 256 * values[..., 1] + 65536 * values[..., 2]
+    if values.ndim != 2:
+        raise ValueError(f"the label has shape {values.shape}, expected (height, width) or three channels")
+    return values.astype(np.int32)
+
+
+def semantic_adapter(column: str, labels: Labels, reduce_labels: bool) -> Adapter:
+    """Maps of class ids, 255 = void; each class is one segment."""
+
+    def read(row: dict) -> Segments:
+        map_ = read_map(row[column])
+        present = np.unique(map_)
+        if reduce_labels:
+            present = present[present != 0]
+        present = present[present != VOID_CLASS]
+        classes = {int(i): int(i) - reduce_labels for i in present}
+        strange = sorted(i for i, c in classes.items() if c not in labels.of_category)
+        if strange:
+            raise ValueError(f"{column} has ids {strange[:5]} that are not in id2label (0..{len(labels.names) - 1})")
+        return Segments(torch.from_numpy(map_), {i: labels.of_category[c] for i, c in classes.items()})
+
+    return read
+
+
+def panoptic_adapter(column: str, labels: Labels) -> Adapter:
+    """RGB maps of segment ids and `segments_info`; 0 = void, crowds are no targets, nor is what `labels` leaves out."""
+
+    def read(row: dict) -> Segments:
+        map_ = read_map(row[column])
+        found, left_out = {True: {}, False: {}}, set()
+        for segment in as_rows(row["segments_info"]):
+            category = segment["category_id"]
+            if category in labels.left_out:
+                left_out.add(segment["id"])
+                continue
+            if category not in labels.of_category:
+                raise ValueError(f"segment {segment['id']} has category_id {category}, which is not in id2label")
+            found[bool(segment.get("iscrowd"))][segment["id"]] = labels.of_category[category]
+        nameless = set(np.unique(map_).tolist()) - set(found[True]) - set(found[False]) - left_out - {0}
+        if nameless:
+            raise ValueError(f"{column} has segment ids {sorted(nameless)[:5]} that are not in segments_info")
+        return Segments(torch.from_numpy(map_), classes=found[False], crowds=found[True])
+
+    return read
+
+
+def instance_map_adapter(column: str, labels: Labels, reduce_labels: bool) -> Adapter:
+    """Images with the class in the red and the number of the instance in the green channel, 0 = none."""
+
+    def read(row: dict) -> Segments:
+        values = np.array(row[column])
+        if values.ndim != 3 or values.shape[2] < 2:
+            raise ValueError(f"{column} has shape {values.shape}, expected classes in red and instances in green")
+        values = values.astype(np.int32)
+        map_ = np.where(values[..., 1] > 0, 256 * values[..., 0] + values[..., 1], 0)
+        classes = {}
+        for segment in np.unique(map_[map_ > 0]).tolist():
+            category = segment // 256
+            if category == VOID_CLASS or (reduce_labels and category == 0):
+                continue
+            if category - reduce_labels not in labels.of_category:
+                raise ValueError(f"{column} has class {category}, which is not in id2label")
+            classes[segment] = labels.of_category[category - reduce_labels]
+        return Segments(torch.from_numpy(map_), classes)
+
+    return read
+
+
+def objects_adapter(image_column: str, labels: Labels) -> Adapter:
+    """COCO's objects: polygons or run lengths, which may overlap; crowds are no targets."""
+
+    def read(row: dict) -> Segments:
+        objects = row["objects"]
+        objects = as_rows(json.loads(objects) if isinstance(objects, str) else objects)
+        width, height = row[image_column].size
+        segments, layers = Segments(torch.empty(0), {}), []
+        for number, item in enumerate(objects, start=1):
+            category = first_key(item, ("category_id", "category", "label"))
+            if category not in labels.of_category:
+                raise ValueError(f"object {number - 1} has category {category}, which is not in id2label")
+            mask = decode_object(first_key(item, ("segmentation", "mask")), height, width, number - 1)
+            is_crowd = bool(item.get("iscrowd", item.get("is_crowd", False)))
+            (segments.crowds if is_crowd else segments.classes)[number] = labels.of_category[category]
+            put(layers, mask, number)
+        layers = layers or [np.zeros((height, width), dtype=np.int32)]
+        segments.map = torch.from_numpy(layers[0] if len(layers) == 1 else np.stack(layers))
+        return segments
+
+    return read
+
+
+def first_key(item: dict, names: tuple[str, ...]):
+    """
+    Raises:
+        ValueError: the object has none of the keys.
+    """
+    for name in names:
+        if name in item:
+            return item[name]
+    raise ValueError(f"an object has none of {', '.join(names)}")
+
+
+def decode_object(segmentation, height: int, width: int, index: int) -> np.ndarray:
+    """Polygons `[[x, y, x, y, ...], ...]` or run lengths to a bool mask `[H, W]`.
+
+    Raises:
+        ValueError: neither, or of another size than the image.
+    """
+    try:
+        if isinstance(segmentation, dict):
+            rle = segmentation
+            rle = coco_mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
+        else:
+            rle = coco_mask.merge(coco_mask.frPyObjects([list(map(float, p)) for p in segmentation], height, width))
+        mask = coco_mask.decode(rle).astype(bool)
+    except Exception as error:  # pycocotools raises whatever its C code meets
+        raise ValueError(f"object {index} has a segmentation that is neither polygons nor run lengths") from error
+    if mask.shape != (height, width):
+        raise ValueError(f"object {index} has a mask of {mask.shape}, the image {(height, width)} (height, width)")
+    return mask
+
+
+def put(layers: list[np.ndarray], mask: np.ndarray, number: int) -> None:
+    """Write a segment into the first layer where it covers no other; a new one if there is none."""
+    for layer in layers:
+        if not layer[mask].any():
+            layer[mask] = number
+            return
+    layers.append(np.where(mask, np.int32(number), np.int32(0)))

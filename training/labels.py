@@ -1,0 +1,151 @@
+"""Class names of a dataset, and which classes are things."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from .arguments import DataArguments
+
+RELEASES = json.loads((Path(__file__).parent / "release_datasets.json").read_text())
+
+
+@dataclass
+class Labels:
+    """Classes of a dataset.
+
+    Attributes:
+        names: class names, by class id 0..K-1.
+        of_category: class id of each category id that annotations use.
+        things: class ids that are things.
+        left_out: category ids that the task has no use for, such as stuff for instances.
+    """
+
+    names: list[str]
+    of_category: dict[int, int]
+    things: set[int]
+    left_out: frozenset[int] = frozenset()
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.names))
+
+    @property
+    def stuff(self) -> list[int]:
+        return sorted(set(range(len(self.names))) - self.things)
+
+
+def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:
+    """`segments_info` as a list of dicts; some datasets hold a dict of lists."""
+    if isinstance(segments, dict):
+        return [dict(zip(segments, values, strict=True)) for values in zip(*segments.values(), strict=True)]
+    return segments
+
+
+def read_side_file(dataset: str, name: str):
+    """Content of a json file in the dataset's folder or Hub repository, or None."""
+    if Path(dataset).is_dir():
+        file = Path(dataset) / name
+        return json.loads(file.read_text()) if file.is_file() else None
+    try:
+        return json.loads(Path(hf_hub_download(dataset, name, repo_type="dataset")).read_text())
+    except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError):
+        return None
+
+
+def read_names(file: Path) -> dict:
+    """A JSON file of class names by id, or the classes of a named dataset of the releases.
+
+    Raises:
+        ValueError: no such file, or it holds something else.
+    """
+    if str(file) in RELEASES:
+        return dict(enumerate(RELEASES[str(file)]["names"]))
+    try:
+        names = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"id2label: {file} is no JSON file that can be read.") from error
+    if not isinstance(names, dict) or not all(str(key).isdigit() for key in names):
+        raise ValueError(f'id2label: {file} must map class ids to names, like {{"0": "road"}}.')
+    return names
+
+
+def feature_names(rows: Dataset, column: str) -> list[str] | None:
+    """Names of a ClassLabel in a column, in its items, or in its objects' categories."""
+    feature = (rows.features or {}).get(column)
+    feature = getattr(feature, "feature", feature)
+    if isinstance(feature, dict):
+        feature = next((feature[key] for key in ("category", "category_id", "label") if key in feature), None)
+        feature = getattr(feature, "feature", feature)
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def class_names(rows: Dataset) -> dict[int, str] | None:
+    """Names in a column `semantic_class_to_id`, which repeats them in every row."""
+    if "semantic_class_to_id" not in rows.column_names:
+        return None
+    return {index: name for name, index in next(iter(rows))["semantic_class_to_id"].items() if index is not None}
+
+
+def read_labels(args: DataArguments, rows: Dataset, label_column: str, categories: list[dict] | None = None) -> Labels:
+    """Class names: from `--id2label`, the dataset's `id2label.json`, its categories (a COCO folder's or
+    `panoptic_categories.json`), its features, or its `semantic_class_to_id`.
+
+    Things come from the categories or the `isthing` of all segments; for instances every class is one, and stuff is
+    left out.
+
+    Raises:
+        ValueError: no names are to be found.
+    """
+    categories = categories or read_side_file(args.dataset_name, "panoptic_categories.json")
+    names = read_names(Path(args.id2label)) if args.id2label else read_side_file(args.dataset_name, "id2label.json")
+    if names is None and categories is not None:
+        names = {category["id"]: category["name"] for category in categories}
+    if names is None and (listed := feature_names(rows, label_column)):
+        names = dict(enumerate(listed))
+    names = names or class_names(rows)
+    if names is None:
+        raise ValueError(f"{args.dataset_name} names no classes: give --id2label, a JSON file of id to name.")
+    names = {int(category): name for category, name in names.items()}
+    if args.do_reduce_labels and "semantic_class_to_id" in rows.column_names and not args.id2label:
+        names = {category - 1: name for category, name in names.items() if category > 0}
+    things = find_things(args, rows, categories)
+    left_out = frozenset()
+    if args.task == "instance" and things is not None:
+        left_out = frozenset(set(names) - things)
+        names = {category: name for category, name in names.items() if category in things}
+    twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    if twice:
+        raise ValueError(f"{args.dataset_name} has two classes of one name: {', '.join(twice)}.")
+    of_category = {category: index for index, category in enumerate(sorted(names))}
+    if args.task == "instance":
+        things = set(names)
+    return Labels(
+        names=[names[category] for category in sorted(names)],
+        of_category=of_category,
+        things={of_category[category] for category in things or () if category in of_category},
+        left_out=left_out,
+    )
+
+
+def find_things(args: DataArguments, rows: Dataset, categories: list[dict] | None) -> set[int] | None:
+    """Category ids of things; None where nothing tells, which is an error for panoptic segmentation only.
+
+    Raises:
+        ValueError: see above.
+    """
+    if categories is not None and any("isthing" in category for category in categories):
+        return {category["id"] for category in categories if category.get("isthing")}
+    if args.task == "semantic" or "segments_info" not in rows.column_names:
+        return None
+    columns = rows.select_columns("segments_info")
+    segments = [segment for row in columns for segment in as_rows(row["segments_info"])]
+    if any("isthing" not in segment for segment in segments):
+        raise ValueError(
+            f"{args.dataset_name} does not say what is a thing: it has neither panoptic_categories.json nor isthing in "
+            "segments_info."
+        )
+    return {segment["category_id"] for segment in segments if segment["isthing"]}
