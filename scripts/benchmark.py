@@ -1,20 +1,27 @@
-"""What the pilot costs in training: step time side by side in one process, peak memory in processes of their own.
+"""Speed and memory beside transformers' Mask2Former: same weights, same inputs, in one process, A B A B.
 
-python scripts/benchmark.py --backbone r50 --output_file training/results/benchmark_pilot.json
-python scripts/benchmark.py --backbone swin_t --size 512 --batch 2 --targets 20 --rounds 5
+python scripts/benchmark.py --backbone r50 --output_file training/results/benchmark_r50_cpu.json
+python scripts/benchmark.py --backbone swin_t --rows inference training --rounds 3
+python scripts/benchmark.py --backbone r50 --rows curves --output_file training/results/curves.json
 
-Steps with and without the pilot alternate (A B A B ...); the ratio is that of the medians, with the smallest and
-largest ratio of neighbouring steps. `--curve` also times other numbers of groups and targets.
+Every row gives the ratio of medians, ours / theirs, and the smallest and largest ratio of neighbouring runs; absolute
+times depend on the machine and on what else it does. Training steps are ours with the pilot and theirs without. Peak
+memory is measured in processes of its own, above what the loaded model takes. `curves` times training steps against
+targets, groups, image side and queries, and draws them beside the JSON. Runs on a GPU where there is one; `--bf16`
+runs models under autocast.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find the package `mpformer_hf`
@@ -22,22 +29,34 @@ if __name__ == "__main__":  # as a script: find the package `mpformer_hf`
 
 import torch
 import transformers
-from transformers import ResNetConfig, SwinConfig
+from torch import nn
+from transformers import Mask2FormerImageProcessor, ResNetConfig, SwinConfig
 
-from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation
+from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
     "r50": ResNetConfig(out_features=STAGES),
     "swin_t": SwinConfig(depths=[2, 2, 6, 2], drop_path_rate=0.3, out_features=STAGES),
 }
+ROWS = ("inference", "compiled", "training", "memory", "postprocessing", "processor", "pilot")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CURVES = {
+    "targets": [{"targets": n} for n in (5, 10, 20, 40)],
+    "groups": [{"pilot_groups": n} for n in (1, 2, 4)],
+    "side": [{"size": n} for n in (192, 256, 384)],
+    "queries": [{"num_queries": n} for n in (50, 100, 200)],
+}
+
+
+# --- What is measured ---
 
 
 def build(backbone: str, **fields) -> MPFormerForUniversalSegmentation:
-    """A COCO-instance sized model in training mode."""
+    """A model of the size of the COCO instance release, in training mode, with drop path off (it is random)."""
     torch.manual_seed(0)
     config = MPFormerConfig(backbone_config=BACKBONES[backbone], num_labels=80, **fields)
-    return MPFormerForUniversalSegmentation(config).train()
+    return MPFormerForUniversalSegmentation(config).to(DEVICE).train()
 
 
 def make_batch(size: int, batch: int, targets: int) -> dict:
@@ -48,97 +67,272 @@ def make_batch(size: int, batch: int, targets: int) -> dict:
         y, x, height, width = (int(v) for v in torch.randint(size // 16, size // 2, (4,), generator=generator))
         mask[y : y + height, x : x + width] = True
     return {
-        "pixel_values": torch.randn(batch, 3, size, size, generator=generator),
-        "mask_labels": list(masks),
-        "class_labels": list(torch.randint(80, (batch, targets), generator=generator)),
+        "pixel_values": torch.randn(batch, 3, size, size, generator=generator).to(DEVICE),
+        "mask_labels": [mask.to(DEVICE) for mask in masks],
+        "class_labels": list(torch.randint(80, (batch, targets), generator=generator).to(DEVICE)),
     }
 
 
-def step_seconds(model: MPFormerForUniversalSegmentation, batch: dict) -> float:
+def for_theirs(batch: dict) -> dict:
+    """Mask2Former takes masks as floats."""
+    return {**batch, "mask_labels": [mask.float() for mask in batch["mask_labels"]]}
+
+
+def train_step(model: nn.Module, batch: dict) -> None:
     """Forward, loss and backward."""
-    start = time.perf_counter()
     model(**batch).loss.backward()
     model.zero_grad(set_to_none=True)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, pixel_values: torch.Tensor) -> None:
+    model(pixel_values)
+
+
+# --- How ---
+
+
+def seconds(work: Callable[[], object], precision) -> float:
+    """Of one call, on an idle device."""
+    start = time.perf_counter()
+    with precision():
+        work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def compare(models: dict[str, MPFormerForUniversalSegmentation], batch: dict, rounds: int) -> dict:
-    """Interleaved step times of several models; ratios to the first."""
-    for model in models.values():
-        step_seconds(model, batch)
-    times = {name: [] for name in models}
+def compare(works: dict[str, Callable], rounds: int, precision=contextlib.nullcontext) -> dict:
+    """Interleaved times; ratios are to the first."""
+    for work in works.values():
+        seconds(work, precision)
+    times = {name: [] for name in works}
     for _ in range(rounds):
-        for name, model in models.items():
-            times[name].append(step_seconds(model, batch))
+        for name, work in works.items():
+            times[name].append(seconds(work, precision))
     base = next(iter(times.values()))
-    return {
-        name: {
-            "median_s": round(statistics.median(values), 3),
-            "ratio": round(statistics.median(values) / statistics.median(base), 3),
-            "ratio_min_max": [round(f(a / b for a, b in zip(values, base, strict=True)), 3) for f in (min, max)],
+    rows = {}
+    for name, values in times.items():
+        pairs = [a / b for a, b in zip(values, base, strict=True)]
+        ratio = statistics.median(values) / statistics.median(base)
+        rows[name] = {
+            "median_s": round(statistics.median(values), 4),
+            "ratio": round(ratio, 3),
+            "ratio_min_max": [round(min(pairs), 3), round(max(pairs), 3)],
         }
-        for name, values in times.items()
-    }
+    return rows
 
 
-def peak_mib(connection, backbone: str, fields: dict, shape: tuple[int, int, int]) -> None:
-    """Child process: largest resident memory of two steps, in MiB."""
-    model, batch = build(backbone, **fields), make_batch(*shape)
-    for _ in range(2):
-        step_seconds(model, batch)
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+def memory_of(connection, backbone: str, theirs: bool, shape: tuple[int, int, int], bf16: bool) -> None:
+    """Child process: MiB that training steps take above the loaded model."""
+    model, batch = build(backbone), make_batch(*shape)
+    if theirs:
+        model, batch = model.to_mask2former().train(), for_theirs(batch)
+    if DEVICE.type == "cuda":
+        before = torch.cuda.memory_allocated() / 2**20
+    else:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with autocast(bf16)():
+        train_step(model, batch)
+        train_step(model, batch)
+    if DEVICE.type == "cuda":
+        after = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    connection.send(after - before)
 
 
-def measure_memory(backbone: str, variants: dict[str, dict], shape: tuple[int, int, int]) -> dict[str, float]:
-    """Peak of each variant in a fresh process, MiB."""
+def compare_memory(backbone: str, shape: tuple[int, int, int], bf16: bool) -> dict:
+    """Peak of each in a fresh process, MiB."""
     context = multiprocessing.get_context("spawn")
     peaks = {}
-    for name, fields in variants.items():
+    for name, theirs in (("transformers", True), ("ours", False)):
         here, there = context.Pipe()
-        process = context.Process(target=peak_mib, args=(there, backbone, fields, shape))
+        process = context.Process(target=memory_of, args=(there, backbone, theirs, shape, bf16))
         process.start()
         peaks[name] = round(here.recv(), 1)
         process.join()
-    return peaks
+    return {"peak_mib": peaks, "ratio": round(peaks["ours"] / peaks["transformers"], 3)}
 
 
-def main() -> None:
+def autocast(bf16: bool) -> Callable:
+    return lambda: torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16)
+
+
+# --- Rows ---
+
+
+def inference_rows(args: argparse.Namespace, rounds: int) -> dict:
+    ours = build(args.backbone).eval()
+    theirs, rows = ours.to_mask2former().eval(), {}
+    for size in args.sizes:
+        pixels = torch.randn(1, 3, size, size, device=DEVICE)
+        works = {"transformers": lambda x=pixels: predict(theirs, x), "ours": lambda x=pixels: predict(ours, x)}
+        rows[f"inference {size}"] = compare(works, rounds, autocast(args.bf16))
+    return rows
+
+
+def compiled_rows(args: argparse.Namespace, rounds: int) -> dict:
+    ours = build(args.backbone).eval()
+    theirs, size = ours.to_mask2former().eval(), args.sizes[0]
+    ours.compile()
+    pixels = torch.randn(1, 3, size, size, device=DEVICE)
+    works = {"transformers, eager": lambda: predict(theirs, pixels), "ours, compiled": lambda: predict(ours, pixels)}
+    return {f"inference compiled {size}": compare(works, rounds, autocast(args.bf16))}
+
+
+def training_rows(args: argparse.Namespace, rounds: int) -> dict:
+    ours, rows = build(args.backbone), {}
+    theirs = ours.to_mask2former().train()
+    for size, batch, targets in training_shapes(args):
+        own = make_batch(size, batch, targets)
+        other = for_theirs(own)
+        works = {
+            "transformers": lambda b=other: train_step(theirs, b),
+            "ours, with the pilot": lambda b=own: train_step(ours, b),
+        }
+        rows[f"training {size}, batch {batch}, {targets} targets"] = compare(works, rounds, autocast(args.bf16))
+    return rows
+
+
+def training_shapes(args: argparse.Namespace) -> list[tuple[int, int, int]]:
+    """(side, batch, targets): two images of 20 targets at the smallest side, one of 50 at the others."""
+    return [(size, 2, 20) if index == 0 else (size, 1, 50) for index, size in enumerate(args.sizes)]
+
+
+def memory_rows(args: argparse.Namespace, rounds: int) -> dict:
+    return {
+        f"memory, training {size}, batch {batch}, {targets} targets": compare_memory(
+            args.backbone, (size, batch, targets), args.bf16
+        )
+        for size, batch, targets in training_shapes(args)
+    }
+
+
+def postprocessing_rows(args: argparse.Namespace, rounds: int) -> dict:
+    """Panoptic, 100 queries, a third of them sure, to 1024x2048."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = transformers.models.mask2former.modeling_mask2former.Mask2FormerForUniversalSegmentationOutput(
+        class_queries_logits=(12 * torch.rand(1, 100, 134, generator=generator)).to(DEVICE),
+        masks_queries_logits=8 * torch.randn(1, 100, 16, 32, generator=generator).to(DEVICE),
+    )
+    outputs.masks_queries_logits = nn.functional.interpolate(outputs.masks_queries_logits, scale_factor=16)
+    outputs.class_queries_logits[:, :33, 5] += 20
+    ours, theirs = MPFormerImageProcessor(threshold=0.5), Mask2FormerImageProcessor()
+    sizes = {"target_sizes": [(1024, 2048)]}
+    works = {
+        "transformers": lambda: theirs.post_process_panoptic_segmentation(outputs, threshold=0.5, **sizes),
+        "ours": lambda: ours.post_process_panoptic_segmentation(outputs, **sizes),
+    }
+    return {"panoptic post-processing, 100 queries to 1024x2048": compare(works, rounds)}
+
+
+def processor_rows(args: argparse.Namespace, rounds: int) -> dict:
+    """8 images of 1024x1024 with 30 segments each."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(256, (3, 1024, 1024), dtype=torch.uint8, generator=generator) for _ in range(8)]
+    coarse = torch.randint(1, 31, (8, 1, 16, 16), generator=generator).float()
+    maps = [map_[0].int().numpy() for map_ in nn.functional.interpolate(coarse, scale_factor=64)]
+    tables = [{index: index % 80 for index in range(1, 31)}] * 8
+    size = {"shortest_edge": 1024, "longest_edge": 1024}
+    ours, theirs = MPFormerImageProcessor(size=size), Mask2FormerImageProcessor(size=size, ignore_index=255)
+    flags = {"return_tensors": "pt"}
+    works = {
+        "transformers": lambda: theirs(images, maps, instance_id_to_semantic_id=tables, **flags),
+        "ours": lambda: ours(images, maps, instance_id_to_semantic_id=tables, **flags),
+    }
+    return {"image processor, 8 images of 1024x1024, 30 segments": compare(works, rounds)}
+
+
+def pilot_rows(args: argparse.Namespace, rounds: int) -> dict:
+    size, batch, targets = training_shapes(args)[0]
+    without, own = build(args.backbone, mask_piloting=False), make_batch(size, batch, targets)
+    ours = build(args.backbone)
+    works = {"without pilot": lambda: train_step(without, own), "pilot": lambda: train_step(ours, own)}
+    return {f"the pilot, training {size}, batch {batch}, {targets} targets": compare(works, rounds)}
+
+
+def curve_rows(args: argparse.Namespace, rounds: int) -> dict:
+    """Training steps of ours against one quantity at a time; the others are side 256, batch 2, 20 targets."""
+    rows = {}
+    for name, points in CURVES.items():
+        curve = []
+        for point in points:
+            fields = {key: value for key, value in point.items() if key in ("pilot_groups", "num_queries")}
+            batch = make_batch(point.get("size", 256), 2, point.get("targets", 20))
+            models = {"without pilot": build(args.backbone, **{**fields, "mask_piloting": False})}
+            models["pilot"] = build(args.backbone, **fields)
+            works = {arm: lambda m=model, b=batch: train_step(m, b) for arm, model in models.items()}
+            curve.append({"at": next(iter(point.values())), **compare(works, rounds, autocast(args.bf16))})
+        rows[f"curve, {name}"] = curve
+    return rows
+
+
+RUN = {
+    "inference": inference_rows,
+    "compiled": compiled_rows,
+    "training": training_rows,
+    "memory": memory_rows,
+    "postprocessing": postprocessing_rows,
+    "processor": processor_rows,
+    "pilot": pilot_rows,
+    "curves": curve_rows,
+}
+
+
+def plot_curves(rows: dict, file: Path) -> None:
+    """Step time over each quantity, with and without the pilot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    curves = {name.removeprefix("curve, "): row for name, row in rows.items() if name.startswith("curve, ")}
+    figure, panels = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3), sharey=True, constrained_layout=True)
+    for axes, (name, points) in zip(panels, curves.items(), strict=True):
+        for arm in ("without pilot", "pilot"):
+            axes.plot([p["at"] for p in points], [p[arm]["median_s"] for p in points], marker="o", label=arm)
+        axes.set(xlabel=name, ylim=(0, None), xticks=[p["at"] for p in points])
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("seconds of a training step")
+    panels[0].legend()
+    figure.savefig(file, dpi=110)
+
+
+def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="r50", help="size of the model")
-    parser.add_argument("--size", type=int, default=512, help="height and width of the images")
-    parser.add_argument("--batch", type=int, default=2, help="images per step")
-    parser.add_argument("--targets", type=int, default=20, help="targets per image")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
-    parser.add_argument("--curve", action="store_true", help="also time 2 and 4 groups, and half and twice the targets")
-    parser.add_argument("--output_file", type=Path, help="new JSON file")
-    args = parser.parse_args()
+    parser.add_argument("--rows", nargs="+", choices=RUN, default=list(ROWS), help="what to measure")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024], help="image sides")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each")
+    parser.add_argument("--bf16", action="store_true", help="models under bfloat16 autocast")
+    parser.add_argument("--output_file", type=Path, help="new JSON file; curves are drawn beside it")
+    args = parser.parse_args(argv)
     if args.output_file and args.output_file.exists():
         sys.exit(f"error: {args.output_file} exists; name another file")
-    shape = (args.size, args.batch, args.targets)
-    variants = {"without": {"mask_piloting": False}, "pilot": {}}
     result = {
         "backbone": args.backbone,
-        "size": args.size,
-        "batch": args.batch,
-        "targets": args.targets,
-        "hardware": f"CPU, {torch.get_num_threads()} threads, {platform.machine()}",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "peak_mib": measure_memory(args.backbone, variants, shape),
+        "hardware": torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{platform.machine()}, CPU",
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_cores": os.cpu_count(),
+        "precision": "bfloat16 autocast" if args.bf16 else "float32",
+        "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
+        "rounds": args.rounds,
+        "rows": {},
     }
-    peaks = result["peak_mib"]
-    result["memory_ratio"] = round(peaks["pilot"] / peaks["without"], 3)
-    if args.curve:
-        variants |= {f"{groups} groups": {"pilot_groups": groups} for groups in (2, 4)}
-    models = {name: build(args.backbone, **fields) for name, fields in variants.items()}
-    result["steps"] = compare(models, make_batch(*shape), args.rounds)
-    if args.curve:
-        for targets in (args.targets // 2, args.targets * 2):
-            pair = {name: models[name] for name in ("without", "pilot")}
-            result[f"steps, {targets} targets"] = compare(pair, make_batch(args.size, args.batch, targets), args.rounds)
-    print(json.dumps(result, indent=2))
+    for name in args.rows:
+        for row, measured in RUN[name](args, args.rounds).items():
+            result["rows"][row] = measured
+            last = (
+                measured if "ratio" in measured else list(measured.values())[-1] if isinstance(measured, dict) else ""
+            )
+            print(f"{row:60s} {last}", flush=True)
     if args.output_file:
         args.output_file.parent.mkdir(parents=True, exist_ok=True)
         args.output_file.write_text(json.dumps(result, indent=2) + "\n")
+        if "curves" in args.rows:
+            plot_curves(result["rows"], args.output_file.with_suffix(".png"))
+    return result
 
 
 if __name__ == "__main__":
