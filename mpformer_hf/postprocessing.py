@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 QUERIES_AT_A_TIME = 16
+TILE = 128
 
 
 @dataclass
@@ -138,6 +139,77 @@ def paint_instances(instances: Instances, overlap_mask_area_threshold: float) ->
     return painted, kept
 
 
+def interpolation_matrix(source: int, padded: int, image: int, target: int, device: torch.device) -> Tensor:
+    """One axis of `resize_masks` as a matrix, float32 `[target, source]`: resizing is linear and the axes are apart."""
+    unit = torch.eye(source, device=device)[None]
+    columns = F.interpolate(unit, size=padded, mode="linear", align_corners=False)[..., :image]
+    if image != target:
+        columns = F.interpolate(columns, size=target, mode="linear", align_corners=False)
+    return columns[0].T.contiguous()
+
+
+def cut(matrix: Tensor) -> list[tuple[slice, slice]]:
+    """Tiles along one axis: which pixels of the result, and which cells they are interpolated from."""
+    used, cells = matrix != 0, torch.arange(1, matrix.shape[1] + 1, device=matrix.device, dtype=torch.int32)
+    last = (used * cells).amax(1).tolist()
+    first = (len(cells) - (used * cells.flip(0)).amax(1)).tolist()
+    starts = range(0, len(matrix), TILE)
+    ends = [min(start + TILE, len(matrix)) for start in starts]
+    return [(slice(a, b), slice(min(first[a:b]), max(last[a:b]))) for a, b in zip(starts, ends, strict=True)]
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """`values.argmax(0, keepdim=True)` of float `[n, H, W]`, which torch computes slowly; ties go to the first."""
+    backwards = torch.arange(len(values), 0, -1, device=values.device, dtype=torch.int32)[:, None, None]
+    largest = values == values.amax(0)
+    return (len(values) - (largest * backwards).amax(0, keepdim=True)).long()
+
+
+def compete(logits: Tensor, scores: Tensor, mask_threshold: float, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+    """For each pixel the query with the largest score x mask probability.
+
+    A resized logit lies between the smallest and the largest of the cells it comes from. So in each tile only those
+    queries are resized that may win a pixel of it, or whose mask may end in it.
+
+    Args:
+        logits: float32 `[Q, h, w]`.
+        scores: `[Q]`.
+        mask_threshold: probability from which on a pixel belongs to a mask.
+
+    Returns:
+        winner int64 `[H, W]`; whether the winner's own mask covers the pixel, bool `[H, W]`; areas of all masks, int64
+        `[Q]`.
+    """
+    device = logits.device
+    rows, columns = (
+        interpolation_matrix(*sizes, device)
+        for sizes in zip(logits.shape[1:], frame.padded, frame.image, frame.target, strict=True)
+    )
+    tiles = [(band, part) for band in cut(rows) for part in cut(columns)]
+    bounds = torch.stack(
+        [torch.stack(logits[:, y, x].flatten(1).aminmax(dim=1)) for (_, y), (_, x) in tiles]
+    )  # [tiles, 2, Q]
+    least, most = bounds.sigmoid().unbind(1)
+    full, empty = least >= mask_threshold, most < mask_threshold
+    may_win = most * scores >= (least * scores).amax(1, keepdim=True)
+    wanted = (may_win | ~(full | empty)).cpu()
+    sizes = torch.tensor([(a.stop - a.start) * (b.stop - b.start) for (a, _), (b, _) in tiles], device=device)
+    areas = ((full & ~wanted.to(device)) * sizes[:, None]).sum(0)
+
+    winner = torch.zeros(frame.target, dtype=torch.int64, device=device)
+    covered = torch.zeros(frame.target, dtype=torch.bool, device=device)
+    for ((place_y, y), (place_x, x)), chosen in zip(tiles, wanted, strict=True):
+        queries = chosen.nonzero()[:, 0].to(device)
+        resized = rows[place_y, y] @ logits[queries, y, x] @ columns[place_x, x].T
+        probability = resized.sigmoid_()
+        inside = probability >= mask_threshold
+        areas[queries] += inside.flatten(1).view(torch.uint8).sum(1, dtype=torch.int64)
+        best = first_largest(probability * scores[queries, None, None])
+        winner[place_y, place_x] = queries[best[0]]
+        covered[place_y, place_x] = inside.gather(0, best)[0]
+    return winner, covered, areas
+
+
 def find_panoptic_segments(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -169,21 +241,8 @@ def find_panoptic_segments(
     if len(scores) == 0:
         return segmentation, []
 
-    best = torch.full(frame.target, -1.0, device=device)
-    winner = torch.zeros(frame.target, dtype=torch.int64, device=device)
-    covered = torch.zeros(frame.target, dtype=torch.bool, device=device)  # by the winner's own mask
-    areas = []
-    for first, part in in_parts(mask_logits, frame):
-        probability = part.sigmoid_()
-        inside = probability >= mask_threshold
-        areas.append(inside.flatten(1).sum(1))
-        value, index = (probability * scores[first : first + len(part), None, None]).max(0)
-        better = value > best
-        best = torch.where(better, value, best)
-        winner = torch.where(better, index + first, winner)
-        covered = torch.where(better, inside.gather(0, index[None])[0], covered)
+    winner, covered, original = compete(mask_logits.float(), scores, mask_threshold, frame)
     count = len(scores)
-    original = torch.cat(areas)
     won = torch.bincount(winner.flatten(), minlength=count)
     kept = torch.bincount(winner[covered], minlength=count)
     table = torch.stack((original, won, kept, labels), 1).tolist()  # one copy to the host

@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -128,18 +127,18 @@ def memory_of(connection, backbone: str, theirs: bool, shape: tuple[int, int, in
     model, batch = build(backbone), make_batch(*shape)
     if theirs:
         model, batch = model.to_mask2former().train(), for_theirs(batch)
-    if DEVICE.type == "cuda":
-        before = torch.cuda.memory_allocated() / 2**20
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = torch.cuda.memory_allocated() / 2**20 if DEVICE.type == "cuda" else peak_resident()
     with autocast(bf16)():
         train_step(model, batch)
         train_step(model, batch)
-    if DEVICE.type == "cuda":
-        after = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    after = torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else peak_resident()
     connection.send(after - before)
+
+
+def peak_resident() -> float:
+    """Largest resident memory of this process in MiB (Linux; `getrusage` would count the parent's too)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def compare_memory(backbone: str, shape: tuple[int, int, int], bf16: bool) -> dict:
@@ -210,14 +209,19 @@ def memory_rows(args: argparse.Namespace, rounds: int) -> dict:
 
 
 def postprocessing_rows(args: argparse.Namespace, rounds: int) -> dict:
-    """Panoptic, 100 queries, a third of them sure, to 1024x2048."""
+    """Panoptic, to 1024x2048: 33 sure queries whose masks tile the image, with noise, and 67 without an object."""
     generator = torch.Generator().manual_seed(0)
+    centres = torch.rand(100, 2, 1, 1, generator=generator)
+    grid = torch.stack(torch.meshgrid(torch.linspace(0, 1, 256), torch.linspace(0, 1, 512), indexing="ij"))
+    distance = (grid - centres).norm(dim=1)
+    nearest = distance[:33].min(0).values
+    masks = (60 * (nearest - distance) + 4).clamp(-10, 6) + torch.randn(100, 256, 512, generator=generator) / 4
+    classes = torch.randn(1, 100, 134, generator=generator)
+    classes[:, :33, :133] += 12 * nn.functional.one_hot(torch.arange(33), 133)
+    classes[:, 33:, 133] += 12
     outputs = transformers.models.mask2former.modeling_mask2former.Mask2FormerForUniversalSegmentationOutput(
-        class_queries_logits=(12 * torch.rand(1, 100, 134, generator=generator)).to(DEVICE),
-        masks_queries_logits=8 * torch.randn(1, 100, 16, 32, generator=generator).to(DEVICE),
+        class_queries_logits=classes.to(DEVICE), masks_queries_logits=masks[None].to(DEVICE)
     )
-    outputs.masks_queries_logits = nn.functional.interpolate(outputs.masks_queries_logits, scale_factor=16)
-    outputs.class_queries_logits[:, :33, 5] += 20
     ours, theirs = MPFormerImageProcessor(threshold=0.5), Mask2FormerImageProcessor()
     sizes = {"target_sizes": [(1024, 2048)]}
     works = {
@@ -306,10 +310,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024], help="image sides")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each")
     parser.add_argument("--bf16", action="store_true", help="models under bfloat16 autocast")
-    parser.add_argument("--output_file", type=Path, help="new JSON file; curves are drawn beside it")
+    parser.add_argument("--output_file", type=Path, help="JSON file, new or of the same settings; curves are drawn too")
     args = parser.parse_args(argv)
-    if args.output_file and args.output_file.exists():
-        sys.exit(f"error: {args.output_file} exists; name another file")
     result = {
         "backbone": args.backbone,
         "hardware": torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{platform.machine()}, CPU",
@@ -320,18 +322,23 @@ def main(argv: list[str] | None = None) -> dict:
         "rounds": args.rounds,
         "rows": {},
     }
+    if args.output_file and args.output_file.exists():
+        before = json.loads(args.output_file.read_text())
+        if {**before, "rows": {}} != result:
+            sys.exit(f"error: {args.output_file} has results of another machine or other settings; name another file")
+        result = before
     for name in args.rows:
         for row, measured in RUN[name](args, args.rounds).items():
             result["rows"][row] = measured
+            if args.output_file:
+                args.output_file.parent.mkdir(parents=True, exist_ok=True)
+                args.output_file.write_text(json.dumps(result, indent=2) + "\n")
             last = (
                 measured if "ratio" in measured else list(measured.values())[-1] if isinstance(measured, dict) else ""
             )
             print(f"{row:60s} {last}", flush=True)
-    if args.output_file:
-        args.output_file.parent.mkdir(parents=True, exist_ok=True)
-        args.output_file.write_text(json.dumps(result, indent=2) + "\n")
-        if "curves" in args.rows:
-            plot_curves(result["rows"], args.output_file.with_suffix(".png"))
+    if args.output_file and "curves" in args.rows:
+        plot_curves(result["rows"], args.output_file.with_suffix(".png"))
     return result
 
 

@@ -26,13 +26,15 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script: find the package `training`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import torch
+from scipy import stats
 from transformers import set_seed
 
 from training.arguments import RECIPE_CLASSES, parse
 from training.building import build_model, build_processor
+from training.checkpoints import EVALUATIONS, LOG, save_model
 from training.data import open_dataset
-from training.engine import EVALUATIONS, LOG, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
@@ -128,6 +130,112 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         list(pool.map(one, todo))
 
 
+# --- Report ---
+
+
+def score_of(row: dict) -> float:
+    """The main score of an evaluation: PQ where there is one, else mIoU."""
+    return row.get("pq", row.get("mean_iou"))
+
+
+def curves_of(lines: list[dict], value) -> dict[str, np.ndarray]:
+    """`[seeds, evaluations]` of each arm, for a function of an evaluation."""
+    arms = [arm for arm in ARMS if any(line["arm"] == arm for line in lines)]
+    return {
+        arm: np.array([[value(row) for row in line["evaluations"]] for line in lines if line["arm"] == arm])
+        for arm in arms
+    }
+
+
+def paired_difference(lines: list[dict], arm: str) -> tuple[float, float, int]:
+    """Mean difference of final scores to "off" over common seeds, half its 95 % interval (Student's t), seeds."""
+    final = {(line["arm"], line["seed"]): score_of(line["evaluations"][-1]) for line in lines}
+    seeds = sorted({seed for _, seed in final if ("off", seed) in final and (arm, seed) in final})
+    differences = np.array([final[arm, seed] - final["off", seed] for seed in seeds])
+    if len(seeds) < 2:
+        return float(differences.mean()) if seeds else float("nan"), float("nan"), len(seeds)
+    half = stats.t.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / len(seeds) ** 0.5
+    return float(differences.mean()), float(half), len(seeds)
+
+
+def steps_to_reach(goal: float, steps: list[int], curve: np.ndarray) -> float | None:
+    """Where a curve first reaches a score, straight between evaluations and from (0, 0); None if it never does."""
+    steps, curve = [0, *steps], [0.0, *curve]
+    for index in range(1, len(curve)):
+        if curve[index] >= goal:
+            share = (goal - curve[index - 1]) / max(curve[index] - curve[index - 1], 1e-12)
+            return steps[index - 1] + share * (steps[index] - steps[index - 1])
+    return None
+
+
+def write_table(lines: list[dict], file: Path) -> str:
+    """Markdown: final scores, paired differences, steps to the baseline's score, time of a step."""
+    scores, steps = curves_of(lines, score_of), [row["step"] for row in lines[0]["evaluations"]]
+    seconds = {arm: np.median([x["median_step_seconds"] for x in lines if x["arm"] == arm]) for arm in scores}
+    metric = "PQ" if "pq" in lines[0]["evaluations"][0] else "mIoU"
+    rows = [
+        f"| arm | runs | final {metric}, mean and spread | minus off, 95 % interval | steps to its score | step time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, curve in scores.items():
+        spread = f"{curve[:, -1].mean():.4f} ({curve[:, -1].min():.4f} to {curve[:, -1].max():.4f})"
+        difference = ratio = slower = ""
+        if "off" in scores:
+            slower = f"x{seconds[arm] / seconds['off']:.2f}"
+            reached = steps_to_reach(scores["off"][:, -1].mean(), steps, curve.mean(0))
+            ratio = "not reached" if reached is None else f"{reached:.0f} of {steps[-1]} (x{reached / steps[-1]:.2f})"
+        if "off" in scores and arm != "off":
+            mean, half, seeds = paired_difference(lines, arm)
+            difference = f"{mean:+.4f} ± {half:.4f} ({seeds} seeds)"
+        rows.append(f"| {arm} | {len(curve)} | {spread} | {difference} | {ratio} | {slower} |")
+    text = "\n".join(rows) + "\n"
+    file.write_text(text)
+    return text
+
+
+def plot(lines: list[dict], file: Path) -> None:
+    """Score, mask consistency (mean over layers) and query utilisation (after half of the layers) over steps; lines are
+    means, bands reach from the worst seed to the best."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    metric = "PQ" if "pq" in lines[0]["evaluations"][0] else "mIoU"
+    panels = {
+        metric: score_of,
+        "mask consistency": lambda row: float(np.mean(row["mask_consistency"])),
+        "query utilisation": lambda row: row["query_utilisation"][len(row["query_utilisation"]) // 2],
+    }
+    steps = [row["step"] for row in lines[0]["evaluations"]]
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), constrained_layout=True)
+    for panel, (title, value) in zip(axes, panels.items(), strict=True):
+        for arm, curve in curves_of(lines, value).items():
+            (line,) = panel.plot(steps, curve.mean(0), marker="o", label=f"{arm} ({len(curve)})")
+            panel.fill_between(steps, curve.min(0), curve.max(0), alpha=0.2, color=line.get_color())
+        panel.set(title=title, xlabel="optimizer steps", ylim=(0, None))
+        panel.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
+def report(args: argparse.Namespace) -> None:
+    """A table (.md) and a figure (.png) beside each file of results.
+
+    Raises:
+        ValueError: a file has no results, or runs of different length.
+    """
+    for file in args.results:
+        lines = read_lines(file)
+        if not lines:
+            raise ValueError(f"{file} has no results.")
+        if len({tuple(row["step"] for row in line["evaluations"]) for line in lines}) > 1:
+            raise ValueError(f"{file} has runs that were evaluated at different steps.")
+        print(file.stem, write_table(lines, file.with_suffix(".md")), sep="\n")
+        plot(lines, file.with_suffix(".png"))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -139,10 +247,15 @@ def main(argv: list[str] | None = None) -> None:
     running.add_argument("--arms", nargs="+", choices=ARMS, default=["off", "recipe"], help="what to compare")
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of each arm for each")
     running.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the CPU cores")
+    reporting = commands.add_parser("report", help="table and figure of finished runs")
+    reporting.add_argument("results", type=Path, nargs="+", help="JSON lines of `run`")
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:cut])
-    run(args, argv[cut + 1 :])
+    try:
+        run(args, argv[cut + 1 :]) if args.command == "run" else report(args)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

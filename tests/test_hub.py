@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor, MPFormerImageProcessorPil
+from mpformer_hf.publishing import stage
 from scripts import push_to_hub as script
 from tests.hub_server import Hub
 from tests.tiny import tiny_model
@@ -169,8 +170,8 @@ def test_folders_that_are_no_model(saved, tmp_path, capsys):
 def test_the_card_says_once_how_to_use_it(saved, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir(), second.mkdir()
-    script.stage(saved, "somebody/five", True, first)
-    script.stage(first, "somebody/six", False, second)
+    stage(saved, "somebody/five", True, first)
+    stage(first, "somebody/six", False, second)
     card = (second / "README.md").read_text()
     assert card.count("## Use") == 1 and "somebody/six" in card and "trust_remote_code" not in card
     assert "auto_map" not in json.loads((second / "config.json").read_text())

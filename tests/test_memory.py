@@ -1,13 +1,13 @@
 """Post-processing of large images in little memory."""
 
 import multiprocessing
-import resource
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mpformer_hf import MPFormerImageProcessor
+from scripts.benchmark import peak_resident
 
 
 def peak_of(connection, task):
@@ -19,12 +19,12 @@ def peak_of(connection, task):
         class_queries_logits=torch.randn(1, 100, 20, generator=generator),
         pixel_mask=None,
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident()
     processor = MPFormerImageProcessor(threshold=0.0, overlap_mask_area_threshold=0.0)
     result = getattr(processor, f"post_process_{task}_segmentation")(outputs, target_sizes=[(1024, 2048)])[0]
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = peak_resident()
     segmentation = result if task == "semantic" else result["segmentation"]
-    connection.send((tuple(segmentation.shape), (after - before) / 1024))
+    connection.send((tuple(segmentation.shape), after - before))
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])

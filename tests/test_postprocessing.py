@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from mpformer_hf import MPFormerImageProcessor, postprocessing
-from mpformer_hf.postprocessing import Frame, find_instances, find_panoptic_segments, resize_masks, semantic_scores
+from mpformer_hf.postprocessing import (
+    Frame,
+    compete,
+    find_instances,
+    find_panoptic_segments,
+    resize_masks,
+    semantic_scores,
+)
 from tests.tiny import FIXTURES
 
 GOLDEN = load_file(FIXTURES / "postprocess.safetensors")
@@ -209,3 +216,21 @@ def test_nothing_found():
     instance = processor.post_process_instance_segmentation(outputs)[0]
     assert panoptic["segments_info"] == [] and (panoptic["segmentation"] == 0).all()
     assert instance["segments_info"] == [] and (instance["segmentation"] == -1).all()
+
+
+@pytest.mark.parametrize("target", [(40, 56), (37, 61), (80, 24)])
+@pytest.mark.parametrize("sharpness", [0.3, 3.0, 30.0])
+def test_competing_in_tiles_equals_competing_everywhere(target, sharpness, monkeypatch):
+    monkeypatch.setattr(postprocessing, "TILE", 9)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(7, 4, 5, generator=generator)
+    logits = sharpness * F.interpolate(coarse[None], size=(12, 16), mode="bicubic")[0]
+    scores, frame = torch.rand(7, generator=generator), Frame((48, 64), (40, 56), target)
+    winner, covered, areas = compete(logits, scores, 0.5, frame)
+    probability = resize_masks(logits, frame).sigmoid()
+    expected = (probability * scores[:, None, None]).argmax(0)
+    close = (probability - 0.5).abs().amin(0) < 1e-5
+    assert (winner == expected).float().mean() > 0.999
+    inside = (probability >= 0.5).gather(0, expected[None])[0]
+    assert ((covered == inside) | close).float().mean() > 0.999
+    assert (areas - (probability >= 0.5).flatten(1).sum(1)).abs().max() <= close.sum()

@@ -102,6 +102,9 @@ class OptimizationArguments:
     mixed_precision: str | None = option(None, "no, bf16 or fp16; default: as accelerate is configured.")
     gradient_checkpointing: bool = option(False, "Compute activations again in the backward pass to save memory.")
     freeze_batch_norm: bool = option(False, "Keep the backbone's batch norms as they are.")
+    freeze_backbone: bool = option(False, "Train the decoders alone.")
+    ema_decay: float | None = option(None, "Evaluate and save moving averages of the weights, e.g. with 0.999.")
+    torch_compile: bool = option(False, "Compile backbone and decoders; worth it for long runs at one image size.")
 
 
 @dataclass
@@ -115,6 +118,15 @@ class RunArguments:
     diagnostics: bool = option(False, "Mask consistency and query utilisation by layer in every evaluation.")
     metric_for_best: str | None = option(None, "Metric that picks the best weights; default: pq or mean_iou.")
     num_pictures: int = option(4, "Overlays of evaluation images in the output folder.")
+    max_detections: int = option(100, "Instances of an image that count for AP.")
+    early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better score.")
+    checkpointing_steps: int | None = option(None, "Keep a checkpoint to resume from every so many steps.")
+    resume_from_checkpoint: str | None = option(None, "latest, or a checkpoint folder; goes on exactly where it was.")
+    report_to: str | None = option(
+        None, "Trackers of accelerate: tensorboard, wandb, ...; several with commas, or all."
+    )
+    push_to_hub: bool = option(False, "Publish the best weights at the end.")
+    hub_model_id: str | None = option(None, "push_to_hub: name on the Hub; default: the output folder's.")
     seed: int = option(0, "Seed of initial weights, data order, augmentation and pilot noise.")
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from datasets.distributed import split_dataset_by_node
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from mpformer_hf import MPFormerImageProcessor
 
@@ -54,18 +55,55 @@ class TrainingBatches(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor, dict[int, int]]:
-        """A pair of `SeededOrder`."""
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor, dict[int, int], int]:
+        """Image, map, classes and row of a pair of `SeededOrder`."""
         index, seed = draw
-        image, segments = self.dataset[index]
+        return self.augmented(*self.dataset[index], index, seed)
+
+    def augmented(self, image: Tensor, segments: Segments, index: int, seed: int):
+        """See `__getitem__`; the global random numbers are left alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return *augment(self.transform, image, segments.map, segments.classes), segments.classes
+            return *augment(self.transform, image, segments.map, segments.classes), segments.classes, index
+
+    def collate_with_rows(self, examples: list) -> tuple[dict, list[int]]:
+        """`collate`, and the rows that the examples come from."""
+        return self.collate(examples), [example[3] for example in examples]
 
     def collate(self, examples: list) -> dict:
         """`pixel_values`, `pixel_mask`, `mask_labels`, `class_labels` of the model."""
-        images, maps, tables = (list(column) for column in zip(*examples, strict=True))
+        images, maps, tables = (list(column) for column in zip(*(example[:3] for example in examples), strict=True))
         return dict(self.processor(images, maps, tables, do_resize=False, return_tensors="pt"))
+
+
+class StreamedBatches(IterableDataset):
+    """The same from a dataset that is read while it is used: endless, each process its own shards.
+
+    Args:
+        batches: augments and collates.
+        seed: of order and augmentation.
+        buffer: images to choose the next one from.
+        process, processes: this process and their number.
+    """
+
+    def __init__(self, batches: TrainingBatches, seed: int, buffer: int, process: int = 0, processes: int = 1):
+        rows = batches.dataset.rows.shuffle(seed=seed, buffer_size=buffer)
+        self.rows = split_dataset_by_node(rows, rank=process, world_size=processes)
+        self.batches, self.seed = batches, seed * processes + process
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, dict[int, int], int]]:
+        worker = torch.utils.data.get_worker_info()
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + (worker.id if worker else 0))
+        epoch = 0
+        while True:
+            self.rows.set_epoch(epoch)
+            index = -1
+            for index, row in enumerate(self.rows):
+                draw = int(torch.randint(2**62, (), generator=generator))
+                yield self.batches.augmented(*self.batches.dataset.decode(row, index), index, draw)
+            if index < 0:
+                return  # a worker without a shard
+            epoch += 1
 
 
 class EvaluationBatches(Dataset):

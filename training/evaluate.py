@@ -24,8 +24,8 @@ from transformers import AutoImageProcessor
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from training.arguments import DataArguments, option, parse
+from training.checkpoints import write_json
 from training.data import open_dataset
-from training.engine import write_json
 from training.evaluation import (
     diagnose_model,
     draw_rows,

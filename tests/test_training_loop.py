@@ -1,0 +1,214 @@
+"""Long runs: resuming after a kill, moving averages, freezing, early stopping, trackers, streams, processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import Trainer as HuggingFaceTrainer
+from transformers import TrainingArguments
+
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from tests import datasets_on_disk as make
+from tests.runs import flags
+from tests.tiny import tiny_model
+from training import checkpoints, engine, finetune
+from training.arguments import DataArguments, TransformArguments
+from training.batches import SeededOrder, TrainingBatches
+from training.data import open_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def new_process():
+    """Each run would be a process of its own, with its own precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make.shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+def rows_of(output, name="log.jsonl"):
+    return [json.loads(line) for line in (output / name).read_text().splitlines()]
+
+
+def losses_of(output):
+    return {row["step"]: row["loss"] for row in rows_of(output)}
+
+
+def launch(*argv, processes=None):
+    """`training/finetune.py` in a process of its own, or several through accelerate."""
+    command = [sys.executable]
+    if processes:
+        command += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--main_process_port", "0"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command += [str(ROOT / "training" / "finetune.py"), *map(str, argv)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
+    torch.set_num_threads(1)
+    options = {"max_train_steps": 9, "eval_steps": 3, "checkpointing_steps": 2, "ema_decay": 0.9, "max_eval_samples": 1}
+    finetune.main(flags(shapes, tmp_path / "whole", **options))
+    killed = launch(*flags(shapes, tmp_path / "killed", **options))
+    log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 120
+    while time.time() < deadline and not (log.is_file() and log.read_text().count("\n") >= 5):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    step = max(losses_of(tmp_path / "killed"))
+    assert 5 <= step < 9, killed.stdout.read()[-2000:]
+    with log.open("a") as file:
+        file.write('{"step": 6, "lo')  # as if it had died while it wrote
+    AcceleratorState._reset_state(reset_partial_state=True)
+    options["resume_from_checkpoint"] = "latest"
+    results = finetune.main(flags(shapes, tmp_path / "killed", **options))
+    assert losses_of(tmp_path / "killed") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-6)
+    assert [row["step"] for row in rows_of(tmp_path / "killed")] == list(range(1, 10))
+    assert [row["step"] for row in rows_of(tmp_path / "killed", "evaluations.jsonl")] == [3, 6, 9]
+    ours, theirs = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("killed", "whole"))
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, atol=1e-6, rtol=1e-5, msg=key)
+    assert [path.name for path in (tmp_path / "killed").glob("*checkpoint-*")] == ["checkpoint-8"]
+    whole = json.loads((tmp_path / "whole" / "all_results.json").read_text())
+    assert results["best"]["step"] == whole["best"]["step"] and results["steps"] == 9
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    (tmp_path / ".checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-last").mkdir()
+    assert checkpoints.find_checkpoint(tmp_path, "latest") is None
+    for step in (4, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert checkpoints.find_checkpoint(tmp_path, "latest").name == "checkpoint-10"
+    with pytest.raises(ValueError, match="is no checkpoint folder"):
+        checkpoints.find_checkpoint(tmp_path, str(tmp_path / "checkpoint-12"))
+
+
+def test_moving_averages_are_what_is_saved(shapes, tmp_path):
+    options = {"max_train_steps": 2, "eval_steps": 2, "max_eval_samples": 1}
+    finetune.main(flags(shapes, tmp_path / "still", ema_decay=1.0, learning_rate=0.1, **options))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    finetune.main(flags(shapes, tmp_path / "plain", learning_rate=0.1, **options))
+    still, plain = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("still", "plain"))
+    torch.manual_seed(0)
+    key = "class_predictor.weight"
+    assert not torch.equal(still[key], plain[key]) and still[key].abs().max() < plain[key].abs().max()
+
+
+def test_a_frozen_backbone_stays(shapes, tmp_path):
+    finetune.main(flags(shapes, tmp_path / "a", freeze_backbone=True, max_train_steps=1, max_eval_samples=1))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    finetune.main(flags(shapes, tmp_path / "b", freeze_backbone=True, max_train_steps=3, max_eval_samples=1))
+    first, third = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("a", "b"))
+    encoder = [key for key in first if "pixel_level_module.encoder." in key]
+    assert encoder and all(torch.equal(first[key], third[key]) for key in encoder)
+    assert not torch.equal(first["class_predictor.weight"], third["class_predictor.weight"])
+
+
+def test_early_stopping(shapes, tmp_path, monkeypatch):
+    scores = iter([0.3, 0.2, 0.4, 0.1, 0.1, 0.9])
+    monkeypatch.setattr(engine, "evaluate_model", lambda *a: {"pq": next(scores), "mean_iou": 0.0, "images": 1})
+    options = {"max_train_steps": 6, "eval_steps": 1, "early_stopping_patience": 2}
+    results = finetune.main(flags(shapes, tmp_path / "a", **options))
+    assert results["steps"] == 5 and results["best"]["step"] == 3 and len(rows_of(tmp_path / "a")) == 5
+
+
+def test_trackers_get_losses_scores_and_pictures(shapes, tmp_path):
+    options = {"max_train_steps": 2, "eval_steps": 2, "num_pictures": 1, "max_eval_samples": 1}
+    finetune.main(flags(shapes, tmp_path / "a", report_to="tensorboard", **options))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = {"scalars": set(), "images": set()}
+    for file in (tmp_path / "a").rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file)).Reload()
+        for kind in tags:
+            tags[kind] |= set(events.Tags()[kind])
+    assert {"loss", "loss_mask_pilot", "lr", "eval_pq"} <= tags["scalars"] and "samples/00000" in tags["images"]
+
+
+def test_the_compile_flag_compiles_the_model_without_its_criterion(shapes, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: compiled.append(type(self).__name__))
+    finetune.main(flags(shapes, tmp_path / "a", torch_compile=True, max_train_steps=1, max_eval_samples=1))
+    assert compiled == ["MPFormerModel"]
+
+
+def test_a_streamed_dataset_trains_and_needs_a_number_of_steps(shapes, tmp_path):
+    options = {"streaming": True, "shuffle_buffer": 4, "max_eval_samples": 1, "max_train_steps": 5}
+    results = finetune.main(flags(shapes, tmp_path / "a", **options))
+    assert results["steps"] == 5 and len(rows_of(tmp_path / "a")) == 5
+    AcceleratorState._reset_state(reset_partial_state=True)
+    argv = flags(shapes, tmp_path / "b", **options)
+    place = argv.index("--max_train_steps")
+    with pytest.raises(ValueError, match="streaming: the length of the training split is unknown"):
+        finetune.main(argv[:place] + argv[place + 2 :])
+
+
+@pytest.mark.parametrize("task", ["instance"])
+def test_instances_train_and_are_scored(shapes, tmp_path, task):
+    results = finetune.main(flags(shapes, tmp_path / "a", task=task, max_train_steps=2, num_pictures=1))
+    assert 0 <= results["best"]["ap"] <= 1 and set(results["best"]["per_class_ap"]) == {
+        "disc",
+        "square",
+        "triangle",
+        "star",
+    }
+    assert "| ap50 |" in (tmp_path / "a" / "README.md").read_text()
+    assert len(list((tmp_path / "a" / "pictures").iterdir())) == 1
+
+
+def test_two_processes_train_together(shapes, tmp_path):
+    options = {"max_train_steps": 3, "eval_steps": 3, "checkpointing_steps": 3, "num_pictures": 0}
+    run = launch(*flags(shapes, tmp_path / "two", per_device_train_batch_size=1, **options), processes=2)
+    told, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, told[-3000:]
+    results = finetune.main(flags(shapes, tmp_path / "one", per_device_train_batch_size=2, **options))
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    assert two["best"]["images"] == results["best"]["images"] == 3
+    assert len(rows_of(tmp_path / "two")) == 3 and (tmp_path / "two" / "checkpoint-3").is_dir()
+    assert len(list((tmp_path / "two" / "checkpoint-3").glob("random_states_*.pkl"))) == 2
+
+
+def test_the_model_trains_under_transformers_trainer(shapes, tmp_path):
+    data = open_dataset(DataArguments(dataset_name=str(shapes), task="panoptic"), "train")
+    processor = MPFormerImageProcessor(size={"height": 64, "width": 64})
+    arguments = TransformArguments(augmentation="crop", crop_size=[64, 64], shortest_edges=[64])
+    batches = TrainingBatches(data, arguments, processor)
+    order = list(zip(range(len(batches)), SeededOrder(len(batches), 0), strict=False))
+    examples = [batches[pair] for _, pair in order]
+    model = tiny_model(num_labels=8).train()
+    before = model.class_predictor.weight.detach().clone()
+    trainer = HuggingFaceTrainer(
+        model,
+        TrainingArguments(
+            str(tmp_path / "out"),
+            per_device_train_batch_size=2,
+            max_steps=3,
+            learning_rate=1e-3,
+            logging_steps=1,
+            remove_unused_columns=False,
+            report_to="none",
+            use_cpu=True,
+        ),
+        train_dataset=examples,
+        data_collator=batches.collate,
+    )
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 3 and all(loss > 0 for loss in losses)
+    assert not torch.equal(model.class_predictor.weight.cpu(), before)
+    saved = MPFormerForUniversalSegmentation.from_pretrained(tmp_path / "out" / "checkpoint-3")
+    torch.testing.assert_close(saved.class_predictor.weight, model.class_predictor.weight.detach().cpu())
