@@ -10,6 +10,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def gather_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -171,5 +172,10 @@ class MultiScaleDeformableAttention(nn.Module):
             centres = (reference[:, None] * torch.stack(sides))[:, :, None].repeat(1, 1, P, 1)  # [Q, L, P, 2], in cells
             positions = centres.flatten(1)[:, None] + offsets.to(wide)
             positions = positions.unflatten(-1, (L, P, 2))
-            sampled = deformable_sampling(table.to(wide), shapes, positions, weights.to(wide))
+            inputs = (table.to(wide), shapes, positions, weights.to(wide))
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                # Its many small steps take little time and much memory: the backward pass makes them again.
+                sampled = checkpoint(deformable_sampling, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                sampled = deformable_sampling(*inputs)
         return self.output_proj(sampled.to(query.dtype))

@@ -114,6 +114,15 @@ def test_bad_objects_are_one_sentence(tmp_path, change, message):
         opened(folder)[0]
 
 
+def test_another_void_label(tmp_path):
+    values = np.zeros((40, 60), np.uint8)
+    values[:10], values[10:12] = 65, 255
+    data = opened(make.semantic(tmp_path / "d", [values]), "semantic", void_label=65)
+    assert data[0][1].classes == {0: 0}
+    with pytest.raises(ValueError, match=r"has ids \[65\] that are not in id2label"):
+        opened(make.semantic(tmp_path / "e", [values]), "semantic")[0]
+
+
 def test_named_classes_of_the_releases(tmp_path):
     folder = make.write(
         tmp_path / "d",

@@ -45,15 +45,15 @@ def read_map(image) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def semantic_adapter(column: str, labels: Labels, reduce_labels: bool) -> Adapter:
-    """Maps of class ids, 255 = void; each class is one segment."""
+def semantic_adapter(column: str, labels: Labels, reduce_labels: bool, void: int = VOID_CLASS) -> Adapter:
+    """Maps of class ids, `void` (255) = void; each class is one segment."""
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
         present = np.unique(map_)
         if reduce_labels:
             present = present[present != 0]
-        present = present[present != VOID_CLASS]
+        present = present[(present != void) & (present != VOID_CLASS)]
         classes = {int(i): int(i) - reduce_labels for i in present}
         strange = sorted(i for i, c in classes.items() if c not in labels.of_category)
         if strange:

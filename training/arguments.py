@@ -60,6 +60,7 @@ class DataArguments:
     label_column: str | None = option(None, "Column of the maps; default: label, annotation or segmentation.")
     id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
     do_reduce_labels: bool = option(False, "Class 0 of the maps is void, every other class one less.")
+    void_label: int = option(255, "Id of void in semantic maps, beside 255.")
     streaming: bool = option(False, "Read the dataset while it is used, for sets that do not fit on the disk.")
     shuffle_buffer: int = option(1000, "streaming: images to choose the next one from.")
     max_train_samples: int | None = option(None, "Use only the first images of the training split.")
@@ -81,6 +82,7 @@ class TransformArguments:
     horizontal_flip: bool = option(True, "Flip every second image.")
     eval_shortest_edge: int = option(800, "Shortest edge in evaluation, stored in the processor.")
     eval_longest_edge: int = option(1333, "Limit of the longest edge in evaluation, stored in the processor.")
+    eval_threshold: float = option(0.5, "Smallest score of a segment or instance, stored in the processor.")
 
 
 @dataclass
@@ -141,20 +143,35 @@ RECIPE_CLASSES = [
 
 
 def read_recipe(path: str) -> dict:
-    """A yaml file as a flat mapping; its `base`, a file beside it, comes first.
+    """A yaml file as a mapping; its `base`, one file or several, relative to it, comes first. Later values replace
+    earlier ones; mappings (`model_fields`) are merged.
 
     Raises:
         ValueError: no such file, or no mapping of flags.
     """
     file = Path(path)
     if not file.is_file():
-        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        known = ", ".join(sorted(str(recipe.relative_to(RECIPES)) for recipe in RECIPES.rglob("*.yaml")))
         raise ValueError(f"Recipe {path} does not exist; there are: {known}.")
     content = yaml.safe_load(file.read_text()) or {}
     if not isinstance(content, dict):
         raise ValueError(f"Recipe {path} must be a mapping of flags to values.")
-    base = content.pop("base", None)
-    return {**(read_recipe(str(file.parent / base)) if base else {}), **content}
+    bases = content.pop("base", [])
+    merged: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, read_recipe(str(file.parent / base)))
+    return merge(merged, content)
+
+
+def merge(first: dict, second: dict) -> dict:
+    """`second` over `first`, mappings inside merged too; a mapping of another `model_type` replaces."""
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(first.get(key), dict)
+        if both and value.get("model_type") == first[key].get("model_type"):
+            value = merge(first[key], value)
+        result[key] = value
+    return result
 
 
 def as_flags(recipe: dict) -> list[str]:
@@ -177,14 +194,20 @@ def parse(classes: list[type], argv: list[str] | None = None, description: str |
         ValueError: the recipe is missing or has an unknown flag.
     """
     recipe_parser = argparse.ArgumentParser(add_help=False)
-    recipe_parser.add_argument("--config", help="Recipe: a yaml file of flags; flags of the command line override it.")
+    recipe_parser.add_argument(
+        "--config",
+        nargs="+",
+        help="Recipes, yaml files of flags: later ones override earlier ones, flags override all.",
+    )
     recipe_args, flags = recipe_parser.parse_known_args(argv)
     own = {f.name for cls in classes for f in fields(cls)}
     if recipe_args.config:
-        recipe = read_recipe(recipe_args.config)
+        recipe: dict = {}
+        for path in recipe_args.config:
+            recipe = merge(recipe, read_recipe(path))
         unknown = sorted(set(recipe) - own - {f.name for cls in RECIPE_CLASSES for f in fields(cls)})
         if unknown:
-            raise ValueError(f"Recipe {recipe_args.config} has unknown flags: {', '.join(unknown)}.")
+            raise ValueError(f"Recipe {', '.join(recipe_args.config)} has unknown flags: {', '.join(unknown)}.")
         recipe = {name: value for name, value in recipe.items() if name in own}  # evaluate.py has no optimizer
         flags = as_flags(recipe) + flags
     parser = HfArgumentParser(

@@ -15,6 +15,8 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> MPFormerForUniversalSegmentation:
     """A checkpoint with a head for `labels`, or a new model, on a pretrained backbone if one is named.
 
+    `backbone_config` in `model_fields` describes that backbone where it differs from its own configuration.
+
     Raises:
         ValueError: `model_fields` is no JSON object or has an unknown field.
     """
@@ -29,13 +31,13 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
     chosen = {**model_fields, **pilot.given(), **classes}
     if args.model_name_or_path:
         return load_checkpoint(args.model_name_or_path, chosen)
-    if args.backbone:
-        chosen["backbone_config"] = AutoConfig.from_pretrained(args.backbone, out_features=STAGES)
-    elif isinstance(chosen.get("backbone_config"), dict):
+    if isinstance(chosen.get("backbone_config"), dict):
         backbone = dict(chosen["backbone_config"])
         if "model_type" not in backbone:
             raise ValueError("model_fields: backbone_config has no model_type, such as resnet or swin.")
         chosen["backbone_config"] = AutoConfig.for_model(backbone.pop("model_type"), **backbone)
+    elif args.backbone:
+        chosen["backbone_config"] = AutoConfig.from_pretrained(args.backbone, out_features=STAGES)
     model = AutoModelForUniversalSegmentation.from_config(MPFormerConfig(**chosen))
     if args.backbone:
         encoder = model.model.pixel_level_module.encoder
@@ -68,5 +70,6 @@ def build_processor(data: DataArguments, transforms: TransformArguments, labels:
     return MPFormerImageProcessor(
         task=data.task,
         size={"shortest_edge": transforms.eval_shortest_edge, "longest_edge": transforms.eval_longest_edge},
+        threshold=transforms.eval_threshold,
         label_ids_to_fuse=labels.stuff if data.task == "panoptic" else [],
     )

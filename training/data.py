@@ -92,7 +92,7 @@ def open_dataset(args: DataArguments, split: str, max_samples: int | None = None
     if "segments_info" in rows.column_names:
         layout, read = "panoptic id map with segments_info", panoptic_adapter(label_column, labels)
     elif args.task == "semantic":
-        layout, read = "semantic map", semantic_adapter(label_column, labels, args.do_reduce_labels)
+        layout, read = "semantic map", semantic_adapter(label_column, labels, args.do_reduce_labels, args.void_label)
     elif label_column == "objects":
         layout, read = "COCO objects", objects_adapter(image_column, labels)
     else:

@@ -1,0 +1,169 @@
+"""Every recipe parses and builds; those of the official releases have their sizes, schedules and augmentation."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from training.arguments import RECIPE_CLASSES, RECIPES, merge, parse, read_recipe
+from training.building import build_model, build_processor
+from training.engine import freeze
+from training.labels import Labels
+from training.optimization import build_optimizer, lr_factor, parameter_groups
+from training.transforms import build_transform
+
+ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+WHOLE = [name for name in ALL if not name.startswith(("base_", "backbones/", "own_", "nuclei", "matting"))]
+OFFICIAL = [name for name in WHOLE if name.startswith(("coco", "ade20k", "cityscapes", "mapillary"))]
+LABELS = Labels([f"class {i}" for i in range(80)], {i: i for i in range(80)}, set(range(80)))
+
+
+def parsed(*names, flags=()):
+    return parse(RECIPE_CLASSES, ["--config", *(str(RECIPES / name) for name in names), *flags])
+
+
+def on_meta(*names):
+    """The model of a recipe without memory, without asking the Hub for the backbone's weights."""
+    model_args, pilot, *_, optimization, _ = parsed(*names)
+    model_args.backbone = None
+    with torch.device("meta"):
+        model = build_model(model_args, pilot, LABELS)
+    freeze(model, optimization)
+    return model
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_recipe_parses(name):
+    _, _, data, transforms, optimization, run = parsed(name)
+    build_transform(transforms)
+    build_processor(data, transforms, LABELS)
+    assert 0 < lr_factor(0, 100, optimization) <= 1 and run.num_pictures >= 0
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["coco_instance_r50.yaml"], 43_965_137),
+        (["coco_instance_r50_12ep.yaml"], 43_965_137),
+        (["coco_instance_r50.yaml", "backbones/r101.yaml"], 62_905_041),
+        (["coco_instance_r50.yaml", "backbones/swin_t.yaml"], 47_416_523),
+        (["coco_instance_swin_l.yaml"], 215_491_269),
+    ],
+)
+def test_trainable_parameters_are_the_official_numbers(names, expected):
+    model = on_meta(*names)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_models_and_optimizers_of_recipes(name):
+    *_, optimization, _ = parsed(name)
+    model = on_meta(name)
+    groups = parameter_groups(model, optimization)
+    counted = sum(p.numel() for group in groups for p in group["params"])
+    assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert build_optimizer(model, optimization).defaults["lr"] == optimization.learning_rate
+    if name in OFFICIAL:
+        rates = {(group["lr"], group["weight_decay"]) for group in groups}
+        frozen_norms = optimization.freeze_batch_norm
+        backbone = {(1e-5, 0.05)} | (set() if frozen_norms else {(1e-5, 0.0)})
+        assert {(round(lr, 9), decay) for lr, decay in rates} == {(1e-4, 0.05), (1e-4, 0.0)} | backbone
+        assert optimization.max_grad_norm == 0.01 and not model.config.query_position_embeddings
+        assert model.config.num_queries == (200 if "swin_l" in name and "semantic" not in name else 100)
+        assert (model.config.pilot_groups, model.config.pilot_noise_scale, model.config.pilot_label_noise) == (
+            1,
+            0,
+            0.2,
+        )
+
+
+# RECIPES.md's table: steps, and where the rate falls to a tenth, or None for the polynomial decay.
+SCHEDULES = {
+    "coco_instance_r50": (368750, (327778, 355092)),
+    "coco_instance_r50_12ep": (88500, (73750, 81125)),
+    "coco_instance_r50_36ep": (265500, (245000, 260000)),
+    "coco_instance_swin_l": (737500, (655556, 710184)),
+    "coco_panoptic_r50": (368750, (327778, 355092)),
+    "coco_panoptic_r50_12ep": (88500, (73750, 81125)),
+    "coco_panoptic_r50_36ep": (265500, (245000, 260000)),
+    "coco_panoptic_swin_l": (737500, (655556, 710184)),
+    "ade20k_semantic_r50": (160000, None),
+    "ade20k_semantic_swin_l": (160000, None),
+    "ade20k_panoptic_r50": (160000, None),
+    "ade20k_panoptic_swin_l": (160000, None),
+    "ade20k_instance_r50": (160000, None),
+    "ade20k_instance_swin_l": (160000, None),
+    "cityscapes_semantic_r50": (90000, None),
+    "cityscapes_semantic_swin_l": (90000, None),
+    "cityscapes_instance_r50": (90000, None),
+    "cityscapes_instance_swin_l": (90000, None),
+    "cityscapes_panoptic_r50": (90000, (80000, 85000)),
+    "cityscapes_panoptic_swin_l": (90000, (80000, 85000)),
+    "mapillary_semantic_r50": (300000, None),
+    "mapillary_panoptic_r50": (300000, None),
+}
+
+
+def test_every_official_recipe_has_its_schedule():
+    assert {name.removesuffix(".yaml") for name in OFFICIAL} == set(SCHEDULES)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_the_official_ones(name):
+    *_, optimization, _ = parsed(f"{name}.yaml")
+    steps, falls = SCHEDULES[name]
+    assert optimization.max_train_steps == steps
+    if falls is None:
+        for step in (0, steps // 3, steps - 1):
+            assert lr_factor(step, steps, optimization) == pytest.approx((1 - step / steps) ** 0.9)
+    else:
+        for fall, factor in zip(falls, (0.1, 0.01), strict=True):
+            before, after = (lr_factor(step, steps, optimization) for step in (fall - 1, fall))
+            assert math.isclose(after, factor, rel_tol=1e-6) and math.isclose(before, 10 * factor, rel_tol=1e-6)
+
+
+# (augmentation, crop, shortest edges, longest edge, evaluation's shortest and longest edge)
+SIZES = {
+    "coco": ("lsj", [1024, 1024], None, None, 800, 1333),
+    "ade20k_semantic_r50": ("crop", [512, 512], (256, 1024), 2048, 512, 2048),
+    "ade20k_semantic_swin_l": ("crop", [640, 640], (320, 1280), 2560, 640, 2560),
+    "ade20k_panoptic": ("crop", [640, 640], (320, 1280), 2560, 640, 2560),
+    "ade20k_instance": ("crop", [640, 640], (320, 1280), 2560, 640, 2560),
+    "cityscapes": ("crop", [512, 1024], (512, 2048), 4096, 1024, 2048),
+    "mapillary": ("crop", [1024, 1024], (1024, 4096), 8192, 2048, 2048),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_sizes_are_the_official_ones(name):
+    _, _, data, transforms, *_ = parsed(f"{name}.yaml")
+    augmentation, crop, edges, longest, shortest_edge, longest_edge = next(
+        sizes for prefix, sizes in SIZES.items() if name.startswith(prefix)
+    )
+    assert (transforms.augmentation, transforms.crop_size) == (augmentation, crop) and data.task in name
+    assert (transforms.eval_shortest_edge, transforms.eval_longest_edge) == (shortest_edge, longest_edge)
+    if augmentation == "crop":
+        chosen = transforms.shortest_edges
+        assert (chosen[0], chosen[-1], len(chosen), transforms.longest_edge) == (*edges, 16, longest)
+        assert transforms.color_jitter and transforms.max_category_share == 1.0
+    else:
+        assert transforms.scale_range == [0.1, 2.0] and not transforms.color_jitter
+    assert transforms.horizontal_flip
+    if "panoptic" in name:
+        assert transforms.eval_threshold == (0.0 if "mapillary" in name else 0.8)
+
+
+def test_later_recipes_and_flags_override(tmp_path):
+    flags = ["--learning_rate", "0.5"]
+    model, *_, optimization, _ = parsed("coco_instance_r50.yaml", "backbones/swin_t.yaml", flags=flags)
+    fields = json.loads(model.model_fields)
+    assert fields["backbone_config"]["model_type"] == "swin" and "layer_type" not in fields["backbone_config"]
+    assert fields["num_queries"] == 100 and optimization.learning_rate == 0.5
+    (tmp_path / "a.yaml").write_text(
+        "model_fields: {hidden_dim: 64, backbone_config: {model_type: swin, embed_dim: 8}}"
+    )
+    (tmp_path / "b.yaml").write_text("base: [a.yaml]\nmodel_fields: {backbone_config: {model_type: swin, depths: [1]}}")
+    expected = {"hidden_dim": 64, "backbone_config": {"model_type": "swin", "embed_dim": 8, "depths": [1]}}
+    assert read_recipe(str(tmp_path / "b.yaml")) == {"model_fields": expected}
+    assert merge({"a": {"model_type": "x", "b": 1}}, {"a": {"model_type": "y"}}) == {"a": {"model_type": "y"}}
