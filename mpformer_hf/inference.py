@@ -165,12 +165,14 @@ class Predictor:
             return (total[:-1] / total[-1]).argmax(0)
         found: list[Piece] = []
         for place, crop in zip(places, crops, strict=True):
-            join(found, pieces_of(self.whole([crop])[0], place, tuple(image.shape[1:])))
+            join(found, pieces_of(self.whole([crop])[0], place))
         found.sort(key=lambda piece: -piece.score)
         rows = [{"id": i, "label_id": p.label, "was_fused": False, "score": p.score} for i, p in enumerate(found)]
         if self.task == "instance":
-            masks = [piece.mask for piece in found] or [torch.zeros(0, *image.shape[1:], dtype=torch.bool)]
-            return {"segmentation": torch.stack(masks) if found else masks[0], "segments_info": rows}
+            masks = torch.zeros(len(found), *image.shape[1:], dtype=torch.bool)
+            for mask, piece in zip(masks, found, strict=True):
+                mask[inside(piece.box, (0, image.shape[1], 0, image.shape[2]))] = piece.mask
+            return {"segmentation": masks, "segments_info": rows}
         return paint(found, tuple(image.shape[1:]), set(self.processor.label_ids_to_fuse))
 
 
@@ -183,7 +185,7 @@ def align(classes: Tensor, masks: Tensor, other_classes: Tensor, other_masks: Te
     return torch.from_numpy(theirs[ours.argsort()])
 
 
-def window_places(size: tuple[int, int], window: int, overlap: float) -> list[tuple[int, int, int, int]]:
+def window_places(size: tuple[int, int], window: int, overlap: float) -> list["Box"]:
     """(top, bottom, left, right) of windows that cover an image of (height, width); the last ones end at its border."""
 
     def starts(side: int) -> list[int]:
@@ -194,27 +196,59 @@ def window_places(size: tuple[int, int], window: int, overlap: float) -> list[tu
     return [(y, min(y + window, height), x, min(x + window, width)) for y in starts(height) for x in starts(width)]
 
 
+Box = tuple[int, int, int, int]  # top, bottom, left, right
+
+
 @dataclass
 class Piece:
-    """A segment in the whole image: bool `[H, W]` mask, and what of the image was seen when it was found."""
+    """A segment: its mask, bool, inside a box of the image, and the windows in which it was found."""
 
     mask: Tensor
-    seen: Tensor
+    box: Box
+    windows: list[Box]
     label: int
     score: float
 
+    def part(self, box: Box) -> Tensor:
+        """The mask inside another box."""
+        result = torch.zeros(box[1] - box[0], box[3] - box[2], dtype=torch.bool)
+        common = intersect(self.box, box)
+        if common is not None:
+            result[inside(common, box)] = self.mask[inside(common, self.box)]
+        return result
 
-def pieces_of(result: dict, place: tuple[int, int, int, int], size: tuple[int, int]) -> list[Piece]:
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """What two boxes share, or None."""
+    box = (max(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), min(a[3], b[3]))
+    return box if box[0] < box[1] and box[2] < box[3] else None
+
+
+def inside(part: Box, whole: Box) -> tuple[slice, slice]:
+    """Slices of a part in a tensor that holds the whole box."""
+    return slice(part[0] - whole[0], part[1] - whole[0]), slice(part[2] - whole[2], part[3] - whole[2])
+
+
+def pieces_of(result: dict, window: Box) -> list[Piece]:
     """Segments of a window as pieces of the image."""
-    y0, y1, x0, x1 = place
-    seen = torch.zeros(size, dtype=torch.bool)
-    seen[y0:y1, x0:x1] = True
-    maps, pieces = result["segmentation"], []
-    for row in result["segments_info"]:
-        mask = torch.zeros(size, dtype=torch.bool)
-        mask[y0:y1, x0:x1] = maps[row["id"]] if maps.ndim == 3 else maps == row["id"]
-        pieces.append(Piece(mask, seen, row["label_id"], row["score"]))
-    return pieces
+    maps = result["segmentation"]
+    masks = (maps[row["id"]] if maps.ndim == 3 else maps == row["id"] for row in result["segments_info"])
+    return [
+        Piece(mask, window, [window], row["label_id"], row["score"])
+        for mask, row in zip(masks, result["segments_info"], strict=True)
+    ]
+
+
+def agreement(piece: Piece, other: Piece) -> float:
+    """IoU where the window of a new piece and those of an earlier one overlap; 0 where they do not."""
+    both = either = 0
+    for window in other.windows:
+        common = intersect(piece.box, window)
+        if common is not None:
+            ours, theirs = piece.part(common), other.part(common)
+            both += int((ours & theirs).sum())
+            either += int((ours | theirs).sum())
+    return both / max(either, 1)
 
 
 def join(found: list[Piece], new: list[Piece]) -> None:
@@ -222,22 +256,16 @@ def join(found: list[Piece], new: list[Piece]) -> None:
     one."""
     earlier = list(found)
     for piece in new:
-        partner = None
-        for other in earlier:
-            if other.label != piece.label:
-                continue
-            common = other.seen & piece.seen
-            both = (other.mask & piece.mask & common).sum()
-            either = ((other.mask | piece.mask) & common).sum()
-            if both and both >= LEAST_AGREEMENT * either:
-                partner = other
-                break
+        partners = (other for other in earlier if other.label == piece.label)
+        partner = next((other for other in partners if agreement(piece, other) >= LEAST_AGREEMENT), None)
         if partner is None:
             found.append(piece)
-        else:
-            partner.mask = partner.mask | piece.mask
-            partner.seen = partner.seen | piece.seen
-            partner.score = max(partner.score, piece.score)
+            continue
+        corners = zip(partner.box, piece.box, (min, max, min, max), strict=True)
+        box = tuple(choose(a, b) for a, b, choose in corners)
+        partner.mask = partner.part(box) | piece.part(box)
+        partner.box, partner.windows = box, partner.windows + piece.windows
+        partner.score = max(partner.score, piece.score)
 
 
 def paint(pieces: list[Piece], size: tuple[int, int], stuff: set[int]) -> dict:
@@ -245,16 +273,17 @@ def paint(pieces: list[Piece], size: tuple[int, int], stuff: set[int]) -> dict:
     segmentation = torch.zeros(size, dtype=torch.int32)
     rows, fused = [], {}
     for piece in pieces:
-        visible = piece.mask & (segmentation == 0)
+        part = segmentation[inside(piece.box, (0, size[0], 0, size[1]))]  # a view
+        visible = piece.mask & (part == 0)
         if not visible.any():
             continue
         if piece.label in fused:
-            segmentation[visible] = fused[piece.label]
+            part[visible] = fused[piece.label]
             continue
         rows.append(
             {"id": len(rows) + 1, "label_id": piece.label, "was_fused": piece.label in stuff, "score": piece.score}
         )
-        segmentation[visible] = len(rows)
+        part[visible] = len(rows)
         if piece.label in stuff:
             fused[piece.label] = len(rows)
     return {"segmentation": segmentation, "segments_info": rows}

@@ -17,6 +17,7 @@ import argparse
 import glob
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,10 @@ def unique_names(files: list[Path], root: Path | None) -> list[str]:
     """Names for the outputs: the path below `root` with `_` for `/`, with the suffix where names would be equal."""
     parts = [file.relative_to(root) if root else Path(file.name) for file in files]
     short = ["_".join(part.with_suffix("").parts) for part in parts]
-    names = [name if short.count(name) == 1 else "_".join(part.parts) for name, part in zip(short, parts, strict=True)]
-    return [name if names.count(name) == 1 else f"{name}-{index}" for index, name in enumerate(names)]
+    counts = Counter(short)
+    names = [name if counts[name] == 1 else "_".join(part.parts) for name, part in zip(short, parts, strict=True)]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name}-{index}" for index, name in enumerate(names)]
 
 
 def video_frames(path: Path, every: int) -> Iterator[Item]:
@@ -270,8 +273,12 @@ def predict(args: argparse.Namespace) -> None:
     model, processor = load(args.model)
     predictor = Predictor(model.to(state.device), processor, args.task, options)
     task, id2label = predictor.task, model.config.id2label
-    settings = {"model": args.model, "task": task, **vars(options), "scales": list(options.scales)}
-    remember(args.output, settings, state.is_main_process)
+    settings = {"model": args.model, "source": args.source, "split": args.split, "write": sorted(args.write)}
+    settings |= {"task": task, **vars(options), "scales": list(options.scales)}
+    check_output(args.output, settings)
+    state.wait_for_everyone()  # before anyone writes
+    if state.is_main_process:
+        write_json(settings, args.output / "settings.json")
     state.wait_for_everyone()
 
     names, failed = [], []
@@ -304,9 +311,8 @@ def predict(args: argparse.Namespace) -> None:
             print(f"all of them together: {file}")
 
 
-def remember(output: Path, settings: dict, write: bool) -> None:
-    """Keep what the results of a folder were made with.
-
+def check_output(output: Path, settings: dict) -> None:
+    """
     Raises:
         ValueError: the folder's results were made with something else, or it is no folder of results.
     """
@@ -318,8 +324,6 @@ def remember(output: Path, settings: dict, write: bool) -> None:
             raise ValueError(f"{output} was made with another {', '.join(changed)}; name another folder.")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not empty and holds no predictions; name another folder.")
-    elif write:
-        write_json(settings, file)
 
 
 def main(argv: list[str] | None = None) -> None:

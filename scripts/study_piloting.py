@@ -112,7 +112,10 @@ def read_lines(file: Path) -> list[dict]:
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """All arms and seeds that are not in the results yet, seed by seed."""
     flags = ["--config", args.config, "--dataset_name", args.dataset_name, *extra]
-    finished = {(line["arm"], line["seed"]) for line in read_lines(args.results)}
+    lines = read_lines(args.results)
+    if any(line["flags"] != flags for line in lines):
+        raise ValueError(f"{args.results} has runs of other flags; name another file.")
+    finished = {(line["arm"], line["seed"]) for line in lines}
     todo = [(arm, seed) for seed in args.seeds for arm in args.arms if (arm, seed) not in finished]
     for seed in sorted({seed for _, seed in todo}):
         save_initial(args.output_dir / f"initial-{seed}", flags, seed)

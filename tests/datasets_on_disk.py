@@ -109,6 +109,8 @@ def coco_instances(folder: Path) -> Path:
             ],
         }
         (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+        (folder / "annotations" / f"person_keypoints_{split}2017.json").write_text(json.dumps(content))
+        (folder / "annotations" / f"captions_{split}2017.json").write_text("{}")
     return folder
 
 

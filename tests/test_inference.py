@@ -103,9 +103,10 @@ def test_window_places():
 
 
 def piece(x0, x1, seen, label=1, score=0.5):
-    mask, look = torch.zeros(4, 20, dtype=torch.bool), torch.zeros(4, 20, dtype=torch.bool)
-    mask[1:3, x0:x1], look[:, seen[0] : seen[1]] = True, True
-    return Piece(mask, look, label, score)
+    mask = torch.zeros(4, 20, dtype=torch.bool)
+    mask[1:3, x0:x1] = True
+    window = (0, 4, *seen)
+    return Piece(mask[:, seen[0] : seen[1]], window, [window], label, score)
 
 
 def test_pieces_of_one_object_are_joined_and_others_are_not():
@@ -113,7 +114,7 @@ def test_pieces_of_one_object_are_joined_and_others_are_not():
     join(found, [piece(4, 12, (0, 12)), piece(0, 2, (0, 12))])
     join(found, [piece(8, 16, (8, 20), score=0.9), piece(8, 12, (8, 20), label=2), piece(17, 19, (8, 20))])
     assert [(p.label, int(p.mask.sum())) for p in found] == [(1, 24), (1, 4), (2, 8), (1, 4)]
-    assert found[0].score == 0.9 and found[0].seen.all()
+    assert found[0].score == 0.9 and found[0].box == (0, 4, 0, 20) and len(found[0].windows) == 2
 
 
 def test_painting_gives_each_pixel_to_the_best_and_fuses_stuff():

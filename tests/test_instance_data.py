@@ -89,9 +89,17 @@ def test_coco_folders_that_do_not_fit(tmp_path):
     folder = make.coco_instances(tmp_path / "coco")
     with pytest.raises(ValueError, match="one JSON of panoptic annotations for split 'train', found none"):
         opened(folder, "panoptic")
-    with pytest.raises(ValueError, match=r"found instances_train2017.json, instances_val2017.json"):
+    with pytest.raises(ValueError, match=r"for split 'test', found none"):
         opened(folder, split="test")
-    (folder / "train2017" / "train.jpg").unlink()
+    (folder / "again").mkdir()
+    (folder / "train2017" / "train.jpg").rename(folder / "again" / "train.jpg")
+    assert len(opened(folder)) == 1
+    (folder / "twice").mkdir()
+    make.photo().save(folder / "twice" / "train.jpg")
+    with pytest.raises(ValueError, match=r"train.jpg, which is there 2 times in"):
+        opened(folder)
+    (folder / "twice" / "train.jpg").unlink()
+    (folder / "again" / "train.jpg").unlink()
     with pytest.raises(ValueError, match=r"names the file train.jpg, which is not in"):
         opened(folder)
 
@@ -133,3 +141,10 @@ def test_named_classes_of_the_releases(tmp_path):
     data = opened(folder, "semantic", id2label="ade20k", do_reduce_labels=True)
     assert len(data.labels.names) == 150 and data.labels.names[0] == "wall"
     assert set(data[0][1].classes.values()) == {149}
+
+
+def test_classes_are_those_of_the_training_split(tmp_path):
+    folder = make.shapes(tmp_path / "shapes")
+    train = opened(folder, "panoptic")
+    args = DataArguments(dataset_name=str(folder), task="panoptic")
+    assert open_dataset(args, "validation", 1, train.labels).labels is train.labels

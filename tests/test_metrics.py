@@ -171,10 +171,21 @@ def test_boundary_mean_iou_equals_eroding_each_class():
     metric.add_batch(predictions=predictions, references=references)
     found, counts = metric.compute()["boundary_mean_iou"], np.zeros((2, 3))
     for prediction, reference in zip(predictions, references, strict=True):
+        prediction = np.where(reference == 255, 255, prediction)
         for label in range(3):
             p, r = slow_boundary(prediction, label, reach) & (reference != 255), slow_boundary(reference, label, reach)
             counts[:, label] += (p & r).sum(), (p | r).sum()
     assert found == pytest.approx((counts[0] / counts[1]).mean()) and 0.1 < found < 0.95
+
+
+def test_a_perfect_prediction_next_to_void_is_perfect():
+    reference = np.zeros((50, 80), dtype=int)
+    reference[20:30, 10:60], reference[:, 70:] = 1, 255
+    prediction = np.where(reference == 255, 0, reference)
+    metric = mean_iou(num_labels=2)
+    metric.add(prediction=prediction, reference=reference)
+    result = metric.compute()
+    assert result["boundary_mean_iou"] == result["mean_iou"] == 1.0
 
 
 def average_precision(**kwargs):

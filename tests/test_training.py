@@ -23,7 +23,7 @@ from training.arguments import (
     PilotArguments,
     parse,
 )
-from training.building import build_model
+from training.building import build_model, load_checkpoint
 from training.data import Labels
 from training.optimization import build_optimizer, build_scheduler, parameter_groups
 
@@ -347,7 +347,7 @@ def test_metric_for_best_acts(shapes, tmp_path):
 
 def test_nothing_is_overwritten(shapes, tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty; name another one"):
+    with pytest.raises(ValueError, match="is not empty; name another one or"):
         finetune.main(flags(shapes, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     with pytest.raises(ValueError, match="--output_dir is missing"):
@@ -378,3 +378,11 @@ def test_scripts_run_from_anywhere_and_end_in_one_sentence(script, tmp_path):
     )
     assert failed.returncode == 1 and failed.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in failed.stderr
+
+
+def test_another_number_of_queries_starts_the_queries_afresh_and_nothing_else(tmp_path):
+    tiny_model(num_queries=8).save_pretrained(tmp_path)
+    model = load_checkpoint(str(tmp_path), {"num_queries": 12})
+    assert model.model.transformer_module.queries_features.weight.shape[0] == 12
+    with pytest.raises(ValueError, match="model_fields do not fit the checkpoint"):
+        load_checkpoint(str(tmp_path), {"num_queries": 12, "dim_feedforward": 128})

@@ -63,7 +63,7 @@ class TrainingBatches(Dataset):
     def augmented(self, image: Tensor, segments: Segments, index: int, seed: int):
         """See `__getitem__`; the global random numbers are left alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's; a device's belongs to the model
             return *augment(self.transform, image, segments.map, segments.classes), segments.classes, index
 
     def collate_with_rows(self, examples: list) -> tuple[dict, list[int]]:

@@ -47,7 +47,8 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
 
 
 def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation:
-    """A checkpoint with other fields; what depends on the number of classes starts afresh, and nothing else.
+    """A checkpoint with other fields; what depends on the number of classes (or a new number of queries) starts
+    afresh, and nothing else.
 
     Raises:
         ValueError: there is no such checkpoint, or the fields change the shape of other weights.
@@ -58,7 +59,9 @@ def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation
         )
     except OSError as error:
         raise ValueError(f"model_name_or_path: cannot load {name}: {str(error).splitlines()[0]}") from error
-    heads = ("class_predictor.", "pilot_class_embedder.", "criterion.empty_weight")
+    heads = ["class_predictor.", "pilot_class_embedder.", "criterion.empty_weight"]
+    if "num_queries" in fields:
+        heads += ["queries_features.", "queries_embedder."]
     lost = sorted({key for key, *_ in info["mismatched_keys"] if not any(head in key for head in heads)})
     if lost:
         raise ValueError(f"model_fields do not fit the checkpoint {name}: {len(lost)} weights, such as {lost[0]}.")

@@ -27,8 +27,13 @@ def prepare_output(path: str | None, resume: str | None = None) -> Path:
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Output folder {path} is a file; name another one.")
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"Output folder {path} is not empty; name another one, or --resume_from_checkpoint latest.")
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise ValueError(
+                f"Output folder {path} is not empty; name another one, or --resume_from_checkpoint latest."
+            )
+        if not (folder / "arguments.json").is_file():
+            raise ValueError(f"Output folder {path} is not empty and holds no run to resume; name another one.")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -65,10 +70,18 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         older = checkpoints(output)
+        older = [folder for folder in older if step_of(folder) != step]
+        shutil.rmtree(output / f"checkpoint-{step}", ignore_errors=True)  # of a run that went on from an earlier one
         aside.rename(output / f"checkpoint-{step}")
         for folder in older:
             shutil.rmtree(folder)
     accelerator.wait_for_everyone()
+
+
+def forget_after(output: Path, step: int) -> None:
+    """What a resumed run will write again."""
+    for name in (LOG, EVALUATIONS):
+        cut_lines(output / name, step)
 
 
 def cut_lines(file: Path, step: int) -> None:

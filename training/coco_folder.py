@@ -5,21 +5,49 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 
-OBJECT = ("category_id", "segmentation", "iscrowd")
 SEGMENT = {"id": Value("int64"), "category_id": Value("int64"), "iscrowd": Value("int64")}
+OBJECT = ("category_id", "segmentation", "iscrowd")
+TABLES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")
+SPLITS = {"train": ("train",), "validation": ("val",), "val": ("val",), "test": ("test",)}
 
 
 def is_coco_folder(folder: Path) -> bool:
-    """Whether a folder holds COCO annotations and no parquet files."""
-    if not folder.is_dir() or next(folder.rglob("*.parquet"), None) is not None:
+    """Whether a folder holds JSON annotations and none of the tables that `datasets` reads."""
+    if not folder.is_dir() or not annotation_files(folder):
         return False
-    return any(annotation_files(folder))
+    return not any(file.suffix in TABLES for file in folder.rglob("*"))
 
 
 def annotation_files(folder: Path) -> list[Path]:
-    """JSON files that are larger than a list of class names."""
+    """JSON files, apart from those of class names."""
     files = [*folder.glob("*.json"), *folder.glob("annotations/*.json")]
     return sorted(file for file in files if file.name not in ("id2label.json", "panoptic_categories.json"))
+
+
+def choose_annotations(folder: Path, split: str, task: str) -> Path:
+    """The JSON of a task and split: by the split's name in its own, or one without the name of any split; among several
+    the one whose name begins as COCO's (`instances`, `panoptic`).
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    files = annotation_files(folder)
+    words = SPLITS.get(split, (split,))
+    fitting = [file for file in files if any(word in file.stem for word in words)]
+    if not fitting:
+        known = {word for words in SPLITS.values() for word in words}
+        fitting = [file for file in files if not any(word in file.stem for word in known)]
+    prefix = {"instance": "instances", "panoptic": "panoptic"}.get(task, task)
+    other = {"instance": "panoptic", "panoptic": "instances"}.get(task, "")
+    fitting = [file for file in fitting if file.stem.startswith(prefix)] or [
+        file for file in fitting if not (other and file.stem.startswith(other))
+    ]
+    if task == "semantic" or len(fitting) != 1:
+        names = ", ".join(file.name for file in fitting) if task != "semantic" else ""
+        raise ValueError(
+            f"{folder} must have one JSON of {task} annotations for split {split!r}, found {names or 'none'}."
+        )
+    return fitting[0]
 
 
 def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list[dict]]:
@@ -27,43 +55,43 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
 
     Args:
         folder: holds the JSON files, or a folder `annotations` of them; images anywhere below.
-        split: picks the JSON whose name contains it, where there are several.
+        split: see `choose_annotations`.
         task: instance or panoptic.
 
     Raises:
-        ValueError: no annotations of the task and split, or files are missing.
+        ValueError: no annotations of the task and split, or files are missing or ambiguous.
     """
-    contents = {}
-    for file in annotation_files(folder):
-        content = json.loads(file.read_text())
-        if isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content):
-            panoptic = any("segments_info" in row for row in content["annotations"])
-            if panoptic == (task == "panoptic"):
-                contents[file] = content
-    fitting = {file: content for file, content in contents.items() if split in file.stem} or contents
-    if len(fitting) != 1:
-        names = ", ".join(file.name for file in fitting) or "none"
-        raise ValueError(f"{folder} must have one JSON of {task} annotations for split {split!r}, found {names}.")
-    file, content = next(iter(fitting.items()))
-    below = {path.name: path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
-    photos = {path.name: path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")}
+    file = choose_annotations(folder, split, task)
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        raise ValueError(f"{file} holds no COCO annotations: it needs images, annotations and categories.")
+    if any("segments_info" in row for row in content["annotations"]) != (task == "panoptic"):
+        raise ValueError(f"{file} holds no {task} annotations.")
+    below: dict[str, list[Path]] = {}
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+            below.setdefault(path.name, []).append(path.relative_to(folder))
 
-    def find(name: str, files: dict[str, Path]) -> str:
-        path = files.get(Path(name).name)
-        if path is None:
-            raise ValueError(f"{file} names the file {name}, which is not in {folder}.")
-        return str(path)
+    def find(name: str, is_map: bool) -> str:
+        """The file that a name means: its whole path must fit, maps lie in folders with panoptic in the name."""
+        parts = Path(name).parts
+        found = [path for path in below.get(parts[-1], []) if path.parts[-len(parts) :] == parts]
+        found = [path for path in found if any("panoptic" in part for part in path.parts[:-1]) == is_map] or found
+        words = SPLITS.get(split, (split,))
+        if len(found) > 1:
+            found = [path for path in found if any(word in str(path.parent) for word in words)] or found
+        if len(found) != 1:
+            problem = "is not in" if not found else f"is there {len(found)} times in"
+            raise ValueError(f"{file} names the file {name}, which {problem} {folder}.")
+        return str(folder / found[0])
 
     images = {image["id"]: image for image in content["images"]}
     if task == "panoptic":
-        maps = {path.name: path for path in folder.rglob("*.png")}
         rows = [
             {
-                "image": find(images[row["image_id"]]["file_name"], photos or below),
-                "label": find(row["file_name"], maps),
-                "segments_info": [
-                    {key: int(segment.get(key, 0)) for key in SEGMENT} for segment in row["segments_info"]
-                ],
+                "image": find(images[row["image_id"]]["file_name"], is_map=False),
+                "label": find(row["file_name"], is_map=True),
+                "segments_info": [{key: int(info.get(key, 0)) for key in SEGMENT} for info in row["segments_info"]],
             }
             for row in content["annotations"]
         ]
@@ -71,11 +99,9 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
     else:
         objects: dict[int, list] = {key: [] for key in images}
         for row in content["annotations"]:
-            objects[row["image_id"]].append(
-                {key: row.get(key, 0) for key in ("category_id", "segmentation", "iscrowd")}
-            )
+            objects[row["image_id"]].append({key: row.get(key, 0) for key in OBJECT})
         rows = [
-            {"image": find(image["file_name"], below), "objects": json.dumps(objects[key])}
+            {"image": find(image["file_name"], is_map=False), "objects": json.dumps(objects[key])}
             for key, image in images.items()
         ]
         features = {"image": Image(), "objects": Value("string")}

@@ -1,7 +1,7 @@
 """Datasets of the Hub, and COCO folders, as images with segments."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
@@ -63,8 +63,16 @@ class SegmentationDataset:
 # --- Opening a dataset ---
 
 
-def open_dataset(args: DataArguments, split: str, max_samples: int | None = None) -> SegmentationDataset:
+def open_dataset(
+    args: DataArguments, split: str, max_samples: int | None = None, labels: Labels | None = None
+) -> SegmentationDataset:
     """Load a split and choose the adapter of its layout.
+
+    Args:
+        args: the dataset and how to read it.
+        split: its name.
+        max_samples: use only the first images.
+        labels: classes of another split of the dataset; default: as this one has them.
 
     Raises:
         ValueError: no dataset, no such split, or columns that do not fit the task.
@@ -85,10 +93,10 @@ def open_dataset(args: DataArguments, split: str, max_samples: int | None = None
     for column in (image_column, label_column):
         if column not in rows.column_names:
             raise ValueError(f"{args.dataset_name} has no column {column!r}, only {', '.join(rows.column_names)}.")
+    check_layout(args, rows, label_column)
+    labels = labels or read_labels(args, rows, label_column, categories)  # of all images, before the rest is left out
     if max_samples is not None:
         rows = rows.take(max_samples) if args.streaming else rows.select(range(min(max_samples, len(rows))))
-    check_layout(args, rows, label_column)
-    labels = read_labels(args, rows, label_column, categories)
     if "segments_info" in rows.column_names:
         layout, read = "panoptic id map with segments_info", panoptic_adapter(label_column, labels)
     elif args.task == "semantic":
@@ -100,6 +108,12 @@ def open_dataset(args: DataArguments, split: str, max_samples: int | None = None
     count = "a stream of" if args.streaming else len(rows)
     logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, layout, len(labels.names))
     return SegmentationDataset(rows, image_column, read, labels)
+
+
+def materialise(dataset: SegmentationDataset) -> SegmentationDataset:
+    """A streamed split as one that is at hand, image by image."""
+    rows = Dataset.from_list(list(dataset.rows), features=dataset.rows.features)
+    return replace(dataset, rows=rows)
 
 
 def check_layout(args: DataArguments, rows: Dataset, label_column: str) -> None:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 
 from .arguments import OptimizationArguments, RunArguments
-from .checkpoints import EVALUATIONS, LOG, RESULTS, cut_lines, save_checkpoint, save_model, step_of, write_json
+from .checkpoints import EVALUATIONS, LOG, RESULTS, save_checkpoint, save_model, write_json
 from .evaluation import TASK_METRICS, diagnose_model, evaluate_model
 from .optimization import build_optimizer, build_scheduler
 
@@ -111,9 +111,6 @@ class Trainer:
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0}
         if checkpoint is not None:
             accelerator.load_state(str(checkpoint))
-            for name in (LOG, EVALUATIONS):
-                if accelerator.is_main_process:
-                    cut_lines(output / name, step_of(checkpoint))
 
     def state_dict(self) -> dict:
         """What a checkpoint has to know of the run itself."""
@@ -244,8 +241,10 @@ class Trainer:
         """Hand the overlays to the trackers that take images."""
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 for file in sorted(folder.glob("*.png")):
-                    tracker.log_images({f"samples/{file.stem}": np.asarray(Image.open(file))[None]}, step=self.step)
+                    picture = np.asarray(Image.open(file))[None]
+                    tracker.log_images({f"samples/{file.stem}": picture}, step=self.step, **layout)
 
     def save(self, folder: Path) -> None:
         """The weights as they are, with the processor."""

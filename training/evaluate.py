@@ -18,14 +18,14 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script: find the package `training`, and the library `evaluate`, not the file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from PIL import Image
 from transformers import AutoImageProcessor
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from training.arguments import DataArguments, option, parse
 from training.checkpoints import write_json
-from training.data import open_dataset
+from training.data import materialise, open_dataset
 from training.evaluation import (
     diagnose_model,
     draw_rows,
@@ -66,7 +66,10 @@ def main(argv: list[str] | None = None) -> dict:
     for path in (args.output_file, args.pictures, args.diagnostics, args.report):
         if path and Path(path).exists():
             raise ValueError(f"{path} exists; name another one.")
+    PartialState().wait_for_everyone()  # before anyone writes
     split = open_dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
+    if data_args.streaming:
+        split = materialise(split)
     if args.most_frequent_class:
         train = open_dataset(data_args, data_args.train_split)
         label = most_frequent_class(train, stuff_only=data_args.task == "panoptic")
@@ -75,6 +78,8 @@ def main(argv: list[str] | None = None) -> dict:
         scores = score_model(data_args, args, split)
     else:
         raise ValueError("Nothing to score: give --model_name_or_path or --most_frequent_class.")
+    if not PartialState().is_main_process:
+        return scores
     print(json.dumps(scores, indent=2))
     if args.output_file:
         write_json(scores, Path(args.output_file))
@@ -105,8 +110,9 @@ def score_model(data_args: DataArguments, args: EvaluationArguments, split) -> d
     processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
     if not isinstance(processor, MPFormerImageProcessor):
         processor = MPFormerImageProcessor.from_pretrained(args.model_name_or_path)
-    processor.task = data_args.task
-    processor.label_ids_to_fuse = split.labels.stuff if data_args.task == "panoptic" else []
+    if processor.task != data_args.task:  # its own stuff otherwise: a split may lack a class
+        processor.task = data_args.task
+        processor.label_ids_to_fuse = split.labels.stuff if data_args.task == "panoptic" else []
     check_classes(model.config.id2label, split.labels.id2label)
     loader = evaluation_loader(split, processor, accelerator, args.per_device_eval_batch_size)
     pictures = Path(args.pictures) if args.pictures else None

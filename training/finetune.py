@@ -13,7 +13,7 @@ model card).
 
 import logging
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find the package `training`, and the library `evaluate`, not the file
@@ -29,8 +29,8 @@ from training.arguments import RECIPE_CLASSES, parse
 from training.batches import SeededOrder, StreamedBatches, TrainingBatches
 from training.building import build_model, build_processor
 from training.card import write_card
-from training.checkpoints import find_checkpoint, prepare_output, step_of, write_json
-from training.data import open_dataset
+from training.checkpoints import find_checkpoint, forget_after, prepare_output, step_of, write_json
+from training.data import materialise, open_dataset
 from training.engine import Trainer, count_steps, images_per_step
 from training.evaluation import evaluation_loader
 
@@ -57,9 +57,12 @@ def main(argv: list[str] | None = None) -> dict:
     accelerator.wait_for_everyone()
     output = Path(run_args.output_dir or ".")
     checkpoint = find_checkpoint(output, run_args.resume_from_checkpoint)
+    if accelerator.is_main_process and run_args.resume_from_checkpoint:
+        forget_after(output, step_of(checkpoint) if checkpoint else 0)
     train_split = open_dataset(data_args, data_args.train_split, data_args.max_train_samples)
-    whole = replace(data_args, streaming=False)  # evaluation wants every image once, in order
-    eval_split = open_dataset(whole, data_args.eval_split, data_args.max_eval_samples)
+    eval_split = open_dataset(data_args, data_args.eval_split, data_args.max_eval_samples, train_split.labels)
+    if data_args.streaming:
+        eval_split = materialise(eval_split)
     set_seed(run_args.seed)
     model = build_model(model_args, pilot_args, train_split.labels)
     processor = build_processor(data_args, transform_args, train_split.labels)

@@ -57,7 +57,8 @@ class MeanIoU(evaluate.Metric):
         flat = np.bincount(pairs[0] * self.num_labels + pairs[1], minlength=self.num_labels**2)
         own = flat.reshape(self.num_labels, self.num_labels)
         self.confusion += own
-        near = [boundary(labels) & valid for labels in (prediction, reference)]
+        void = np.where(valid, prediction, self.ignore_index)  # what is next to void borders on it in both
+        near = [boundary(labels) & valid for labels in (void, reference)]
         both = near[0] & near[1] & (prediction == reference)
         sizes = [
             np.bincount(labels[mask], minlength=self.num_labels)

@@ -1,0 +1,85 @@
+"""`scripts/study_piloting.py`: arms that differ in the pilot alone, and their comparison."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from scripts import study_piloting as script
+from tests import datasets_on_disk as make
+from tests.runs import flags
+
+
+def line(arm, seed, scores, **more):
+    evaluations = [
+        {"step": 100 * (i + 1), "mean_iou": s, "mask_consistency": [0.5, 0.7], "query_utilisation": [0.1, 0.6, 1.0]}
+        for i, s in enumerate(scores)
+    ]
+    return {"arm": arm, "seed": seed, "flags": [], "evaluations": evaluations, "median_step_seconds": 2.0, **more}
+
+
+LINES = [
+    line("off", 0, [0.1, 0.2, 0.3]),
+    line("off", 1, [0.1, 0.2, 0.4]),
+    line("recipe", 0, [0.2, 0.35, 0.5], median_step_seconds=2.5),
+    line("recipe", 1, [0.2, 0.35, 0.7], median_step_seconds=2.5),
+]
+
+
+def test_the_comparison_is_paired_by_seed():
+    mean, half, seeds = script.paired_difference(LINES, "recipe")
+    differences = np.array([0.2, 0.3])
+    assert (mean, seeds) == (pytest.approx(0.25), 2)
+    assert half == pytest.approx(12.7062 * differences.std(ddof=1) / 2**0.5, rel=1e-4)
+    assert script.paired_difference([*LINES, line("recipe", 7, [0, 0, 9])], "recipe")[0] == pytest.approx(0.25)
+
+
+def test_steps_to_reach_a_score():
+    assert script.steps_to_reach(0.35, [100, 200], np.array([0.2, 0.5])) == pytest.approx(150)
+    assert script.steps_to_reach(0.1, [100, 200], np.array([0.2, 0.5])) == pytest.approx(50)
+    assert script.steps_to_reach(0.6, [100, 200], np.array([0.2, 0.5])) is None
+
+
+def test_the_report_has_a_table_and_a_figure(tmp_path, capsys):
+    file = tmp_path / "study.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in LINES))
+    script.main(["report", str(file)])
+    table = (tmp_path / "study.md").read_text()
+    assert "| recipe | 2 | 0.6000 (0.5000 to 0.7000) | +0.2500" in table and "200 of 300 (x0.67)" in table
+    assert "x1.25" in table and table.strip() in capsys.readouterr().out
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+    file.write_text(json.dumps(LINES[0]) + "\n" + json.dumps(line("off", 1, [0.1])) + "\n")
+    with pytest.raises(SystemExit, match="evaluated at different steps"):
+        script.main(["report", str(file)])
+
+
+def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path):
+    data = make.shapes(tmp_path / "data")
+    recipe = tmp_path / "recipe.yaml"
+    fields = json.loads(flags(data, "unused")[1])
+    given = {"task": "panoptic", "augmentation": "crop", "crop_size": [64, 64], "shortest_edges": [64]}
+    given |= {"eval_shortest_edge": 64, "eval_longest_edge": 64, "per_device_train_batch_size": 2, "eval_steps": 1}
+    given |= {"model_fields": fields, "max_train_steps": 2, "max_eval_samples": 1, "num_pictures": 0}
+    given |= {"dataloader_num_workers": 0, "diagnostics": True}
+    recipe.write_text(json.dumps(given))  # JSON is yaml
+    results = tmp_path / "results.jsonl"
+    command = ["run", "--config", str(recipe), "--dataset_name", str(data), "--output_dir", str(tmp_path / "runs")]
+    command += ["--results", str(results), "--seeds", "3"]
+    script.main([*command, "--jobs", "2"])
+    rows = {row["arm"]: row for row in script.read_lines(results)}
+    assert set(rows) == {"off", "recipe"} and all(len(row["evaluations"]) == 2 for row in rows.values())
+    assert {"commit", "versions", "hardware", "flags"} <= set(rows["off"])
+    assert "query_utilisation" in rows["off"]["evaluations"][0]
+    logs = {
+        arm: [json.loads(text) for text in (tmp_path / "runs" / f"{arm}-3" / "log.jsonl").read_text().splitlines()]
+        for arm in rows
+    }
+    assert "loss_mask_pilot" in logs["recipe"][0] and "loss_mask_pilot" not in logs["off"][0]
+    weights = load_file(tmp_path / "runs" / "initial-3" / "model.safetensors")
+    assert any("pilot_class_embedder" in key for key in weights)
+    before = results.read_text()
+    script.main(command)
+    assert results.read_text() == before, "a finished run was repeated"
+    with pytest.raises(SystemExit, match="has runs of other flags"):
+        script.main([*command, "--", "--max_train_steps", "1"])
