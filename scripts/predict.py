@@ -27,7 +27,7 @@ if __name__ == "__main__":  # as a script: find the package `mpformer_hf`
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -269,7 +269,7 @@ def predict(args: argparse.Namespace) -> None:
     if args.every < 1 or args.batch_size < 1:
         raise ValueError("--every and --batch_size must be at least 1.")
     options = Options(args.flip, args.scales, args.window, args.overlap, args.threshold)
-    state = PartialState()
+    state = Accelerator()
     model, processor = load(args.model)
     predictor = Predictor(model.to(state.device), processor, args.task, options)
     task, id2label = predictor.task, model.config.id2label

@@ -1,6 +1,9 @@
-"""Flags of small training runs."""
+"""Flags of small training runs, and processes that run together."""
 
 import json
+import os
+import socket
+import subprocess
 
 from tests.tiny import BACKBONES, SIZES
 
@@ -28,3 +31,42 @@ def flags(data, output, **more):
     for name, value in given.items():
         argv += [f"--{name}", *([value] if name == "model_fields" else str(value).split())]
     return argv
+
+
+def run_together(command: list, processes: int) -> list[str]:
+    """A command in several processes that find each other, as launchers start them on a machine without GPUs; what each
+    one said.
+
+    Raises:
+        AssertionError: one of them failed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    started = [
+        subprocess.Popen(
+            [str(part) for part in command],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        told = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(process.returncode == 0 for process in started), "\n".join(text[-2000:] for text in told)
+    return told

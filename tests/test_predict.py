@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from pycocotools import mask as coco_mask
 from mpformer_hf import MPFormerImageProcessor
 from scripts import predict as script
 from tests import datasets_on_disk as make
+from tests.runs import run_together
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,17 +180,8 @@ def test_no_file_ends_in_a_traceback(saved, tmp_path, capsys):
 
 
 def test_two_processes_share_the_work(saved, photos, tmp_path):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, ROOT / "scripts/predict.py", saved, photos, tmp_path / "out"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    told = run_together([sys.executable, ROOT / "scripts/predict.py", saved, photos, tmp_path / "out"], processes=2)
+    assert sum("4 of 4 images" in text for text in told) == 1, "each process thought that it was alone"
     run(saved, photos, tmp_path / "alone")
     assert read(tmp_path / "out" / "predictions.json") == read(tmp_path / "alone" / "predictions.json")
 

@@ -347,7 +347,7 @@ def test_metric_for_best_acts(shapes, tmp_path):
 
 def test_nothing_is_overwritten(shapes, tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty; name another one or"):
+    with pytest.raises(ValueError, match="is not empty; name another one, or"):
         finetune.main(flags(shapes, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     with pytest.raises(ValueError, match="--output_dir is missing"):

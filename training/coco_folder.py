@@ -7,6 +7,7 @@ from datasets import Dataset, Features, Image, Value
 
 SEGMENT = {"id": Value("int64"), "category_id": Value("int64"), "iscrowd": Value("int64")}
 OBJECT = ("category_id", "segmentation", "iscrowd")
+COCO = ("instances", "panoptic", "person_keypoints", "captions", "stuff", "image_info")
 TABLES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")
 SPLITS = {"train": ("train",), "validation": ("val",), "val": ("val",), "test": ("test",)}
 
@@ -38,9 +39,8 @@ def choose_annotations(folder: Path, split: str, task: str) -> Path:
         known = {word for words in SPLITS.values() for word in words}
         fitting = [file for file in files if not any(word in file.stem for word in known)]
     prefix = {"instance": "instances", "panoptic": "panoptic"}.get(task, task)
-    other = {"instance": "panoptic", "panoptic": "instances"}.get(task, "")
     fitting = [file for file in fitting if file.stem.startswith(prefix)] or [
-        file for file in fitting if not (other and file.stem.startswith(other))
+        file for file in fitting if not file.stem.startswith(COCO)
     ]
     if task == "semantic" or len(fitting) != 1:
         names = ", ".join(file.name for file in fitting) if task != "semantic" else ""

@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script: find the package `training`, and the library `evaluate`, not the file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from PIL import Image
 from transformers import AutoImageProcessor
 
@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> dict:
     for path in (args.output_file, args.pictures, args.diagnostics, args.report):
         if path and Path(path).exists():
             raise ValueError(f"{path} exists; name another one.")
-    PartialState().wait_for_everyone()  # before anyone writes
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator.wait_for_everyone()  # before anyone writes
     split = open_dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
     if data_args.streaming:
         split = materialise(split)
@@ -75,10 +76,10 @@ def main(argv: list[str] | None = None) -> dict:
         label = most_frequent_class(train, stuff_only=data_args.task == "panoptic")
         scores = {"class": split.labels.names[label], **score_constant(data_args.task, split, label)}
     elif args.model_name_or_path:
-        scores = score_model(data_args, args, split)
+        scores = score_model(data_args, args, split, accelerator)
     else:
         raise ValueError("Nothing to score: give --model_name_or_path or --most_frequent_class.")
-    if not PartialState().is_main_process:
+    if not accelerator.is_main_process:
         return scores
     print(json.dumps(scores, indent=2))
     if args.output_file:
@@ -99,13 +100,12 @@ def check_classes(of_model: dict[int, str], of_dataset: dict[int, str]) -> None:
             raise ValueError(f"Class {index} is {name!r} for the model and {of_dataset[index]!r} in the dataset.")
 
 
-def score_model(data_args: DataArguments, args: EvaluationArguments, split) -> dict:
+def score_model(data_args: DataArguments, args: EvaluationArguments, split, accelerator: Accelerator) -> dict:
     """Scores of a saved model.
 
     Raises:
         ValueError: its classes are not the dataset's.
     """
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
     model = MPFormerForUniversalSegmentation.from_pretrained(args.model_name_or_path).to(accelerator.device)
     processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
     if not isinstance(processor, MPFormerImageProcessor):
