@@ -296,9 +296,10 @@ def plot_curves(rows: dict, file: Path) -> None:
     for axes, (name, points) in zip(panels, curves.items(), strict=True):
         for arm in ("without pilot", "pilot"):
             axes.plot([p["at"] for p in points], [p[arm]["median_s"] for p in points], marker="o", label=arm)
-        axes.set(xlabel=name, ylim=(0, None), xticks=[p["at"] for p in points])
+        axes.set(xlabel=name, xticks=[p["at"] for p in points])
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("seconds of a training step")
+    panels[0].set_ylim(bottom=0)
     panels[0].legend()
     figure.savefig(file, dpi=110)
 
