@@ -189,7 +189,7 @@ def write_table(lines: list[dict], file: Path) -> str:
             ratio = "not reached" if reached is None else f"{reached:.0f} of {steps[-1]} (x{reached / steps[-1]:.2f})"
         if "off" in scores and arm != "off":
             mean, half, seeds = paired_difference(lines, arm)
-            difference = f"{mean:+.4f} ± {half:.4f} ({seeds} seeds)"
+            difference = f"{mean:+.4f} ± {half:.4f} ({seeds} seeds)" if seeds > 1 else f"{mean:+.4f} (1 seed)"
         rows.append(f"| {arm} | {len(curve)} | {spread} | {difference} | {ratio} | {slower} |")
     text = "\n".join(rows) + "\n"
     file.write_text(text)
