@@ -6,15 +6,16 @@ Everything goes up in one commit: a push that breaks off leaves the repository a
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
 
-import mpformer_hf
+from .configuration_mpformer import MPFormerConfig
 
-PACKAGE = Path(mpformer_hf.__file__).parent
+PACKAGE = Path(__file__).parent
 MODEL = "modeling_mpformer.MPFormerForUniversalSegmentation"
 PROCESSORS = {
     "torchvision": "image_processing_mpformer.MPFormerImageProcessor",
@@ -39,11 +40,7 @@ PIPELINE = {
 HTTP_ERRORS = tuple(cls for cls in HfHubHTTPError.__mro__ if cls.__name__ == "HTTPError")
 NEEDED = ("config.json", "preprocessor_config.json")
 CARD = """---
-library_name: transformers
-pipeline_tag: image-segmentation
-tags:
-- mp-former
-- mask2former
+{metadata}
 ---
 
 # {title}
@@ -60,6 +57,13 @@ segmenter = pipeline("image-segmentation", model="{repo}"{trust})
 segmenter("image.jpg")
 ```
 """
+
+
+def card_metadata(tags: Sequence[str] = (), **fields) -> str:
+    """The head of a model card, yaml without its `---`: library, task and tags of every MP-Former, and more fields of
+    `huggingface_hub.ModelCardData`."""
+    tags = ["mp-former", "mask2former", *tags]
+    return ModelCardData(library_name="transformers", pipeline_tag="image-segmentation", tags=tags, **fields).to_yaml()
 
 
 def check_folder(folder: Path) -> list[Path]:
@@ -111,9 +115,11 @@ def stage(folder: Path, repo: str, with_code: bool, target: Path) -> None:
     for name, content in zip(NEEDED, (config, processor), strict=True):
         (target / name).write_text(json.dumps(content, indent=2) + "\n")
     card = target / "README.md"
-    text = (
-        card.read_text() if card.exists() else CARD.format(title=repo.split("/")[-1], classes=len(config["id2label"]))
-    )
+    if card.exists():
+        text = card.read_text()
+    else:
+        classes = MPFormerConfig.from_pretrained(folder).num_labels
+        text = CARD.format(metadata=card_metadata(), title=repo.split("/")[-1], classes=classes)
     first, trust = ("", ", trust_remote_code=True") if with_code else ("import mpformer_hf\n", "")
     card.write_text(text.split("\n## Use\n")[0].rstrip() + "\n" + USE.format(first=first, repo=repo, trust=trust))
 

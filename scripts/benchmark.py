@@ -32,6 +32,7 @@ from torch import nn
 from transformers import Mask2FormerImageProcessor, ResNetConfig, SwinConfig
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from training.checkpoints import write_json
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
@@ -332,8 +333,7 @@ def main(argv: list[str] | None = None) -> dict:
         for row, measured in RUN[name](args, args.rounds).items():
             result["rows"][row] = measured
             if args.output_file:
-                args.output_file.parent.mkdir(parents=True, exist_ok=True)
-                args.output_file.write_text(json.dumps(result, indent=2) + "\n")
+                write_json(result, args.output_file)
             last = (
                 measured if "ratio" in measured else list(measured.values())[-1] if isinstance(measured, dict) else ""
             )

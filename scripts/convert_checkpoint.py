@@ -25,17 +25,13 @@ from transformers import Mask2FormerImageProcessor
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.conversion import convert_checkpoint, read_config
+from mpformer_hf.publishing import card_metadata
 from training.labels import RELEASES
 
 PLAIN = {"task": "panoptic", "shortest_edge": 800, "longest_edge": 1333, "threshold": 0.5, "names": [], "things": []}
 LICENCE = "The weights of the public MP-Former and Mask2Former releases are licensed CC BY-NC 4.0."
 CARD = """---
-license: {licence}
-library_name: transformers
-pipeline_tag: image-segmentation
-tags:
-- mp-former
-- mask2former
+{metadata}
 ---
 
 # {title}
@@ -145,7 +141,7 @@ def convert_official(args: argparse.Namespace) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     card = CARD.format(
-        licence="cc-by-nc-4.0",
+        metadata=card_metadata(license="cc-by-nc-4.0"),
         title=folder.resolve().name,
         source=args.source.name,
         queries=config.num_queries,

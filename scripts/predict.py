@@ -37,10 +37,11 @@ from mpformer_hf.boxes import mask_boxes
 from mpformer_hf.images import read_image, to_rgb
 from mpformer_hf.inference import Options, Predictor
 from mpformer_hf.label_maps import encode_rle
+from training.checkpoints import write_json
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
-KINDS = ("overlays", "maps", "results")
+PICTURES = ("overlays", "maps")
 
 
 @dataclass
@@ -127,20 +128,12 @@ def dataset_images(source: str, split: str, every: int) -> Iterator[Item]:
 # --- What to write ---
 
 
-def write_aside(file: Path, write) -> None:
-    """Call `write(path)` on a file beside the right one, then put it in place: none is ever half-written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}")
-    write(aside)
-    aside.rename(file)
-
-
-def write_json(content, file: Path) -> None:
-    write_aside(file, lambda path: path.write_text(json.dumps(content) + "\n"))
-
-
 def write_image(image: Image.Image, file: Path) -> None:
-    write_aside(file, lambda path: image.save(path, format="PNG"))
+    """Write aside, then rename."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".writing")
+    image.save(aside, format="PNG")
+    aside.replace(file)
 
 
 def label_map(result, task: str) -> Image.Image:
@@ -184,7 +177,7 @@ def write_result(output: Path, name: str, image: Tensor, result, task: str, id2l
         write_image(label_map(result, task), output / "maps" / f"{name}.png")
     size = {"height": image.shape[1], "width": image.shape[2]}
     content = {"name": name, **size, "task": task, "segments": describe(result, task, id2label)}
-    write_json(content, output / "results" / f"{name}.json")
+    write_json(content, output / "results" / f"{name}.json", indent=None)
 
 
 def collect(output: Path, names: list[str], task: str, id2label: dict[int, str], stuff: set[int]) -> Path | None:
@@ -203,7 +196,7 @@ def collect(output: Path, names: list[str], task: str, id2label: dict[int, str],
             for index, image in enumerate(found)
             for s in image["segments"]
         ]
-        write_json({"images": images, "categories": categories}, output / "images.json")
+        write_json({"images": images, "categories": categories}, output / "images.json", indent=None)
     else:
         annotations = [
             {
@@ -217,7 +210,7 @@ def collect(output: Path, names: list[str], task: str, id2label: dict[int, str],
             for index, image in enumerate(found)
         ]
         content = {"images": images, "annotations": annotations, "categories": categories}
-    write_json(content, output / "predictions.json")
+    write_json(content, output / "predictions.json", indent=None)
     return output / "predictions.json"
 
 
@@ -332,7 +325,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", help="folder, image, glob, video, or dataset (Hub name or local folder)")
     parser.add_argument("output", type=Path, help="new folder, or one to go on with")
     parser.add_argument("--task", choices=["semantic", "instance", "panoptic"], help="default: the processor's")
-    parser.add_argument("--write", nargs="+", choices=KINDS[:2], default=KINDS[:2], help="pictures beside the results")
+    parser.add_argument("--write", nargs="+", choices=PICTURES, default=PICTURES, help="pictures beside the results")
     parser.add_argument("--threshold", type=float, help="smallest score; default: the processor's")
     parser.add_argument("--flip", action="store_true", help="also look at the mirrored image")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0], help="sizes to look at, relative")

@@ -167,6 +167,15 @@ def test_folders_that_are_no_model(saved, tmp_path, capsys):
     assert "is of a mask2former" in refused(tmp_path)
 
 
+def test_a_model_without_class_names_gets_a_card(tmp_path):
+    tiny_model(num_labels=2).save_pretrained(tmp_path / "model")
+    MPFormerImageProcessor().save_pretrained(tmp_path / "model")
+    (tmp_path / "staged").mkdir()
+    stage(tmp_path / "model", "somebody/seven", False, tmp_path / "staged")
+    card = (tmp_path / "staged" / "README.md").read_text()
+    assert "with 2 classes" in card and "pipeline_tag: image-segmentation" in card and "- mp-former" in card
+
+
 def test_the_card_says_once_how_to_use_it(saved, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir(), second.mkdir()

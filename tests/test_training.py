@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import Mask2FormerImageProcessor, pipeline
 
@@ -147,17 +146,6 @@ def test_schedules(fields, expected):
 
 
 # --- The whole run ---
-
-
-@pytest.fixture(autouse=True)
-def new_process():
-    """Each run would be a process of its own, with its own precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    return make.shapes(tmp_path_factory.mktemp("data") / "shapes")
 
 
 @pytest.fixture(scope="module")

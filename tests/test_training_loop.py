@@ -16,7 +16,6 @@ from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainingArguments
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
-from tests import datasets_on_disk as make
 from tests.runs import flags, run_together
 from tests.tiny import tiny_model
 from training import checkpoints, engine, finetune
@@ -25,17 +24,6 @@ from training.batches import SeededOrder, TrainingBatches
 from training.data import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def new_process():
-    """Each run would be a process of its own, with its own precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    return make.shapes(tmp_path_factory.mktemp("data") / "shapes")
 
 
 def rows_of(output, name="log.jsonl"):

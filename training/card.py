@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
+
+from mpformer_hf.publishing import card_metadata
 
 from .evaluation import TASK_METRICS
 
@@ -57,10 +59,8 @@ def write_card(folder: Path, results: dict, arguments: dict, classes: list[str])
     metrics = [name for name in TASK_METRICS[task] if name in best]
     title = folder.resolve().name
     origin = arguments["model_name_or_path"] or arguments["backbone"]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-segmentation",
-        tags=["mp-former", "mask2former", "image-segmentation", f"{task}-segmentation"],
+    metadata = card_metadata(
+        tags=["image-segmentation", f"{task}-segmentation"],
         base_model=None if origin is None or Path(origin).exists() else origin,  # a folder is nobody else's model
         model_name=title,
         eval_results=[
@@ -76,7 +76,7 @@ def write_card(folder: Path, results: dict, arguments: dict, classes: list[str])
         ],
     )
     text = TEXT.format(
-        metadata=data.to_yaml(),
+        metadata=metadata,
         title=title,
         task=task,
         dataset=dataset,

@@ -96,9 +96,7 @@ def cut_lines(file: Path, step: int) -> None:
             break
         if row["step"] <= step:
             kept.append(line + "\n")
-    aside = file.with_suffix(".writing")
-    aside.write_text("".join(kept))
-    aside.replace(file)
+    write_text("".join(kept), file)
 
 
 def save_model(model: MPFormerForUniversalSegmentation, processor: MPFormerImageProcessor, folder: Path) -> None:
@@ -113,9 +111,14 @@ def save_model(model: MPFormerForUniversalSegmentation, processor: MPFormerImage
     aside.rmdir()
 
 
-def write_json(content: dict, file: Path) -> None:
+def write_json(content, file: Path, indent: int | None = 2) -> None:
+    """See `write_text`."""
+    write_text(json.dumps(content, indent=indent) + "\n", file)
+
+
+def write_text(text: str, file: Path) -> None:
     """Write aside, then rename; the folder is made if it is not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".writing")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.write_text(text)
     aside.replace(file)

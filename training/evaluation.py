@@ -46,7 +46,8 @@ def panoptic_result(segments: Segments) -> dict:
 
 
 def instance_result(segments: Segments) -> dict:
-    """Segments as the instance metric reads references."""
+    """Segments as the instance metric reads references: `masks`, bool `[H, W]` each, which may overlap, `label_ids` and
+    `iscrowd`."""
     layers = segments.map.view(-1, *segments.map.shape[-2:])
     rows = [*segments.classes.items(), *segments.crowds.items()]
     return {
