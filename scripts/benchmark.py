@@ -33,6 +33,7 @@ from transformers import Mask2FormerImageProcessor, ResNetConfig, SwinConfig
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from training.checkpoints import write_json
+from training.memory import peak_memory
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
@@ -128,18 +129,11 @@ def memory_of(connection, backbone: str, theirs: bool, shape: tuple[int, int, in
     model, batch = build(backbone), make_batch(*shape)
     if theirs:
         model, batch = model.to_mask2former().train(), for_theirs(batch)
-    before = torch.cuda.memory_allocated() / 2**20 if DEVICE.type == "cuda" else peak_resident()
+    before = torch.cuda.memory_allocated() / 2**20 if DEVICE.type == "cuda" else peak_memory(DEVICE)
     with autocast(bf16)():
         train_step(model, batch)
         train_step(model, batch)
-    after = torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else peak_resident()
-    connection.send(after - before)
-
-
-def peak_resident() -> float:
-    """Largest resident memory of this process in MiB (Linux; `getrusage` would count the parent's too)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    connection.send(peak_memory(DEVICE) - before)
 
 
 def compare_memory(backbone: str, shape: tuple[int, int, int], bf16: bool) -> dict:

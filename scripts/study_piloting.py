@@ -95,6 +95,7 @@ def train_arm(arm: str, seed: int, flags: list[str], output: Path, threads: int)
         "flags": flags,
         "evaluations": [{key: round_all(row[key]) for key in KEPT if key in row} for row in evaluations],
         "median_step_seconds": round(statistics.median(row["seconds"] for row in log), 4),
+        "peak_memory_mib": max(row["peak_memory_mib"] for row in log if row["step"] <= evaluations[0]["step"]),
         "threads": threads,
     }
 
@@ -172,14 +173,17 @@ def steps_to_reach(goal: float, steps: list[int], curve: np.ndarray) -> float | 
 
 
 def write_table(lines: list[dict], file: Path) -> str:
-    """Markdown: final scores, paired differences, steps to the baseline's score, time of a step."""
+    """Markdown: final scores, paired differences, steps to the baseline's score, time of a step, peak memory where the
+    runs have it (until the first evaluation)."""
     scores, steps = curves_of(lines, score_of), [row["step"] for row in lines[0]["evaluations"]]
     seconds = {arm: np.median([x["median_step_seconds"] for x in lines if x["arm"] == arm]) for arm in scores}
+    known = [line for line in lines if "peak_memory_mib" in line]
+    memory = {
+        arm: np.median([x["peak_memory_mib"] for x in known if x["arm"] == arm]) for arm in {x["arm"] for x in known}
+    }
     metric = "PQ" if "pq" in lines[0]["evaluations"][0] else "mIoU"
-    rows = [
-        f"| arm | runs | final {metric}, mean and spread | minus off, 95 % interval | steps to its score | step time |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = f"arm | runs | final {metric}, mean and spread | minus off, 95 % interval | steps to its score"
+    rows = [f"| {heads} | step time | peak memory |", "|---|---|---|---|---|---|---|"]
     for arm, curve in scores.items():
         spread = f"{curve[:, -1].mean():.4f} ({curve[:, -1].min():.4f} to {curve[:, -1].max():.4f})"
         difference = ratio = slower = ""
@@ -190,7 +194,8 @@ def write_table(lines: list[dict], file: Path) -> str:
         if "off" in scores and arm != "off":
             mean, half, seeds = paired_difference(lines, arm)
             difference = f"{mean:+.4f} ± {half:.4f} ({seeds} seeds)" if seeds > 1 else f"{mean:+.4f} (1 seed)"
-        rows.append(f"| {arm} | {len(curve)} | {spread} | {difference} | {ratio} | {slower} |")
+        larger = f"x{memory[arm] / memory['off']:.2f}" if {arm, "off"} <= set(memory) else ""
+        rows.append(f"| {arm} | {len(curve)} | {spread} | {difference} | {ratio} | {slower} | {larger} |")
     text = "\n".join(rows) + "\n"
     file.write_text(text)
     return text

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mpformer_hf import MPFormerImageProcessor
-from scripts.benchmark import peak_resident
+from training.memory import peak_memory
 
 
 def peak_of(connection, task):
@@ -19,10 +19,10 @@ def peak_of(connection, task):
         class_queries_logits=torch.randn(1, 100, 20, generator=generator),
         pixel_mask=None,
     )
-    before = peak_resident()
+    before = peak_memory(torch.device("cpu"))
     processor = MPFormerImageProcessor(threshold=0.0, overlap_mask_area_threshold=0.0)
     result = getattr(processor, f"post_process_{task}_segmentation")(outputs, target_sizes=[(1024, 2048)])[0]
-    after = peak_resident()
+    after = peak_memory(torch.device("cpu"))
     segmentation = result if task == "semantic" else result["segmentation"]
     connection.send((tuple(segmentation.shape), after - before))
 

@@ -20,9 +20,9 @@ def line(arm, seed, scores, **more):
 
 
 LINES = [
-    line("off", 0, [0.1, 0.2, 0.3]),
+    line("off", 0, [0.1, 0.2, 0.3], peak_memory_mib=800),
     line("off", 1, [0.1, 0.2, 0.4]),
-    line("recipe", 0, [0.2, 0.35, 0.5], median_step_seconds=2.5),
+    line("recipe", 0, [0.2, 0.35, 0.5], median_step_seconds=2.5, peak_memory_mib=900),
     line("recipe", 1, [0.2, 0.35, 0.7], median_step_seconds=2.5),
 ]
 
@@ -47,7 +47,7 @@ def test_the_report_has_a_table_and_a_figure(tmp_path, capsys):
     script.main(["report", str(file)])
     table = (tmp_path / "study.md").read_text()
     assert "| recipe | 2 | 0.6000 (0.5000 to 0.7000) | +0.2500" in table and "200 of 300 (x0.67)" in table
-    assert "x1.25" in table and table.strip() in capsys.readouterr().out
+    assert "| x1.25 | x1.12 |" in table and table.strip() in capsys.readouterr().out
     assert (tmp_path / "study.png").stat().st_size > 10_000
     file.write_text(json.dumps(LINES[0]) + "\n" + json.dumps(line("off", 1, [0.1])) + "\n")
     with pytest.raises(SystemExit, match="evaluated at different steps"):
@@ -70,6 +70,7 @@ def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path):
     rows = {row["arm"]: row for row in script.read_lines(results)}
     assert set(rows) == {"off", "recipe"} and all(len(row["evaluations"]) == 2 for row in rows.values())
     assert {"commit", "versions", "hardware", "flags"} <= set(rows["off"])
+    assert 100 < rows["off"]["peak_memory_mib"] < 8192
     assert "query_utilisation" in rows["off"]["evaluations"][0]
     logs = {
         arm: [json.loads(text) for text in (tmp_path / "runs" / f"{arm}-3" / "log.jsonl").read_text().splitlines()]

@@ -20,6 +20,7 @@ from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import EVALUATIONS, LOG, RESULTS, save_checkpoint, save_model, write_json
 from .evaluation import TASK_METRICS, diagnose_model, evaluate_model
+from .memory import peak_memory
 from .optimization import build_optimizer, build_scheduler
 
 
@@ -147,8 +148,9 @@ class Trainer:
             row = {**losses, "grad_norm": norm, "lr": max(self.scheduler.get_last_lr())}
             self.accelerator.log(row, step=self.step)
             if main:
-                speeds = {"seconds": round(seconds, 4), "images_per_second": round(speed, 3)}
-                log.write(json.dumps({"step": self.step, **row, **speeds}) + "\n")
+                cost = {"seconds": round(seconds, 4), "images_per_second": round(speed, 3)}
+                cost["peak_memory_mib"] = round(peak_memory(self.accelerator.device))
+                log.write(json.dumps({"step": self.step, **row, **cost}) + "\n")
                 log.flush()
             self.scheduler.step()
             if self.step == self.total or (self.run.eval_steps and self.step % self.run.eval_steps == 0):

@@ -1,0 +1,18 @@
+"""How much memory a process has taken at most."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: what tensors took at most on a GPU, else the largest resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # `getrusage` would count what the parent had taken, too
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
