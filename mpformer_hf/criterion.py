@@ -1,13 +1,13 @@
 """Training loss: Hungarian matching and point-sampled mask losses (Mask2Former, sections 3.3 and 4.1), plus the
 pilot's losses with their fixed assignment (MP-Former, section 3).
 
-Masks are products of mask embeddings and mask features. The matching cost samples the *features* at its points and
-multiplies afterwards; the losses form the masks of matched queries only. Ground truth stays in bytes.
+Masks are products of mask embeddings and mask features. Matching cost and losses sample the *features* at their points
+and multiply afterwards, so no mask is formed. Ground truth stays in bytes.
 
 Pixels that no mask covers, void ones too, are background of every mask, as in the official code.
 
 Shape letters: B batch, Q queries, K classes, D mask feature channels, T targets of an image, M matched pairs,
-P points.
+P points, C candidate points.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_mpformer import MPFormerConfig
+from .mask_losses import UncertainPointLosses
 from .mask_piloting import Pilot
-from .point_sampling import ByteMasks, sample_maps, uncertain_points
+from .point_sampling import ByteMasks, sample_features
 from .targets import Targets
 
 
@@ -124,26 +125,38 @@ class MPFormerCriterion(nn.Module):
             groups = 0 if pilot is None else pilot.groups
             num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, groups)
 
+            embeddings = [p.mask_embeddings for p in matching]
+            if pilot is not None:
+                piloted = [p.part(slice(start)) for p in predictions]
+                embeddings += [p.mask_embeddings for p in piloted]
+                fixed = Assignment(pilot.batch_index, pilot.slot, pilot.target, pilot.counts)
+                assignments = assignments + [fixed] * len(piloted)
+            mask, dice = self.mask_losses(embeddings, assignments, mask_features, targets, truth, generator)
+
             losses = {}
-            for index, (prediction, assignment) in enumerate(zip(matching, assignments, strict=True)):
-                suffix = "" if index == len(predictions) - 1 else f"_{index}"
+            for index, prediction in enumerate(matching):
+                suffix = "" if index == len(matching) - 1 else f"_{index}"
                 labels = targets.labels.new_full(prediction.class_logits.shape[:2], self.config.num_labels)
+                assignment = assignments[index]
                 labels[assignment.batch_index, assignment.query] = targets.labels[assignment.target]
                 found = {
                     "cross_entropy": self.class_loss(prediction.class_logits, labels, class_norm),
-                    **self.mask_losses(prediction, mask_features, truth, assignment, num_targets, generator),
+                    "mask": mask[index] / num_targets,
+                    "dice": dice[index] / num_targets,
                 }
                 losses |= {f"loss_{name}{suffix}": loss * self.weights[name] for name, loss in found.items()}
                 if self.training and self.config.mask_piloting:
-                    found = self.pilot_losses(
-                        predictions[index].part(slice(start)),
-                        mask_features,
-                        targets,
-                        truth,
-                        pilot,
-                        pilot_norm,
-                        generator,
-                    )
+                    if pilot is None:
+                        found = dict.fromkeys(found, mask_features.new_zeros(()))
+                    else:
+                        logits = piloted[index].class_logits[fixed.batch_index, fixed.query]
+                        found = {
+                            "cross_entropy": self.class_loss(logits, targets.labels[fixed.target], pilot_norm),
+                            "mask": mask[len(matching) + index] / pilot_norm,
+                            "dice": dice[len(matching) + index] / pilot_norm,
+                        }
+                    if not self.config.pilot_class_loss:
+                        del found["cross_entropy"]
                     losses |= {
                         f"loss_{name}_pilot{suffix}": loss * (self.weights[name] * self.config.pilot_loss_weight)
                         for name, loss in found.items()
@@ -186,7 +199,7 @@ class MPFormerCriterion(nn.Module):
         """
         device = mask_features.device
         points = torch.rand(1, self.config.train_num_points, 2, device=device, generator=generator)
-        features = sample_maps(mask_features, points.expand(len(mask_features), -1, -1))  # [B, D, P]
+        features = sample_features(mask_features, points.expand(len(mask_features), -1, -1))  # [B, P, D]
         sampled = truth.sample(torch.arange(len(targets.masks), device=device), points)
         truths, labels = sampled.split(targets.counts), targets.labels.split(targets.counts)
         costs = []
@@ -194,7 +207,7 @@ class MPFormerCriterion(nn.Module):
             probabilities = prediction.class_logits.softmax(-1)
             for image, count in enumerate(targets.counts):
                 if count:
-                    logits = prediction.mask_embeddings[image] @ features[image]
+                    logits = prediction.mask_embeddings[image] @ features[image].T
                     cross_entropy, dice = mask_costs(logits, truths[image])
                     costs.append(
                         self.weights["mask"] * cross_entropy
@@ -232,54 +245,48 @@ class MPFormerCriterion(nn.Module):
         weight = self.class_weights(logits.device)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight, reduction="sum") / norm
 
+    def candidate_points(self, batch: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """Points of the mask losses, float32 `[B, C, 2]`: those that masks choose from, then those of all masks."""
+        uncertain, random = self.point_counts()
+        drawn = int(self.config.train_num_points * self.config.oversample_ratio) if uncertain else 0
+        return torch.rand(batch, drawn + random, 2, device=device, generator=generator)
+
+    def point_counts(self) -> tuple[int, int]:
+        """How many points a mask chooses, and how many it does not."""
+        uncertain = int(self.config.train_num_points * self.config.importance_sample_ratio)
+        return uncertain, self.config.train_num_points - uncertain
+
     def mask_losses(
         self,
-        prediction: Prediction,
-        mask_features: Tensor,
-        truth: ByteMasks,
-        assignment: Assignment,
-        norm: Tensor,
-        generator: torch.Generator | None,
-    ) -> dict[str, Tensor]:
-        """Binary cross-entropy (`mask`) and dice loss of the assigned masks, at sampled points."""
-        config = self.config
-        embeddings = prediction.mask_embeddings[assignment.batch_index, assignment.query]
-        parts = zip(embeddings.split(assignment.counts), mask_features.flatten(2), strict=True)
-        logits = torch.cat([part @ features for part, features in parts]).unflatten(1, mask_features.shape[2:])
-        if len(logits) == 0:  # zeros that keep the graph, so that every parameter has a gradient
-            return {"mask": logits.sum(), "dice": logits.sum()}
-        with torch.no_grad():
-            points = uncertain_points(
-                logits, config.train_num_points, config.oversample_ratio, config.importance_sample_ratio, generator
-            )
-            wanted = truth.sample(assignment.target, points)
-        sampled = sample_maps(logits[:, None], points.expand(len(logits), -1, -1))[:, 0]
-        cross_entropy = F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(1)
-        probability = sampled.sigmoid()
-        dice = 1 - (2 * (probability * wanted).sum(1) + 1) / (probability.sum(1) + wanted.sum(1) + 1)
-        return {"mask": cross_entropy.sum() / norm, "dice": dice.sum() / norm}
-
-    def pilot_losses(
-        self,
-        prediction: Prediction,
+        embeddings: list[Tensor],
+        assignments: list[Assignment],
         mask_features: Tensor,
         targets: Targets,
         truth: ByteMasks,
-        pilot: Pilot | None,
-        norm: Tensor,
-        generator: torch.Generator | None,
-    ) -> dict[str, Tensor]:
-        """Losses of the pilot queries, each with its own target; unused slots count nowhere. Zeros without pilot."""
-        if pilot is None:
-            zero = mask_features.new_zeros(())
-            losses = {"cross_entropy": zero, "mask": zero, "dice": zero}
-        else:
-            assignment = Assignment(pilot.batch_index, pilot.slot, pilot.target, pilot.counts)
-            logits = prediction.class_logits[assignment.batch_index, assignment.query]
-            losses = {
-                "cross_entropy": self.class_loss(logits, targets.labels[assignment.target], norm),
-                **self.mask_losses(prediction, mask_features, truth, assignment, norm, generator),
-            }
-        if not self.config.pilot_class_loss:
-            del losses["cross_entropy"]
-        return losses
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy and dice loss of the assigned masks of S predictions, each summed over its masks.
+
+        Args:
+            embeddings, assignments: S times `[B, Q, D]`, and which of the queries have which targets.
+            mask_features: `[B, D, h, w]`.
+
+        Returns:
+            two `[S]`.
+        """
+        device = mask_features.device
+        points = self.candidate_points(len(mask_features), device, generator)
+        features = sample_features(mask_features, points)
+        counts = torch.tensor(targets.counts, device=device)
+        images = torch.arange(len(targets.counts), device=device).repeat_interleave(counts)
+        with torch.no_grad():
+            truths = truth.sample(torch.arange(len(images), device=device), points[images])
+
+        order = torch.cat([a.batch_index for a in assignments]).argsort(stable=True)
+        rows = torch.cat([e[a.batch_index, a.query] for e, a in zip(embeddings, assignments, strict=True)])[order]
+        target = torch.cat([a.target for a in assignments])[order]
+        per_image = [sum(numbers) for numbers in zip(*(a.counts for a in assignments), strict=True)]
+        losses = UncertainPointLosses.apply(rows, features, truths, target, per_image, *self.point_counts())
+        prediction = torch.cat([torch.full_like(a.query, index) for index, a in enumerate(assignments)])[order]
+        cross_entropy, dice = (loss.new_zeros(len(assignments)).index_add(0, prediction, loss) for loss in losses)
+        return cross_entropy, dice

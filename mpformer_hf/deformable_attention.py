@@ -10,7 +10,6 @@ import warnings
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 
 def gather_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ def dot_rows(grad: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     return torch.sparse.sampled_addmm(places, grad, table.T, beta=0.0).values().view(bags, size)
 
 
-def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], positions: Tensor, weights: Tensor) -> Tensor:
+def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples (Deformable DETR, equation 3), zero outside the maps.
 
     Each map gets a border of zeros, and positions are moved onto it from outside, so that no corner needs a test.
@@ -80,15 +79,15 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], positions:
     Args:
         value: `[B, S, N, D]` float, the levels one after the other, each row-major.
         shapes: `(height, width)` of each level; their areas sum to S.
-        positions: `[B, Q, N, L, P, 2]` float, (x, y) in cells of the level: 0 is its left or upper edge; cell centres
-            lie at i + 0.5.
+        x, y: `[B, Q, N, L, P]` float, positions in cells of the level: 0 is its left or upper edge; cell centres lie at
+            i + 0.5.
         weights: `[B, Q, N, L, P]` float.
 
     Returns:
         `[B, Q, N * D]`, dtype of `value`.
     """
     B, _, N, D = value.shape
-    Q, L, P = positions.shape[1], *positions.shape[3:5]
+    Q, L, P = x.shape[1], *x.shape[3:]
     maps = value.flatten(2).split([height * width for height, width in shapes], dim=1)
     bordered = [
         F.pad(map_.unflatten(1, shape), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
@@ -98,15 +97,17 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], positions:
     starts = [sum(map_.shape[1] for map_ in bordered[:level]) for level in range(L)]
 
     def per_point(numbers: list[int]) -> Tensor:  # [L * P]; made by filling, so that exported sizes stay symbols
-        return torch.cat([positions.new_full((P,), number) for number in numbers])
+        return torch.cat([x.new_full((P,), number) for number in numbers])
+
+    def locate(position: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:  # upper or left corner, and the way to go on
+        position = (position.flatten(3) + 0.5).clamp(torch.zeros_like(last), last + 1)  # in cells of the bordered map
+        corner = torch.minimum(position.detach().floor(), last)
+        return corner, position - corner
 
     pitch = per_point([width + 2 for _, width in shapes])
-    last = torch.stack((pitch - 2, per_point([height for height, _ in shapes])), -1).flatten()  # [L * P * 2]
-    position = (positions.flatten(3) + 0.5).clamp(torch.zeros_like(last), last + 1)  # in cells of the bordered map
-    corner = torch.minimum(position.detach().floor(), last)  # the upper left one
-    fx, fy = (position - corner).unflatten(-1, (L * P, 2)).unbind(-1)
-    x, y = corner.unflatten(-1, (L * P, 2)).unbind(-1)
-    cell = (y * pitch + x + per_point(starts)).to(torch.int32).clamp(min=0)  # exact below 2**24; some cell for NaN
+    left, fx = locate(x, pitch - 2)
+    top, fy = locate(y, per_point([height for height, _ in shapes]))
+    cell = (top * pitch + left + per_point(starts)).to(torch.int32).clamp(min=0)  # exact below 2**24; some cell for NaN
     head = torch.arange(N, device=value.device, dtype=torch.int32)[:, None]
     image = torch.arange(B, device=value.device, dtype=torch.int32).view(B, 1, 1, 1) * (table.shape[1] * N)
     upper, down = cell * N + (image + head), (pitch * N).to(torch.int32)  # rows of the [B * R * N, D] table
@@ -161,21 +162,19 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         B, Q, dim = query.shape
         N, L, P = self.num_heads, self.num_levels, self.num_points
-        offsets = self.sampling_offsets(query).view(B, Q, N, L * P * 2)
+        offsets = self.sampling_offsets
+        axes = (p.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) for p in (offsets.weight, offsets.bias))
+        x, y = F.linear(query, *axes).unflatten(-1, (2, N, L, P)).unbind(2)  # all x and all y in one piece each
         weights = self.attention_weights(query).view(B, Q, N, L * P).softmax(-1).view(B, Q, N, L, P)
         table = self.value_proj(value).view(B, -1, N, dim // N)
         with torch.autocast(query.device.type, enabled=False):  # sampling places need more than 8 bits of mantissa
             wide = torch.promote_types(table.dtype, torch.float32)
-            sides = [
-                torch.stack([reference.new_full((), side) for side in (width, height)]) for height, width in shapes
-            ]
-            centres = (reference[:, None] * torch.stack(sides))[:, :, None].repeat(1, 1, P, 1)  # [Q, L, P, 2], in cells
-            positions = centres.flatten(1)[:, None] + offsets.to(wide)
-            positions = positions.unflatten(-1, (L, P, 2))
-            inputs = (table.to(wide), shapes, positions, weights.to(wide))
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                # Its many small steps take little time and much memory: the backward pass makes them again.
-                sampled = checkpoint(deformable_sampling, *inputs, use_reentrant=False, preserve_rng_state=False)
-            else:
-                sampled = deformable_sampling(*inputs)
+
+            def in_cells(offset: Tensor, centre: Tensor, sides: list[int]) -> Tensor:
+                cells = torch.stack([centre * side for side in sides], -1)  # [Q, L]
+                return offset.to(wide) + cells[:, None, :, None]
+
+            x = in_cells(x, reference[:, 0], [width for _, width in shapes])
+            y = in_cells(y, reference[:, 1], [height for height, _ in shapes])
+            sampled = deformable_sampling(table.to(wide), shapes, x, y, weights.to(wide))
         return self.output_proj(sampled.to(query.dtype))

@@ -1,30 +1,35 @@
-"""Masks at points: bilinear samples of float maps and of byte masks, and the choice of points near borders.
+"""Features and binary masks at points.
 
 Points are (x, y) in [0, 1]: 0 is the left or upper edge of a map, 1 the right or lower one; outside a map all is zero.
 
-Shape letters: M maps or masks, P points.
+Shape letters: B batch, D channels, M masks, P points.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .deformable_attention import deformable_sampling
 
-def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of float maps.
+
+def sample_features(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of maps: deformable sampling with one head, one level and one point of weight 1.
 
     Args:
-        maps: float `[M, C, H, W]`.
-        points: float `[M, P, 2]`.
+        maps: float `[B, D, H, W]`.
+        points: float `[B, P, 2]`, in [0, 1].
 
     Returns:
-        `[M, C, P]`.
+        `[B, P, D]`.
     """
-    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
+    height, width = maps.shape[2:]
+    values = maps.flatten(2).transpose(1, 2)[:, :, None]
+    x, y = points[:, :, None, None, None].unbind(-1)
+    return deformable_sampling(values, [(height, width)], x * width, y * height, torch.ones_like(x))
 
 
 class ByteMasks:
-    """Binary masks that are sampled many times, without ever being floats.
+    """Binary masks that are sampled at many points, without ever being floats.
 
     Each byte holds the four pixels of a 2x2 window, so that a bilinear sample is one read.
 
@@ -58,28 +63,3 @@ class ByteMasks:
         upper = torch.lerp((window & 1).float(), ((window >> 1) & 1).float(), fx)
         lower = torch.lerp(((window >> 2) & 1).float(), (window >> 3).float(), fx)
         return torch.lerp(upper, lower, fy)
-
-
-def uncertain_points(
-    masks: Tensor, num_points: int, oversample: float, importance: float, generator: torch.Generator | None
-) -> Tensor:
-    """Points near the masks' borders, and some at random (PointRend, section 3.1 and "training").
-
-    `oversample * num_points` points are drawn, the `importance * num_points` with the smallest |logit| stay, the rest
-    is drawn anew.
-
-    Args:
-        masks: logits `[M, H, W]`.
-
-    Returns:
-        float32 `[M, num_points, 2]`.
-    """
-    drawn, kept = int(num_points * oversample), int(num_points * importance)
-    points = torch.rand(len(masks), drawn, 2, device=masks.device, generator=generator)
-    certainty = sample_maps(masks[:, None], points)[:, 0].abs()
-    nearest = certainty.topk(kept, dim=1, largest=False, sorted=False).indices
-    points = points.gather(1, nearest[..., None].expand(-1, -1, 2))
-    if kept == num_points:
-        return points
-    random = torch.rand(len(masks), num_points - kept, 2, device=masks.device, generator=generator)
-    return torch.cat((points, random), dim=1)

@@ -12,21 +12,25 @@ from torch.nn.parallel import DistributedDataParallel
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mpformer_hf import MPFormerForUniversalSegmentation, criterion
+from mpformer_hf import MPFormerForUniversalSegmentation
+from mpformer_hf.criterion import MPFormerCriterion
 
 
 def step(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """Loss and gradients with batch norms at rest, at points that do not depend on the number of masks."""
+    """Loss and gradients with batch norms at rest, at points that do not depend on the number of images."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     points = torch.rand(1, 256, 2, generator=torch.Generator().manual_seed(1))
-    sampler, criterion.uncertain_points = criterion.uncertain_points, lambda *_: points
+    draw, MPFormerCriterion.candidate_points = (
+        MPFormerCriterion.candidate_points,
+        lambda _, batch, *__: points.expand(batch, -1, -1),
+    )
     try:
         loss = model(**batch, generator=torch.Generator().manual_seed(0)).loss
         loss.backward()
     finally:
-        criterion.uncertain_points = sampler
+        MPFormerCriterion.candidate_points = draw
     return loss.detach()
 
 

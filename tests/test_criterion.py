@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mpformer_hf import criterion as room
 from mpformer_hf.criterion import Assignment, MPFormerCriterion, Prediction, mask_costs
 from mpformer_hf.mask_piloting import build_pilot
 from mpformer_hf.point_sampling import ByteMasks
@@ -20,14 +19,14 @@ def golden():
 
 
 def golden_losses(golden, monkeypatch, variant):
-    case = golden.criterion["cases"]["train"][variant]
-    rand = torch.rand
-    if variant == "fixed":
-        monkeypatch.setattr(torch, "rand", lambda *a, **k: golden.points["match_points"])
-        monkeypatch.setattr(room, "uncertain_points", lambda masks, *a: golden.points["loss_points"])
+    """Losses, assignments and what the mask losses were made from, at the recorded points of a variant."""
+    case, rand = golden.criterion["cases"]["train"][variant], torch.rand
+    if variant == "fixed":  # all points are given, none is chosen
+        draws = iter((golden.points["match_points"], golden.points["loss_points"].expand(2, -1, -1)))
+        monkeypatch.setattr(torch, "rand", lambda *a, **k: next(draws))
+        monkeypatch.setattr(golden.model.criterion.config, "importance_sample_ratio", 0.0)
     else:
-        fresh = lambda: torch.Generator().manual_seed(2024)  # noqa: E731
-        monkeypatch.setattr(torch, "rand", lambda *size, **k: rand(*size, generator=fresh()))
+        monkeypatch.setattr(torch, "rand", lambda *size, **k: rand(*size, generator=seeded()))
     model = golden.model.train()
     model.zero_grad()
     pilot = build_pilot(golden.targets, golden.level_shapes, golden.config)
@@ -36,30 +35,59 @@ def golden_losses(golden, monkeypatch, variant):
         Prediction(model.class_predictor(state), embedding)
         for state, embedding in zip(decoded.normed_states, decoded.mask_embeddings, strict=True)
     ]
-    assignments = []
-    match = MPFormerCriterion.match
-    monkeypatch.setattr(
-        MPFormerCriterion, "match", lambda *args: assignments.append(match(*args)) or assignments[-1], raising=True
-    )
+    made, mask_losses = [], MPFormerCriterion.mask_losses
+    monkeypatch.setattr(MPFormerCriterion, "mask_losses", lambda *args: made.append(args) or mask_losses(*args))
     losses = model.criterion(predictions, golden.mask_features, golden.targets, pilot)
-    return case, losses, assignments[0]
+    monkeypatch.setattr(MPFormerCriterion, "mask_losses", mask_losses)
+    return case, losses, made[0]
+
+
+def seeded():
+    return torch.Generator().manual_seed(2024)
 
 
 @pytest.mark.parametrize("variant", ["fixed", "seeded_rand"])
 def test_losses_and_assignments_equal_official(golden, monkeypatch, variant):
-    case, losses, assignments = golden_losses(golden, monkeypatch, variant)
+    """With `seeded_rand` every mask has candidate points of its own officially; the next test looks at those."""
+    case, losses, (_, _, assignments, *_) = golden_losses(golden, monkeypatch, variant)
     for official, value in case["losses_unweighted"].items():
         kind = official.split("_")[1]
         ours = losses[official.replace("loss_ce", "loss_cross_entropy")].item()
-        assert ours == pytest.approx(value * WEIGHTS[kind], rel=1e-5), official
+        if variant == "fixed" or kind == "ce":
+            assert ours == pytest.approx(value * WEIGHTS[kind], rel=1e-5), official
     assert len(losses) == len(case["losses_unweighted"])
+    assignments = assignments[: len(case["hungarian"])]
     for index, assignment in enumerate(assignments):
         pairs = case["hungarian"]["last" if index == len(assignments) - 1 else f"aux_{index}"]
         for image, (queries, targets) in enumerate(pairs):
             here = assignment.batch_index == image
             assert assignment.query[here].tolist() == queries
             assert (assignment.target[here] - 3 * image).tolist() == targets
-    assert sum(losses.values()).item() == pytest.approx(case["weighted_total"], rel=1e-5)
+    if variant == "fixed":
+        assert sum(losses.values()).item() == pytest.approx(case["weighted_total"], rel=1e-5)
+
+
+def test_the_choice_of_points_equals_official(golden, monkeypatch):
+    """Mask after mask, each with its own candidates of the official draw: all predictions, matching and pilot."""
+    case, _, (criterion, embeddings, assignments, *rest) = golden_losses(golden, monkeypatch, "seeded_rand")
+    monkeypatch.undo()
+    uncertain, random = criterion.point_counts()
+    candidates = torch.rand(6, 3 * (uncertain + random), 2, generator=seeded())
+    candidates = torch.cat((candidates, torch.rand(6, random, 2, generator=seeded())), dim=1)
+    for index, (embedding, pairs) in enumerate(zip(embeddings, assignments, strict=True)):
+        sums = torch.zeros(2)
+        for row, points in enumerate(candidates):
+            monkeypatch.setattr(criterion, "candidate_points", lambda *_, p=points: p.expand(2, -1, -1))
+            image = int(pairs.batch_index[row])
+            alone = Assignment(
+                *(part[row : row + 1] for part in (pairs.batch_index, pairs.query, pairs.target)),
+                counts=[1 - image, image],
+            )
+            sums += torch.cat(criterion.mask_losses([embedding], [alone], *rest)).detach()
+        prediction, kind = index % 7, "_pilot" if index >= 7 else ""
+        suffix = kind + ("" if prediction == 6 else f"_{prediction}")
+        official = [case["losses_unweighted"][f"loss_{name}{suffix}"] for name in ("mask", "dice")]
+        torch.testing.assert_close(sums / 6, torch.tensor(official), rtol=1e-5, atol=0)
 
 
 def test_gradients_equal_official(golden, monkeypatch):
@@ -146,22 +174,24 @@ def test_broken_predictions_do_not_break_the_matching():
     assert sorted(found.target.tolist()) == [0, 1]
 
 
-def test_mask_losses_are_sums_over_the_normaliser():
+def test_mask_losses_are_sums_over_predictions_and_masks():
     criterion = MPFormerCriterion(tiny_config())
-    truth = ByteMasks(random_targets((3,))[0][0].view(torch.uint8))
-    pairs = Assignment(torch.zeros(3, dtype=torch.int64), torch.tensor([0, 4, 7]), torch.tensor([2, 0, 1]), [3])
-    prediction, features = Prediction(torch.zeros(1, 8, 5), torch.randn(1, 8, 32)), torch.randn(1, 32, 16, 24)
+    targets = collect_targets(*random_targets((3, 1)), (64, 96))
+    features = torch.randn(2, 32, 16, 24)
+    images, queries, target = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 4, 7, 2]), torch.tensor([2, 0, 1, 3])
 
-    def losses(norm, which=slice(None)):
-        part = Assignment(pairs.batch_index[which], pairs.query[which], pairs.target[which], [len(pairs.query[which])])
-        return criterion.mask_losses(prediction, features, truth, part, torch.tensor(norm), generator=None)
+    def losses(embeddings, chosen):
+        pairs = [
+            Assignment(images[rows], queries[rows], target[rows], [int((images[rows] == i).sum()) for i in (0, 1)])
+            for rows in chosen
+        ]
+        generator = torch.Generator().manual_seed(0)
+        truth = ByteMasks(targets.masks)
+        return torch.stack(criterion.mask_losses(embeddings, pairs, features, targets, truth, generator))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            room, "uncertain_points", lambda *_: torch.rand(1, 64, 2, generator=torch.Generator().manual_seed(0))
-        )
-        whole, quarter = losses(1.0), losses(4.0)
-        alone = [losses(1.0, slice(i, i + 1)) for i in range(3)]
-    for name in ("mask", "dice"):
-        torch.testing.assert_close(whole[name], 4 * quarter[name])
-        torch.testing.assert_close(whole[name], sum(one[name] for one in alone))
+    first, second = torch.randn(2, 8, 32), torch.randn(2, 8, 32)
+    together = losses([first, second], [[0, 1, 2, 3], [3, 1]])
+    for row in range(4):
+        assert (losses([first], [[row]]) > 0).all()
+    torch.testing.assert_close(together[:, 0], sum(losses([first], [[row]])[:, 0] for row in range(4)))
+    torch.testing.assert_close(together[:, 1], sum(losses([second], [[row]])[:, 0] for row in (1, 3)))

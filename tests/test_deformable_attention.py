@@ -14,7 +14,7 @@ def in_cells(locations):
 
 
 def sample(value, locations, weights):
-    return deformable_sampling(value, SHAPES, in_cells(locations), weights)
+    return deformable_sampling(value, SHAPES, *in_cells(locations).unbind(-1), weights)
 
 
 def case(dtype=torch.float32, batch=2, heads=2, dim=4, queries=9, points=3):

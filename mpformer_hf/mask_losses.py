@@ -1,0 +1,110 @@
+"""Cross-entropy and dice loss of masks at points near their borders (PointRend, section 3.1; Mask2Former, section
+3.2.3).
+
+A mask is a product of its embedding and the image's features, and sampling is linear. So all masks of an image, those
+of all predictions and of the pilot, choose from one set of candidate points, where features and ground truth are
+sampled once: the logits there are one matrix product, and no mask is ever formed. What autograd keeps of a mask is its
+chosen points and their logits.
+
+Shape letters: B batch, D mask feature channels, T targets of the batch, M masks in the order of their images,
+C candidate points, P points of the loss.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 2**22  # candidate logits at a time: 16 MB
+
+
+def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean binary cross-entropy and dice loss over points.
+
+    Args:
+        logits: `[M, P]`.
+        truth: `[M, P]` in [0, 1].
+
+    Returns:
+        two `[M]`.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
+    return cross_entropy, dice
+
+
+class UncertainPointLosses(torch.autograd.Function):
+    """`point_losses` of each mask at its least certain candidates, those of smallest |logit|, and at the last ones."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        embeddings: Tensor,
+        features: Tensor,
+        truth: Tensor,
+        target: Tensor,
+        counts: list[int],
+        uncertain: int,
+        random: int,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            embeddings: float `[M, D]`.
+            features: float `[B, C, D]`, at the candidates of each image.
+            truth: float `[T, C]`, every target at the candidates of its image.
+            target: int64 `[M]`, row of `truth` of each mask.
+            counts: masks of each image; their sum is M.
+            uncertain: how many of the first C - `random` candidates a mask chooses.
+            random: how many candidates at the end are points of every mask.
+
+        Returns:
+            cross-entropy and dice loss, `[M]` each.
+        """
+        ctx.counts, ctx.random = counts, random
+        chosen = target.new_empty(len(embeddings), uncertain, dtype=torch.int32)
+        sampled = embeddings.new_empty(len(embeddings), uncertain + random)
+        cross_entropy, dice = embeddings.new_empty(2, len(embeddings))
+        for image, part in chunks(counts, features.shape[1]):
+            logits = embeddings[part] @ features[image].T
+            doubt = logits[:, : logits.shape[1] - random].abs()
+            nearest = doubt.topk(uncertain, dim=1, largest=False, sorted=False).indices
+            chosen[part] = nearest
+            sampled[part] = torch.cat((logits.gather(1, nearest), logits[:, logits.shape[1] - random :]), dim=1)
+            wanted = truth_at(truth, target[part], nearest, random)
+            cross_entropy[part], dice[part] = point_losses(sampled[part], wanted)
+        ctx.save_for_backward(embeddings, features, truth, target, chosen, sampled)
+        return cross_entropy, dice
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        embeddings, features, truth, target, chosen, sampled = ctx.saved_tensors
+        grad_embeddings, grad_features = torch.empty_like(embeddings), torch.zeros_like(features)
+        for image, part in chunks(ctx.counts, features.shape[1]):
+            nearest, logits = chosen[part].long(), sampled[part].requires_grad_()
+            wanted = truth_at(truth, target[part], nearest, ctx.random)
+            with torch.enable_grad():
+                losses = point_losses(logits, wanted)
+            (grad,) = torch.autograd.grad(losses, logits, [grad[part] for grad in grads])
+            spread = grad.new_zeros(len(grad), features.shape[1])
+            spread.scatter_(1, nearest, grad[:, : nearest.shape[1]])
+            spread[:, spread.shape[1] - ctx.random :] = grad[:, nearest.shape[1] :]
+            grad_embeddings[part] = spread @ features[image]
+            grad_features[image].addmm_(spread.T, embeddings[part])
+        return grad_embeddings, grad_features, None, None, None, None, None
+
+
+def chunks(counts: list[int], candidates: int) -> list[tuple[int, slice]]:
+    """(image, masks) of parts with at most `CHUNK` candidate logits."""
+    size, parts, end = max(1, CHUNK // max(1, candidates)), [], 0
+    for image, count in enumerate(counts):
+        start, end = end, end + count
+        parts += [(image, slice(first, min(first + size, end))) for first in range(start, end, size)]
+    return parts
+
+
+def truth_at(truth: Tensor, target: Tensor, chosen: Tensor, random: int) -> Tensor:
+    """Ground truth `[M, U + random]` of each mask at its chosen candidates, int64 `[M, U]`, and at the last ones."""
+    candidates = truth.shape[1]
+    return torch.cat(
+        (truth.take(chosen + target[:, None] * candidates), truth[:, candidates - random :][target]), dim=1
+    )

@@ -1,0 +1,72 @@
+"""Losses at uncertain points against formed masks, and their gradients."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mpformer_hf import mask_losses as room
+from mpformer_hf.mask_losses import UncertainPointLosses, point_losses
+
+COUNTS, UNCERTAIN, RANDOM = [5, 0, 3], 12, 4
+
+
+def case(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype)  # noqa: E731
+    truth = torch.rand(4, 40, generator=generator, dtype=dtype)
+    target = torch.tensor([0, 1, 1, 0, 1, 3, 2, 3])
+    return draw(8, 6).requires_grad_(), draw(3, 40, 6).requires_grad_(), truth, target
+
+
+def plainly(embeddings, features, truth, target):
+    """Mask after mask."""
+    images, found = torch.arange(3).repeat_interleave(torch.tensor(COUNTS)), []
+    for embedding, image, row in zip(embeddings, images, target, strict=True):
+        logits = features[image] @ embedding
+        order = logits[: 40 - RANDOM].abs().argsort()[:UNCERTAIN].tolist() + list(range(40 - RANDOM, 40))
+        x, t = logits[order], truth[row][order]
+        p = torch.sigmoid(x)
+        dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+        found.append(torch.stack((F.binary_cross_entropy(p, t), dice)))
+    return torch.stack(found).unbind(1)
+
+
+@pytest.mark.parametrize("chunk", [1, 80, 2**22])
+def test_losses_and_gradients_equal_those_of_each_mask_alone(monkeypatch, chunk):
+    monkeypatch.setattr(room, "CHUNK", chunk)
+    embeddings, features, truth, target = case()
+    losses = UncertainPointLosses.apply(embeddings, features, truth, target, COUNTS, UNCERTAIN, RANDOM)
+    expected = plainly(embeddings, features, truth, target)
+    weights = torch.rand(2, 8, dtype=torch.float64)
+    for ours, plain in zip(losses, expected, strict=True):
+        torch.testing.assert_close(ours, plain)
+    ours = torch.autograd.grad((torch.stack(losses) * weights).sum(), (embeddings, features))
+    plain = torch.autograd.grad((torch.stack(expected) * weights).sum(), (embeddings, features))
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradcheck():
+    embeddings, features, truth, target = case()
+    assert torch.autograd.gradcheck(
+        lambda e, f: UncertainPointLosses.apply(e, f, truth, target, COUNTS, UNCERTAIN, RANDOM), (embeddings, features)
+    )
+
+
+@pytest.mark.parametrize(("uncertain", "random"), [(0, 40), (30, 0)])
+def test_all_points_random_or_all_chosen(uncertain, random):
+    embeddings, features, truth, target = case()
+    losses = UncertainPointLosses.apply(embeddings, features, truth, target, COUNTS, uncertain, random)
+    if random:
+        images = torch.arange(3).repeat_interleave(torch.tensor(COUNTS))
+        expected = point_losses(torch.einsum("md,mcd->mc", embeddings, features[images]), truth[target])
+        torch.testing.assert_close(torch.stack(losses), torch.stack(expected))
+    assert torch.isfinite(torch.stack(losses)).all()
+
+
+def test_no_mask_at_all_still_reaches_every_input():
+    embeddings, features, truth, target = case()
+    empty = embeddings[:0]
+    losses = UncertainPointLosses.apply(empty, features, truth[:0], target[:0], [0, 0, 0], UNCERTAIN, RANDOM)
+    torch.stack(losses).sum().backward()
+    assert not features.grad.any() and not embeddings.grad.any()
