@@ -55,6 +55,28 @@ class Assignment:
     counts: list[int]
 
 
+UNUSED = -100  # label that cross-entropy passes over
+
+
+@dataclass
+class Part:
+    """The matching or the pilot queries of one prediction, and how their losses count.
+
+    Attributes:
+        suffix: of the losses' names.
+        prediction, assignment: what the queries say, and which have a target.
+        other: label of those without: "no object", or `UNUSED`.
+        class_norm, mask_norm: denominators, scalars.
+    """
+
+    suffix: str
+    prediction: Prediction
+    assignment: Assignment
+    other: int
+    class_norm: Tensor
+    mask_norm: Tensor
+
+
 def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean binary cross-entropy and dice loss of every query with every target.
 
@@ -124,44 +146,50 @@ class MPFormerCriterion(nn.Module):
             assignments = self.match(matching, mask_features, targets, truth, generator)
             groups = 0 if pilot is None else pilot.groups
             num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, groups)
-
-            embeddings = [p.mask_embeddings for p in matching]
+            suffixes = [f"_{index}" for index in range(len(predictions) - 1)] + [""]
+            no_object = self.config.num_labels
+            parts = [
+                Part(suffix, prediction, assignment, no_object, class_norm, num_targets)
+                for suffix, prediction, assignment in zip(suffixes, matching, assignments, strict=True)
+            ]
             if pilot is not None:
-                piloted = [p.part(slice(start)) for p in predictions]
-                embeddings += [p.mask_embeddings for p in piloted]
                 fixed = Assignment(pilot.batch_index, pilot.slot, pilot.target, pilot.counts)
-                assignments = assignments + [fixed] * len(piloted)
-            mask, dice = self.mask_losses(embeddings, assignments, mask_features, targets, truth, generator)
-
-            losses = {}
-            for index, prediction in enumerate(matching):
-                suffix = "" if index == len(matching) - 1 else f"_{index}"
-                labels = targets.labels.new_full(prediction.class_logits.shape[:2], self.config.num_labels)
-                assignment = assignments[index]
-                labels[assignment.batch_index, assignment.query] = targets.labels[assignment.target]
-                found = {
-                    "cross_entropy": self.class_loss(prediction.class_logits, labels, class_norm),
-                    "mask": mask[index] / num_targets,
-                    "dice": dice[index] / num_targets,
-                }
-                losses |= {f"loss_{name}{suffix}": loss * self.weights[name] for name, loss in found.items()}
-                if self.training and self.config.mask_piloting:
-                    if pilot is None:
-                        found = dict.fromkeys(found, mask_features.new_zeros(()))
-                    else:
-                        logits = piloted[index].class_logits[fixed.batch_index, fixed.query]
-                        found = {
-                            "cross_entropy": self.class_loss(logits, targets.labels[fixed.target], pilot_norm),
-                            "mask": mask[len(matching) + index] / pilot_norm,
-                            "dice": dice[len(matching) + index] / pilot_norm,
-                        }
-                    if not self.config.pilot_class_loss:
-                        del found["cross_entropy"]
-                    losses |= {
-                        f"loss_{name}_pilot{suffix}": loss * (self.weights[name] * self.config.pilot_loss_weight)
-                        for name, loss in found.items()
-                    }
+                parts += [
+                    Part(f"_pilot{suffix}", p.part(slice(start)), fixed, UNUSED, pilot_norm, pilot_norm)
+                    for suffix, p in zip(suffixes, predictions, strict=True)
+                ]
+            losses = self.losses_of(parts, mask_features, targets, truth, generator)
+            if self.training and self.config.mask_piloting and pilot is None:
+                names = [f"loss_{kind}_pilot{suffix}" for kind in self.weights for suffix in suffixes]
+                losses |= {name: mask_features.new_zeros(()) for name in names}
+            for name in [name for name in losses if "_pilot" in name]:
+                losses[name] = losses[name] * self.config.pilot_loss_weight
+                if "cross_entropy" in name and not self.config.pilot_class_loss:
+                    del losses[name]
             return losses
+
+    def losses_of(
+        self,
+        parts: list[Part],
+        mask_features: Tensor,
+        targets: Targets,
+        truth: ByteMasks,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """Three weighted losses of each part, by name."""
+        losses = {}
+        mask, dice = self.mask_losses(parts, mask_features, targets, truth, generator)
+        for index, part in enumerate(parts):
+            logits, pairs = part.prediction.class_logits, part.assignment
+            labels = targets.labels.new_full(logits.shape[:2], part.other)
+            labels[pairs.batch_index, pairs.query] = targets.labels[pairs.target]
+            found = {
+                "cross_entropy": self.class_loss(logits, labels, part.class_norm),
+                "mask": mask[index] / part.mask_norm,
+                "dice": dice[index] / part.mask_norm,
+            }
+            losses |= {f"loss_{kind}{part.suffix}": loss * self.weights[kind] for kind, loss in found.items()}
+        return losses
 
     def normalisers(self, prediction: Prediction, targets: Targets, groups: int) -> Tensor:
         """Denominators, means over all processes: targets; class weights of the matching queries; pilot queries.
@@ -258,35 +286,28 @@ class MPFormerCriterion(nn.Module):
 
     def mask_losses(
         self,
-        embeddings: list[Tensor],
-        assignments: list[Assignment],
+        parts: list[Part],
         mask_features: Tensor,
         targets: Targets,
         truth: ByteMasks,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy and dice loss of the assigned masks of S predictions, each summed over its masks.
-
-        Args:
-            embeddings, assignments: S times `[B, Q, D]`, and which of the queries have which targets.
-            mask_features: `[B, D, h, w]`.
-
-        Returns:
-            two `[S]`.
-        """
+        """Binary cross-entropy and dice loss of the assigned masks, each summed over the masks of a part: two
+        `[parts]`."""
         device = mask_features.device
         points = self.candidate_points(len(mask_features), device, generator)
         features = sample_features(mask_features, points)
-        counts = torch.tensor(targets.counts, device=device)
-        images = torch.arange(len(targets.counts), device=device).repeat_interleave(counts)
         with torch.no_grad():
-            truths = truth.sample(torch.arange(len(images), device=device), points[images])
-
-        order = torch.cat([a.batch_index for a in assignments]).argsort(stable=True)
-        rows = torch.cat([e[a.batch_index, a.query] for e, a in zip(embeddings, assignments, strict=True)])[order]
-        target = torch.cat([a.target for a in assignments])[order]
-        per_image = [sum(numbers) for numbers in zip(*(a.counts for a in assignments), strict=True)]
-        losses = UncertainPointLosses.apply(rows, features, truths, target, per_image, *self.point_counts())
-        prediction = torch.cat([torch.full_like(a.query, index) for index, a in enumerate(assignments)])[order]
-        cross_entropy, dice = (loss.new_zeros(len(assignments)).index_add(0, prediction, loss) for loss in losses)
+            own = torch.arange(len(targets.masks), device=device).split(targets.counts)
+            truths = torch.cat([truth.sample(rows, part) for rows, part in zip(own, points.split(1), strict=True)])
+        embeddings = [p.prediction.mask_embeddings[p.assignment.batch_index, p.assignment.query] for p in parts]
+        pairs = [part.assignment for part in parts]
+        order = torch.cat([a.batch_index for a in pairs]).argsort(stable=True)
+        target = torch.cat([a.target for a in pairs])[order]
+        owner = torch.cat([torch.full_like(a.query, index) for index, a in enumerate(pairs)])[order]
+        per_image = [sum(numbers) for numbers in zip(*(a.counts for a in pairs), strict=True)]
+        losses = UncertainPointLosses.apply(
+            torch.cat(embeddings)[order], features, truths, target, per_image, *self.point_counts()
+        )
+        cross_entropy, dice = (loss.new_zeros(len(parts)).index_add(0, owner, loss) for loss in losses)
         return cross_entropy, dice

@@ -6,9 +6,10 @@ python scripts/benchmark.py --backbone r50 --rows curves --output_file training/
 
 Every row gives the ratio of medians, ours / theirs, and the smallest and largest ratio of neighbouring runs; absolute
 times depend on the machine and on what else it does. Training steps are ours with the pilot and theirs without. Peak
-memory is measured in processes of its own, above what the loaded model takes. `curves` times training steps against
-targets, groups, image side and queries, and draws them beside the JSON. Runs on a GPU where there is one; `--bf16`
-runs models under autocast.
+memory is measured in processes of their own, above what the loaded model takes: of all tensors at once, and on the CPU
+also of the process, with what the C library's heap keeps. `curves` measures training steps against targets, groups,
+image side and queries, and draws them beside the JSON. Runs on a GPU where there is one; `--bf16` runs models under
+autocast.
 """
 
 import argparse
@@ -124,9 +125,9 @@ def compare(works: dict[str, Callable], rounds: int, precision=contextlib.nullco
     return rows
 
 
-def memory_of(connection, backbone: str, theirs: bool, shape: tuple[int, int, int], bf16: bool) -> None:
+def memory_of(connection, backbone: str, fields: dict, theirs: bool, shape: tuple[int, int, int], bf16: bool) -> None:
     """Child process: MiB that training steps take above the loaded model."""
-    model, batch = build(backbone), make_batch(*shape)
+    model, batch = build(backbone, **fields), make_batch(*shape)
     if theirs:
         model, batch = model.to_mask2former().train(), for_theirs(batch)
     before = torch.cuda.memory_allocated() / 2**20 if DEVICE.type == "cuda" else peak_memory(DEVICE)
@@ -136,17 +137,34 @@ def memory_of(connection, backbone: str, theirs: bool, shape: tuple[int, int, in
     connection.send(peak_memory(DEVICE) - before)
 
 
-def compare_memory(backbone: str, shape: tuple[int, int, int], bf16: bool) -> dict:
-    """Peak of each in a fresh process, MiB."""
+def measure_memory(*work, resident: bool = False) -> float:
+    """Peak of `memory_of` in a fresh process, MiB: of all tensors at once, or on the CPU of the `resident` process.
+
+    The C library keeps freed blocks for later, the more the smaller they are; a threshold makes
+    it give them back.
+    """
     context = multiprocessing.get_context("spawn")
-    peaks = {}
-    for name, theirs in (("transformers", True), ("ours", False)):
-        here, there = context.Pipe()
-        process = context.Process(target=memory_of, args=(there, backbone, theirs, shape, bf16))
-        process.start()
-        peaks[name] = round(here.recv(), 1)
-        process.join()
-    return {"peak_mib": peaks, "ratio": round(peaks["ours"] / peaks["transformers"], 3)}
+    here, there = context.Pipe()
+    process = context.Process(target=memory_of, args=(there, *work))
+    if not resident:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    process.start()
+    os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
+    peak = here.recv()
+    process.join()
+    return round(peak, 1)
+
+
+def compare_memory(backbone: str, shape: tuple[int, int, int], bf16: bool) -> dict:
+    """Peaks of both, MiB: of tensors, and on the CPU of the process."""
+    row = {}
+    for name, resident in (("", False), ("resident_", True))[: 2 if DEVICE.type == "cpu" else 1]:
+        peaks = {
+            arm: measure_memory(backbone, {}, theirs, shape, bf16, resident=resident)
+            for arm, theirs in (("transformers", True), ("ours", False))
+        }
+        row |= {f"{name}peak_mib": peaks, f"{name}ratio": round(peaks["ours"] / peaks["transformers"], 3)}
+    return row
 
 
 def autocast(bf16: bool) -> Callable:
@@ -257,12 +275,15 @@ def curve_rows(args: argparse.Namespace, rounds: int) -> dict:
     for name, points in CURVES.items():
         curve = []
         for point in points:
-            fields = {key: value for key, value in point.items() if key in ("pilot_groups", "num_queries")}
-            batch = make_batch(point.get("size", 256), 2, point.get("targets", 20))
-            models = {"without pilot": build(args.backbone, **{**fields, "mask_piloting": False})}
-            models["pilot"] = build(args.backbone, **fields)
+            own = {key: value for key, value in point.items() if key in ("pilot_groups", "num_queries")}
+            shape = (point.get("size", 256), 2, point.get("targets", 20))
+            arms = {"without pilot": {**own, "mask_piloting": False}, "pilot": own}
+            models, batch = {arm: build(args.backbone, **fields) for arm, fields in arms.items()}, make_batch(*shape)
             works = {arm: lambda m=model, b=batch: train_step(m, b) for arm, model in models.items()}
-            curve.append({"at": next(iter(point.values())), **compare(works, rounds, autocast(args.bf16))})
+            measured = compare(works, rounds, autocast(args.bf16))
+            for arm, fields in arms.items():
+                measured[arm]["peak_mib"] = measure_memory(args.backbone, fields, False, shape, args.bf16)
+            curve.append({"at": next(iter(point.values())), **measured})
         rows[f"curve, {name}"] = curve
     return rows
 
@@ -280,22 +301,27 @@ RUN = {
 
 
 def plot_curves(rows: dict, file: Path) -> None:
-    """Step time over each quantity, with and without the pilot."""
+    """Time and memory of a training step over each quantity, with and without the pilot."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     curves = {name.removeprefix("curve, "): row for name, row in rows.items() if name.startswith("curve, ")}
-    figure, panels = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3), sharey=True, constrained_layout=True)
-    for axes, (name, points) in zip(panels, curves.items(), strict=True):
+    shape = {"figsize": (3.2 * len(curves), 5), "sharey": "row", "sharex": "col", "constrained_layout": True}
+    figure, panels = plt.subplots(2, len(curves), **shape)
+    for column, (name, points) in zip(panels.T, curves.items(), strict=True):
         for arm in ("without pilot", "pilot"):
-            axes.plot([p["at"] for p in points], [p[arm]["median_s"] for p in points], marker="o", label=arm)
-        axes.set(xlabel=name, xticks=[p["at"] for p in points])
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("seconds of a training step")
-    panels[0].set_ylim(bottom=0)
-    panels[0].legend()
+            at = [p["at"] for p in points]
+            column[0].plot(at, [p[arm]["median_s"] for p in points], marker="o", label=arm)
+            column[1].plot(at, [p[arm]["peak_mib"] / 1024 for p in points], marker="o", label=arm)
+        column[1].set(xlabel=name, xticks=at)
+        for axes in column:
+            axes.grid(alpha=0.3)
+    for axes, label in zip(panels[:, 0], ("seconds of a training step", "GiB at most"), strict=True):
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+    panels[0, 0].legend()
     figure.savefig(file, dpi=110)
 
 

@@ -1,6 +1,6 @@
 """Does piloting help? Training runs that differ in the pilot alone, over several seeds, and their comparison.
 
-python scripts/study_piloting.py run --config training/recipes/study/shapes.yaml --dataset_name data/shapes \
+python scripts/study_piloting.py run --config training/recipes/study/shapes.yaml --dataset_name data/shapes \\
     --output_dir outputs/study/shapes --results training/results/study_shapes.jsonl --seeds 0 1 2 --jobs 2
 python scripts/study_piloting.py report training/results/study_shapes.jsonl
 

@@ -1,10 +1,12 @@
 """The criterion against the official one's recorded losses, and its behaviour at the edges."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mpformer_hf.criterion import Assignment, MPFormerCriterion, Prediction, mask_costs
+from mpformer_hf.criterion import Assignment, MPFormerCriterion, Part, Prediction, mask_costs
 from mpformer_hf.mask_piloting import build_pilot
 from mpformer_hf.point_sampling import ByteMasks
 from mpformer_hf.targets import collect_targets
@@ -49,14 +51,14 @@ def seeded():
 @pytest.mark.parametrize("variant", ["fixed", "seeded_rand"])
 def test_losses_and_assignments_equal_official(golden, monkeypatch, variant):
     """With `seeded_rand` every mask has candidate points of its own officially; the next test looks at those."""
-    case, losses, (_, _, assignments, *_) = golden_losses(golden, monkeypatch, variant)
+    case, losses, (_, parts, *_) = golden_losses(golden, monkeypatch, variant)
     for official, value in case["losses_unweighted"].items():
         kind = official.split("_")[1]
         ours = losses[official.replace("loss_ce", "loss_cross_entropy")].item()
         if variant == "fixed" or kind == "ce":
             assert ours == pytest.approx(value * WEIGHTS[kind], rel=1e-5), official
     assert len(losses) == len(case["losses_unweighted"])
-    assignments = assignments[: len(case["hungarian"])]
+    assignments = [part.assignment for part in parts[: len(case["hungarian"])]]
     for index, assignment in enumerate(assignments):
         pairs = case["hungarian"]["last" if index == len(assignments) - 1 else f"aux_{index}"]
         for image, (queries, targets) in enumerate(pairs):
@@ -69,24 +71,20 @@ def test_losses_and_assignments_equal_official(golden, monkeypatch, variant):
 
 def test_the_choice_of_points_equals_official(golden, monkeypatch):
     """Mask after mask, each with its own candidates of the official draw: all predictions, matching and pilot."""
-    case, _, (criterion, embeddings, assignments, *rest) = golden_losses(golden, monkeypatch, "seeded_rand")
+    case, _, (criterion, parts, *rest) = golden_losses(golden, monkeypatch, "seeded_rand")
     monkeypatch.undo()
     uncertain, random = criterion.point_counts()
     candidates = torch.rand(6, 3 * (uncertain + random), 2, generator=seeded())
     candidates = torch.cat((candidates, torch.rand(6, random, 2, generator=seeded())), dim=1)
-    for index, (embedding, pairs) in enumerate(zip(embeddings, assignments, strict=True)):
-        sums = torch.zeros(2)
+    for part in parts:
+        pairs, sums = part.assignment, torch.zeros(2)
         for row, points in enumerate(candidates):
             monkeypatch.setattr(criterion, "candidate_points", lambda *_, p=points: p.expand(2, -1, -1))
             image = int(pairs.batch_index[row])
-            alone = Assignment(
-                *(part[row : row + 1] for part in (pairs.batch_index, pairs.query, pairs.target)),
-                counts=[1 - image, image],
-            )
-            sums += torch.cat(criterion.mask_losses([embedding], [alone], *rest)).detach()
-        prediction, kind = index % 7, "_pilot" if index >= 7 else ""
-        suffix = kind + ("" if prediction == 6 else f"_{prediction}")
-        official = [case["losses_unweighted"][f"loss_{name}{suffix}"] for name in ("mask", "dice")]
+            alone = [values[row : row + 1] for values in (pairs.batch_index, pairs.query, pairs.target)]
+            one = replace(part, assignment=Assignment(*alone, counts=[1 - image, image]))
+            sums += torch.cat(criterion.mask_losses([one], *rest)).detach()
+        official = [case["losses_unweighted"][f"loss_{kind}{part.suffix}"] for kind in ("mask", "dice")]
         torch.testing.assert_close(sums / 6, torch.tensor(official), rtol=1e-5, atol=0)
 
 
@@ -181,13 +179,14 @@ def test_mask_losses_are_sums_over_predictions_and_masks():
     images, queries, target = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 4, 7, 2]), torch.tensor([2, 0, 1, 3])
 
     def losses(embeddings, chosen):
-        pairs = [
-            Assignment(images[rows], queries[rows], target[rows], [int((images[rows] == i).sum()) for i in (0, 1)])
-            for rows in chosen
-        ]
+        parts, one = [], torch.ones(())
+        for embedding, rows in zip(embeddings, chosen, strict=True):
+            counts = [int((images[rows] == i).sum()) for i in (0, 1)]
+            pairs = Assignment(images[rows], queries[rows], target[rows], counts)
+            parts.append(Part("", Prediction(torch.zeros(2, 8, 5), embedding), pairs, 4, one, one))
         generator = torch.Generator().manual_seed(0)
         truth = ByteMasks(targets.masks)
-        return torch.stack(criterion.mask_losses(embeddings, pairs, features, targets, truth, generator))
+        return torch.stack(criterion.mask_losses(parts, features, targets, truth, generator))
 
     first, second = torch.randn(2, 8, 32), torch.randn(2, 8, 32)
     together = losses([first, second], [[0, 1, 2, 3], [3, 1]])

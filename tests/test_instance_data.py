@@ -83,6 +83,8 @@ def test_coco_folders(tmp_path):
     data = opened(make.coco_panoptic(tmp_path / "panoptic"), "panoptic")
     assert data.labels.names == ["cat", "sky"] and data.labels.things == {0}
     assert data[0][1].classes == {256: 0, 5: 1} and (data[0][1].map[:20] == 256).all()
+    things = opened(tmp_path / "panoptic")
+    assert things.labels.names == ["cat"] and things[0][1].classes == {256: 0}
 
 
 def test_coco_folders_that_do_not_fit(tmp_path):

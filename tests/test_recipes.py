@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from tests.tiny import tiny_model
 from training.arguments import RECIPE_CLASSES, RECIPES, merge, parse, read_recipe
 from training.building import build_model, build_processor
 from training.engine import freeze
@@ -78,7 +79,21 @@ def test_models_and_optimizers_of_recipes(name):
         )
 
 
-# RECIPES.md's table: steps, and where the rate falls to a tenth, or None for the polynomial decay.
+@pytest.mark.parametrize("name", ["own_dataset.yaml", "nuclei_instance.yaml", "matting_semantic.yaml"])
+def test_recipes_that_start_from_a_checkpoint_build_from_one(name, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model_args, pilot, *_, optimization, run = parsed(name, flags=["--model_name_or_path", str(tmp_path)])
+    model = build_model(model_args, pilot, LABELS)
+    assert (
+        model.config.num_queries
+        == (300 if "nuclei" in name else 8)
+        == len(model.model.transformer_module.queries_features.weight)
+    )
+    assert model.config.num_labels == 80 and run.max_detections == (300 if "nuclei" in name else 100)
+    assert optimization.max_train_steps == 5000 and build_optimizer(model, optimization)
+
+
+# The release's table: steps, and where the rate falls to a tenth, or None for the polynomial decay.
 SCHEDULES = {
     "coco_instance_r50": (368750, (327778, 355092)),
     "coco_instance_r50_12ep": (88500, (73750, 81125)),

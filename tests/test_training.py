@@ -1,6 +1,7 @@
 """Fine-tuning end to end, on tiny data: arguments, optimizer, loop, results, errors."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -356,7 +357,12 @@ def test_a_failed_save_leaves_the_old_weights(tmp_path, monkeypatch):
 def test_scripts_run_from_anywhere_and_end_in_one_sentence(script, tmp_path):
     command = [sys.executable, str(ROOT / "training" / script)]
     helped = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert helped.returncode == 0 and "--dataset_name" in helped.stdout and "--config" in helped.stdout
+    assert helped.returncode == 0
+    usage, *groups = re.split(r"\n\n(?=[a-z ]+:\n)", helped.stdout)
+    assert len(usage.splitlines()) < 20 and all(len(group.splitlines()) <= 24 for group in groups)
+    flags = [line.split() for group in groups for line in group.splitlines()[1:]]
+    assert {"--config", "--dataset_name"} <= {words[0] for words in flags}
+    assert all(words[0].startswith("-") and len(words) > 3 for words in flags), "a flag and its help on one line"
     failed = subprocess.run(
         [*command, "--dataset_name", str(tmp_path), "--output_dir", "x"][: 4 if script == "evaluate.py" else None],
         cwd=tmp_path,

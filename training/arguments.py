@@ -22,6 +22,8 @@ def option(default, help: str, **kwargs):
 class ModelArguments:
     """Where the model comes from."""
 
+    _argument_group_name = "model"
+
     model_name_or_path: str | None = option(None, "MP-Former or Mask2Former to start from: Hub name or folder.")
     backbone: str | None = option(None, "Pretrained backbone for a new model: Hub name or folder.")
     model_fields: str = option("{}", "Fields of MPFormerConfig as JSON (a mapping in a recipe), e.g. hidden_dim.")
@@ -30,6 +32,8 @@ class ModelArguments:
 @dataclass
 class PilotArguments:
     """The mask pilot; what is not given stays as the checkpoint or MPFormerConfig has it."""
+
+    _argument_group_name = "pilot"
 
     mask_piloting: bool | None = option(None, "Train with pilot queries; false trains a plain Mask2Former.")
     pilot_groups: int | None = option(None, "Independent groups of pilot queries.")
@@ -50,6 +54,8 @@ class PilotArguments:
 @dataclass
 class DataArguments:
     """The dataset and how to read it."""
+
+    _argument_group_name = "data"
 
     dataset_name: str | None = option(None, "Dataset: Hub name, or a local folder in the Hub's layout.")
     dataset_config_name: str | None = option(None, "Configuration of the dataset.")
@@ -72,6 +78,8 @@ class DataArguments:
 class TransformArguments:
     """Augmentation and sizes."""
 
+    _argument_group_name = "augmentation and sizes"
+
     augmentation: str = option("lsj", "lsj (large-scale jitter), crop (shortest edge, then crop) or none.")
     crop_size: list[int] = option([1024, 1024], "Height and width of training images, for lsj and crop.")
     scale_range: list[float] = option([0.1, 2.0], "lsj: image scale relative to crop_size.")
@@ -88,6 +96,8 @@ class TransformArguments:
 @dataclass
 class OptimizationArguments:
     """AdamW and its schedule; defaults are the official recipe."""
+
+    _argument_group_name = "optimization"
 
     learning_rate: float = option(1e-4, "Peak learning rate.")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.")
@@ -112,6 +122,8 @@ class OptimizationArguments:
 @dataclass
 class RunArguments:
     """Output, evaluation and randomness."""
+
+    _argument_group_name = "run"
 
     output_dir: str | None = option(None, "New or empty folder for weights, results, log and pictures.")
     eval_steps: int | None = option(None, "Evaluate every so many steps; default: only at the end.")
@@ -187,6 +199,23 @@ def as_flags(recipe: dict) -> list[str]:
     return flags
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """One line for each flag, with its default; of `--a_b` and `--a-b`, which both work, the first."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=40, width=150)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return action.option_strings[0]
+        kind = {"string_to_bool": "bool"}.get(action.type.__name__, action.type.__name__)
+        return f"{action.option_strings[0]} {kind}{' ...' if action.nargs == '+' else ''}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        unset = action.default is None or action.nargs == 0
+        return action.help if unset else super()._get_help_string(action)
+
+
 def parse(classes: list[type], argv: list[str] | None = None, description: str | None = None) -> tuple:
     """One instance of each dataclass, from `--config` and flags.
 
@@ -197,6 +226,7 @@ def parse(classes: list[type], argv: list[str] | None = None, description: str |
     recipe_parser.add_argument(
         "--config",
         nargs="+",
+        type=str,
         help="Recipes, yaml files of flags: later ones override earlier ones, flags override all.",
     )
     recipe_args, flags = recipe_parser.parse_known_args(argv)
@@ -211,6 +241,10 @@ def parse(classes: list[type], argv: list[str] | None = None, description: str |
         recipe = {name: value for name, value in recipe.items() if name in own}  # evaluate.py has no optimizer
         flags = as_flags(recipe) + flags
     parser = HfArgumentParser(
-        classes, description=description, parents=[recipe_parser], formatter_class=argparse.RawDescriptionHelpFormatter
+        classes,
+        description=description,
+        usage="%(prog)s [--config RECIPE ...] [--flag value ...]",
+        parents=[recipe_parser],
+        formatter_class=HelpFormatter,
     )
     return parser.parse_args_into_dataclasses(flags)[: len(classes)]

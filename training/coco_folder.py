@@ -27,7 +27,7 @@ def annotation_files(folder: Path) -> list[Path]:
 
 def choose_annotations(folder: Path, split: str, task: str) -> Path:
     """The JSON of a task and split: by the split's name in its own, or one without the name of any split; among several
-    the one whose name begins as COCO's (`instances`, `panoptic`).
+    the one whose name begins as COCO's (`instances`, `panoptic`). Instances may come from panoptic annotations.
 
     Raises:
         ValueError: there is none, or more than one.
@@ -38,10 +38,9 @@ def choose_annotations(folder: Path, split: str, task: str) -> Path:
     if not fitting:
         known = {word for words in SPLITS.values() for word in words}
         fitting = [file for file in files if not any(word in file.stem for word in known)]
-    prefix = {"instance": "instances", "panoptic": "panoptic"}.get(task, task)
-    fitting = [file for file in fitting if file.stem.startswith(prefix)] or [
-        file for file in fitting if not file.stem.startswith(COCO)
-    ]
+    kinds = {kind: [file for file in fitting if file.stem.startswith(kind)] for kind in ("instances", "panoptic")}
+    other = [file for file in fitting if not file.stem.startswith(COCO)]
+    fitting = kinds["panoptic"] or other if task == "panoptic" else kinds["instances"] or other or kinds["panoptic"]
     if task == "semantic" or len(fitting) != 1:
         names = ", ".join(file.name for file in fitting) if task != "semantic" else ""
         raise ValueError(
@@ -51,7 +50,7 @@ def choose_annotations(folder: Path, split: str, task: str) -> Path:
 
 
 def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list[dict]]:
-    """Rows with `image` and `objects` (instance) or `label` and `segments_info` (panoptic), and the categories.
+    """Rows with `image` and `objects` or, from panoptic annotations, `label` and `segments_info`; and the categories.
 
     Args:
         folder: holds the JSON files, or a folder `annotations` of them; images anywhere below.
@@ -65,8 +64,9 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
     content = json.loads(file.read_text())
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
         raise ValueError(f"{file} holds no COCO annotations: it needs images, annotations and categories.")
-    if any("segments_info" in row for row in content["annotations"]) != (task == "panoptic"):
-        raise ValueError(f"{file} holds no {task} annotations.")
+    panoptic = any("segments_info" in row for row in content["annotations"])
+    if task == "panoptic" and not panoptic:
+        raise ValueError(f"{file} holds no panoptic annotations.")
     below: dict[str, list[Path]] = {}
     for path in folder.rglob("*"):
         if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
@@ -86,7 +86,7 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
         return str(folder / found[0])
 
     images = {image["id"]: image for image in content["images"]}
-    if task == "panoptic":
+    if panoptic:
         rows = [
             {
                 "image": find(images[row["image_id"]]["file_name"], is_map=False),

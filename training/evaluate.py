@@ -1,6 +1,6 @@
 """Score a saved MP-Former (or Mask2Former) on a split, at the original image size.
 
-python training/evaluate.py --model_name_or_path outputs/shapes --dataset_name data/shapes --eval_split test \
+python training/evaluate.py --model_name_or_path outputs/shapes --dataset_name data/shapes --eval_split test \\
     --task panoptic
 python training/evaluate.py --dataset_name data/camvid --task semantic --eval_split test --most_frequent_class
 python training/evaluate.py --model_name_or_path outputs/shapes --dataset_name data/shapes --report outputs/report.html
@@ -42,6 +42,8 @@ from training.report import Details, write_report
 @dataclass
 class EvaluationArguments:
     """What is scored, and where the result goes."""
+
+    _argument_group_name = "evaluation"
 
     model_name_or_path: str | None = option(None, "Saved model: folder or Hub name.")
     most_frequent_class: bool = option(False, "Score calling every pixel the training split's most frequent class.")

@@ -1,9 +1,9 @@
 """Fine-tune MP-Former on a dataset of the Hub, or train it from scratch.
 
 accelerate launch training/finetune.py --config training/recipes/shapes_panoptic.yaml --output_dir outputs/shapes
-accelerate launch training/finetune.py --config training/recipes/camvid_semantic.yaml --dataset_name path/to/camvid \
+accelerate launch training/finetune.py --config training/recipes/camvid_semantic.yaml --dataset_name path/to/camvid \\
     --output_dir outputs/camvid
-accelerate launch training/finetune.py --model_name_or_path facebook/mask2former-swin-tiny-coco-panoptic \
+accelerate launch training/finetune.py --model_name_or_path facebook/mask2former-swin-tiny-coco-panoptic \\
     --dataset_name you/your-dataset --task panoptic --output_dir outputs/yours
 
 The output folder gets model.safetensors, config.json and preprocessor_config.json (best weights), last/ (last weights),
