@@ -58,6 +58,9 @@ class MPFormerConfig(Mask2FormerConfig):
         require(self.pilot_noise_scale >= 0, "pilot_noise_scale", "at least 0")
         require(0 <= self.pilot_label_noise <= 1, "pilot_label_noise", "between 0 and 1")
         require(self.pilot_loss_weight >= 0, "pilot_loss_weight", "at least 0")
+        require(0 <= self.importance_sample_ratio <= 1, "importance_sample_ratio", "between 0 and 1")
+        enough = self.oversample_ratio >= self.importance_sample_ratio
+        require(enough, "oversample_ratio", "at least importance_sample_ratio")
         require(self.decoder_layers >= 2, "decoder_layers", "at least 2 (predictions; one less are layers)")
         require(self.hidden_dim % self.num_attention_heads == 0, "hidden_dim", "a multiple of num_attention_heads")
         require(

@@ -67,6 +67,7 @@ class Part:
         prediction, assignment: what the queries say, and which have a target.
         other: label of those without: "no object", or `UNUSED`.
         class_norm, mask_norm: denominators, scalars.
+        weights: of the losses, by kind; others do not count.
     """
 
     suffix: str
@@ -75,6 +76,7 @@ class Part:
     other: int
     class_norm: Tensor
     mask_norm: Tensor
+    weights: dict[str, float]
 
 
 def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,23 +151,22 @@ class MPFormerCriterion(nn.Module):
             suffixes = [f"_{index}" for index in range(len(predictions) - 1)] + [""]
             no_object = self.config.num_labels
             parts = [
-                Part(suffix, prediction, assignment, no_object, class_norm, num_targets)
+                Part(suffix, prediction, assignment, no_object, class_norm, num_targets, self.weights)
                 for suffix, prediction, assignment in zip(suffixes, matching, assignments, strict=True)
             ]
+            weights = {kind: weight * self.config.pilot_loss_weight for kind, weight in self.weights.items()}
+            if not self.config.pilot_class_loss:
+                del weights["cross_entropy"]
             if pilot is not None:
                 fixed = Assignment(pilot.batch_index, pilot.slot, pilot.target, pilot.counts)
                 parts += [
-                    Part(f"_pilot{suffix}", p.part(slice(start)), fixed, UNUSED, pilot_norm, pilot_norm)
+                    Part(f"_pilot{suffix}", p.part(slice(start)), fixed, UNUSED, pilot_norm, pilot_norm, weights)
                     for suffix, p in zip(suffixes, predictions, strict=True)
                 ]
             losses = self.losses_of(parts, mask_features, targets, truth, generator)
             if self.training and self.config.mask_piloting and pilot is None:
-                names = [f"loss_{kind}_pilot{suffix}" for kind in self.weights for suffix in suffixes]
+                names = [f"loss_{kind}_pilot{suffix}" for kind in weights for suffix in suffixes]
                 losses |= {name: mask_features.new_zeros(()) for name in names}
-            for name in [name for name in losses if "_pilot" in name]:
-                losses[name] = losses[name] * self.config.pilot_loss_weight
-                if "cross_entropy" in name and not self.config.pilot_class_loss:
-                    del losses[name]
             return losses
 
     def losses_of(
@@ -188,7 +189,7 @@ class MPFormerCriterion(nn.Module):
                 "mask": mask[index] / part.mask_norm,
                 "dice": dice[index] / part.mask_norm,
             }
-            losses |= {f"loss_{kind}{part.suffix}": loss * self.weights[kind] for kind, loss in found.items()}
+            losses |= {f"loss_{kind}{part.suffix}": found[kind] * weight for kind, weight in part.weights.items()}
         return losses
 
     def normalisers(self, prediction: Prediction, targets: Targets, groups: int) -> Tensor:

@@ -35,14 +35,15 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(table, rows, weights)
+        ctx.length = len(table)
+        ctx.save_for_backward(table if ctx.needs_input_grad[2] else None, rows, weights)
         return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         table, rows, weights = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_table = scatter_rows(grad, rows, weights, len(table)) if ctx.needs_input_grad[0] else None
+        grad_table = scatter_rows(grad, rows, weights, ctx.length) if ctx.needs_input_grad[0] else None
         grad_weights = dot_rows(grad, table, rows) if ctx.needs_input_grad[2] else None
         return grad_table, None, grad_weights
 
@@ -162,9 +163,7 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         B, Q, dim = query.shape
         N, L, P = self.num_heads, self.num_levels, self.num_points
-        offsets = self.sampling_offsets
-        axes = (p.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) for p in (offsets.weight, offsets.bias))
-        x, y = F.linear(query, *axes).unflatten(-1, (2, N, L, P)).unbind(2)  # all x and all y in one piece each
+        x, y = self.sampling_offsets(query).unflatten(-1, (N, L, P, 2)).unbind(-1)
         weights = self.attention_weights(query).view(B, Q, N, L * P).softmax(-1).view(B, Q, N, L, P)
         table = self.value_proj(value).view(B, -1, N, dim // N)
         with torch.autocast(query.device.type, enabled=False):  # sampling places need more than 8 bits of mantissa

@@ -12,9 +12,10 @@ C candidate points, P points of the loss.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 2**22  # candidate logits at a time: 16 MB
+CHUNK = 2**22  # candidate logits at a time, 16 MB: they stay in the cache
 
 
 def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +65,7 @@ class UncertainPointLosses(torch.autograd.Function):
         chosen = target.new_empty(len(embeddings), uncertain, dtype=torch.int32)
         sampled = embeddings.new_empty(len(embeddings), uncertain + random)
         cross_entropy, dice = embeddings.new_empty(2, len(embeddings))
-        for image, part in chunks(counts, features.shape[1]):
+        for image, part in chunks(counts, features):
             logits = embeddings[part] @ features[image].T
             doubt = logits[:, : logits.shape[1] - random].abs()
             nearest = doubt.topk(uncertain, dim=1, largest=False, sorted=False).indices
@@ -76,10 +77,17 @@ class UncertainPointLosses(torch.autograd.Function):
         return cross_entropy, dice
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grads[0].device.type, enabled=False):  # losses are float32, their gradients too
+            return *UncertainPointLosses.gradients(ctx, grads), None, None, None, None, None
+
+    @staticmethod
+    def gradients(ctx, grads: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of embeddings and features."""
         embeddings, features, truth, target, chosen, sampled = ctx.saved_tensors
         grad_embeddings, grad_features = torch.empty_like(embeddings), torch.zeros_like(features)
-        for image, part in chunks(ctx.counts, features.shape[1]):
+        for image, part in chunks(ctx.counts, features):
             nearest, logits = chosen[part].long(), sampled[part].requires_grad_()
             wanted = truth_at(truth, target[part], nearest, ctx.random)
             with torch.enable_grad():
@@ -90,12 +98,13 @@ class UncertainPointLosses(torch.autograd.Function):
             spread[:, spread.shape[1] - ctx.random :] = grad[:, nearest.shape[1] :]
             grad_embeddings[part] = spread @ features[image]
             grad_features[image].addmm_(spread.T, embeddings[part])
-        return grad_embeddings, grad_features, None, None, None, None, None
+        return grad_embeddings, grad_features
 
 
-def chunks(counts: list[int], candidates: int) -> list[tuple[int, slice]]:
-    """(image, masks) of parts with at most `CHUNK` candidate logits."""
-    size, parts, end = max(1, CHUNK // max(1, candidates)), [], 0
+def chunks(counts: list[int], features: Tensor) -> list[tuple[int, slice]]:
+    """(image, masks) of parts with at most `CHUNK` candidate logits, on a GPU eight times as many."""
+    limit = CHUNK if features.device.type == "cpu" else 8 * CHUNK
+    size, parts, end = max(1, limit // max(1, features.shape[1])), [], 0
     for image, count in enumerate(counts):
         start, end = end, end + count
         parts += [(image, slice(first, min(first + size, end))) for first in range(start, end, size)]

@@ -43,15 +43,14 @@ class MPFormerPixelDecoderEncoder(nn.Module):
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()
-        self.preserve_rng_state = config.dropout > 0
         self.layers = nn.ModuleList(MPFormerPixelDecoderEncoderLayer(config) for _ in range(config.encoder_layers))
 
     def forward(self, hidden: Tensor, position: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         reference = cell_centres(shapes, hidden.device, hidden.dtype)
         for layer in self.layers:
             inputs = (hidden, position, reference, shapes)
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                hidden = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=self.preserve_rng_state)
+            if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+                hidden = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=layer.dropout > 0)
             else:
                 hidden = layer(*inputs)
         return hidden

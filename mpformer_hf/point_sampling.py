@@ -55,11 +55,12 @@ class ByteMasks:
         Returns:
             float32 `[M, P]`.
         """
-        position = points * points.new_tensor([self.width, self.height]) + 0.5  # the windows begin one pixel earlier
-        corner = position.floor()
-        (fx, fy), (x, y) = (position - corner).unbind(-1), corner.long().unbind(-1)
+        x, y = points.unbind(-1)
+        x, y = x * self.width + 0.5, y * self.height + 0.5  # the windows begin one pixel earlier
+        left, top = x.floor(), y.floor()
+        fx, fy = x - left, y - top
         start = rows * ((self.height + 1) * (self.width + 1))
-        window = self.windows[start[:, None] + (y * (self.width + 1) + x)]
+        window = self.windows[start[:, None] + (top.long() * (self.width + 1) + left.long())]
         upper = torch.lerp((window & 1).float(), ((window >> 1) & 1).float(), fx)
         lower = torch.lerp(((window >> 2) & 1).float(), (window >> 3).float(), fx)
         return torch.lerp(upper, lower, fy)

@@ -6,10 +6,10 @@ python scripts/benchmark.py --backbone r50 --rows curves --output_file training/
 
 Every row gives the ratio of medians, ours / theirs, and the smallest and largest ratio of neighbouring runs; absolute
 times depend on the machine and on what else it does. Training steps are ours with the pilot and theirs without. Peak
-memory is measured in processes of their own, above what the loaded model takes: of all tensors at once, and on the CPU
-also of the process, with what the C library's heap keeps. `curves` measures training steps against targets, groups,
-image side and queries, and draws them beside the JSON. Runs on a GPU where there is one; `--bf16` runs models under
-autocast.
+memory is measured in processes of their own, above what the loaded model takes; on the CPU once with a heap that gives
+freed blocks back, as a measure of what tensors take, and once as it is. `curves` measures training steps against
+targets, groups, image side and queries, and draws them beside the JSON. Runs on a GPU where there is one; `--bf16` runs
+models under autocast.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script: find the package `mpformer_hf`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import psutil
 import torch
 import transformers
 from torch import nn
@@ -130,18 +131,19 @@ def memory_of(connection, backbone: str, fields: dict, theirs: bool, shape: tupl
     model, batch = build(backbone, **fields), make_batch(*shape)
     if theirs:
         model, batch = model.to_mask2former().train(), for_theirs(batch)
-    before = torch.cuda.memory_allocated() / 2**20 if DEVICE.type == "cuda" else peak_memory(DEVICE)
+    taken = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else psutil.Process().memory_info().rss
     with autocast(bf16)():
         train_step(model, batch)
         train_step(model, batch)
-    connection.send(peak_memory(DEVICE) - before)
+    connection.send(peak_memory(DEVICE) - taken / 2**20)
 
 
 def measure_memory(*work, resident: bool = False) -> float:
-    """Peak of `memory_of` in a fresh process, MiB: of all tensors at once, or on the CPU of the `resident` process.
+    """Peak of `memory_of` in a fresh process, MiB; on the CPU its resident memory, as it is (`resident`) or without
+    what the C library keeps of freed blocks: with a threshold it gives back those of a MiB and more.
 
-    The C library keeps freed blocks for later, the more the smaller they are; a threshold makes
-    it give them back.
+    Raises:
+        EOFError: the process died, of too little memory perhaps.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -149,6 +151,7 @@ def measure_memory(*work, resident: bool = False) -> float:
     if not resident:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     process.start()
+    there.close()  # a child that dies is an end of file, not a long wait
     os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
     peak = here.recv()
     process.join()
@@ -156,7 +159,7 @@ def measure_memory(*work, resident: bool = False) -> float:
 
 
 def compare_memory(backbone: str, shape: tuple[int, int, int], bf16: bool) -> dict:
-    """Peaks of both, MiB: of tensors, and on the CPU of the process."""
+    """Peaks of both, MiB; on the CPU also with what the C library's heap keeps (`resident`)."""
     row = {}
     for name, resident in (("", False), ("resident_", True))[: 2 if DEVICE.type == "cpu" else 1]:
         peaks = {

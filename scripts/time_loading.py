@@ -2,7 +2,7 @@
 
 python scripts/time_loading.py --config training/recipes/camvid_semantic.yaml --dataset_name path/to/camvid
 python scripts/time_loading.py --config training/recipes/coco_panoptic_r50.yaml --dataset_name path/to/coco \\
-    --train_split train2017 --dataloader_num_workers 8 --max_train_steps 100
+    --train_split train2017 --dataloader_num_workers 8
 
 Takes the flags of `training/finetune.py` and loads `--max_train_steps` batches, 50 at most; no model is built. A
 training step that takes less time than this waits for its images; more workers help as long as there are cores.

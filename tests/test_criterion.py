@@ -183,7 +183,7 @@ def test_mask_losses_are_sums_over_predictions_and_masks():
         for embedding, rows in zip(embeddings, chosen, strict=True):
             counts = [int((images[rows] == i).sum()) for i in (0, 1)]
             pairs = Assignment(images[rows], queries[rows], target[rows], counts)
-            parts.append(Part("", Prediction(torch.zeros(2, 8, 5), embedding), pairs, 4, one, one))
+            parts.append(Part("", Prediction(torch.zeros(2, 8, 5), embedding), pairs, 4, one, one, {}))
         generator = torch.Generator().manual_seed(0)
         truth = ByteMasks(targets.masks)
         return torch.stack(criterion.mask_losses(parts, features, targets, truth, generator))

@@ -290,6 +290,8 @@ def test_bad_labels_are_one_sentence(change, message):
         ("pilot_noise_scale", -0.1),
         ("pilot_label_noise", 1.5),
         ("pilot_loss_weight", -1.0),
+        ("importance_sample_ratio", 1.5),
+        ("oversample_ratio", 0.5),
         ("decoder_layers", 1),
         ("hidden_dim", 33),
         ("feature_strides", [2, 4, 8, 16]),
@@ -345,8 +347,8 @@ def test_the_configs_no_object_weight_decides(tmp_path):
 def test_offloaded_weights(tmp_path):
     model = tiny_model("swin")
     model.save_pretrained(tmp_path / "model")
-    places = dict.fromkeys(("model.pixel_level_module", "class_predictor", "criterion"), "cpu")
-    places["model.transformer_module"] = "disk"
+    places = dict.fromkeys(("model.pixel_level_module.encoder", "class_predictor", "criterion"), "cpu")
+    places |= dict.fromkeys(("model.pixel_level_module.decoder", "model.transformer_module"), "disk")
     loaded = MPFormerForUniversalSegmentation.from_pretrained(
         tmp_path / "model", device_map=places, offload_folder=tmp_path / "off"
     )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.tiny import random_targets, tiny_model
+from mpformer_hf.pixel_decoder import MPFormerPixelDecoderEncoder, cell_centres
+from tests.tiny import random_targets, tiny_config, tiny_model
 
 
 @pytest.fixture
@@ -56,6 +57,37 @@ def test_training_compiles_with_the_criterion_outside(fresh_compiler):
     assert set(compiled_gradients) == set(gradients)
     for name, gradient in gradients.items():
         torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_encoder_layers_are_made_again_in_the_backward_pass_with_the_same_dropout(dropout):
+    torch.manual_seed(0)
+    encoder = MPFormerPixelDecoderEncoder(tiny_config(dropout=dropout)).train()
+    for p in encoder.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    shapes, calls = [(1, 2), (2, 3), (4, 6)], []
+    hidden, position = torch.randn(2, 32, 32), torch.randn(32, 32)
+    for layer in encoder.layers:
+        layer.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def gradients(forward):
+        calls.clear()
+        encoder.zero_grad()
+        torch.manual_seed(1)
+        forward().square().sum().backward()
+        return len(calls), [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+
+    def plainly():
+        x = hidden
+        for layer in encoder.layers:
+            x = layer(x, position, cell_centres(shapes, x.device, x.dtype), shapes)
+        return x
+
+    made, ours = gradients(lambda: encoder(hidden, position, shapes))
+    plain, theirs = gradients(plainly)
+    assert (made, plain) == (2 * len(encoder.layers), len(encoder.layers))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_channels_last_input_changes_nothing():

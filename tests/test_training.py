@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import Mask2FormerImageProcessor, pipeline
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from scripts import time_loading
 from tests import datasets_on_disk as make
 from tests.runs import flags
 from tests.tiny import BACKBONES, SIZES, tiny_config, tiny_model
@@ -351,6 +352,16 @@ def test_a_failed_save_leaves_the_old_weights(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="full"):
         checkpoints.save_model(MPFormerForUniversalSegmentation(tiny_config()), processor, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_speed_of_loading(tmp_path, capsys, workers):
+    data = make.shapes(tmp_path / "data")
+    found = time_loading.main(flags(data, tmp_path / "unused", dataloader_num_workers=workers, max_train_steps=3))
+    assert (
+        found["images_per_second"] == pytest.approx(found["per_worker"] * max(1, workers)) and found["per_worker"] > 0
+    )
+    assert "per worker (6 images)" in capsys.readouterr().out and not (tmp_path / "unused").exists()
 
 
 @pytest.mark.parametrize("script", ["finetune.py", "evaluate.py"])
