@@ -162,6 +162,22 @@ def test_pilot_options_of_the_criterion_act():
     assert "loss_mask_pilot" in without
 
 
+def test_unused_slots_of_the_pilot_count_in_no_loss():
+    config = tiny_config(pilot_label_noise=0.0)
+    criterion = MPFormerCriterion(config).train()
+    targets = collect_targets(*random_targets((3, 1)), (64, 96))
+    pilot = build_pilot(targets, [(2, 3), (4, 6), (8, 12)], config)
+    logits, embeddings = torch.randn(2, 11, 5), torch.randn(2, 11, 32)
+    changed, features = logits.clone(), torch.randn(2, 32, 16, 24)
+    assert pilot.valid.tolist() == [[True] * 3, [True, False, False]]
+    changed[:, :3][~pilot.valid] += 5
+    found = [
+        criterion([Prediction(x, embeddings)], features, targets, pilot, torch.Generator().manual_seed(0))
+        for x in (logits, changed)
+    ]
+    assert found[0] == found[1] and found[0]["loss_cross_entropy_pilot"] > 0
+
+
 def test_broken_predictions_do_not_break_the_matching():
     config = tiny_config()
     targets = collect_targets(*random_targets((2,)), (64, 96))
