@@ -170,7 +170,7 @@ def test_unused_slots_of_the_pilot_count_in_no_loss():
     logits, embeddings = torch.randn(2, 11, 5), torch.randn(2, 11, 32)
     changed, features = logits.clone(), torch.randn(2, 32, 16, 24)
     assert pilot.valid.tolist() == [[True] * 3, [True, False, False]]
-    changed[:, :3][~pilot.valid] += 5
+    changed[:, :3][~pilot.valid] = torch.randn(2, 5)
     found = [
         criterion([Prediction(x, embeddings)], features, targets, pilot, torch.Generator().manual_seed(0))
         for x in (logits, changed)
