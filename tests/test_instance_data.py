@@ -124,6 +124,23 @@ def test_bad_objects_are_one_sentence(tmp_path, change, message):
         opened(folder)[0]
 
 
+def test_images_without_objects_can_be_left_out(tmp_path):
+    item = {"category": 0, "segmentation": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]], "iscrowd": 0}
+    objects = [[], [{**item, "iscrowd": 1}], [{**item, "iscrowd": 1}, item], [item]]
+    rows = [{"image": make.photo(), "objects": json.dumps(row)} for row in objects]
+    features = {"image": make.Image(), "objects": make.Value("string")}
+    folder = make.write(tmp_path / "d", rows, features, {"id2label.json": {"0": "cat"}})
+    for streaming in (False, True):
+        arguments = DataArguments(dataset_name=str(folder), task="instance", streaming=streaming)
+        kept = [row["objects"] for row in open_dataset(arguments, "train", drop_empty=True).rows]
+        assert kept == [json.dumps(row) for row in objects[2:]]
+    panoptic = DataArguments(dataset_name=str(make.coco_panoptic(tmp_path / "panoptic")), task="instance")
+    assert len(open_dataset(panoptic, "train", drop_empty=True)) == 1
+    maps = DataArguments(dataset_name=str(make.instance_maps(tmp_path / "maps")), task="instance")
+    with pytest.raises(ValueError, match="drop_empty needs a column objects or segments_info, there are image, annot"):
+        open_dataset(maps, "train", drop_empty=True)
+
+
 def test_another_void_label(tmp_path):
     values = np.zeros((40, 60), np.uint8)
     values[:10], values[10:12] = 65, 255

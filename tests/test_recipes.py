@@ -157,6 +157,7 @@ def test_sizes_are_the_official_ones(name):
         sizes for prefix, sizes in SIZES.items() if name.startswith(prefix)
     )
     assert (transforms.augmentation, transforms.crop_size) == (augmentation, crop) and data.task in name
+    assert data.drop_empty == name.startswith("coco_instance")
     assert (transforms.eval_shortest_edge, transforms.eval_longest_edge) == (shortest_edge, longest_edge)
     if augmentation == "crop":
         chosen = transforms.shortest_edges

@@ -76,7 +76,7 @@ def panoptic_adapter(column: str, labels: Labels) -> Adapter:
                 continue
             if category not in labels.of_category:
                 raise ValueError(f"segment {segment['id']} has category_id {category}, which is not in id2label")
-            found[bool(segment.get("iscrowd"))][segment["id"]] = labels.of_category[category]
+            found[is_crowd(segment)][segment["id"]] = labels.of_category[category]
         nameless = set(np.unique(map_).tolist()) - set(found[True]) - set(found[False]) - left_out - {0}
         if nameless:
             raise ValueError(f"{column} has segment ids {sorted(nameless)[:5]} that are not in segments_info")
@@ -120,14 +120,26 @@ def objects_adapter(image_column: str, labels: Labels) -> Adapter:
             if category not in labels.of_category:
                 raise ValueError(f"object {number - 1} has category {category}, which is not in id2label")
             mask = decode_object(first_key(item, ("segmentation", "mask")), height, width, number - 1)
-            is_crowd = bool(item.get("iscrowd", item.get("is_crowd", False)))
-            (segments.crowds if is_crowd else segments.classes)[number] = labels.of_category[category]
+            (segments.crowds if is_crowd(item) else segments.classes)[number] = labels.of_category[category]
             put(layers, mask, number)
         layers = layers or [np.zeros((height, width), dtype=np.int32)]
         segments.map = torch.from_numpy(layers[0] if len(layers) == 1 else np.stack(layers))
         return segments
 
     return read
+
+
+def has_targets(objects: str | list[dict] | dict[str, list], labels: Labels) -> bool:
+    """Whether `objects` or `segments_info` of a row has anything to train on."""
+    for item in as_rows(json.loads(objects) if isinstance(objects, str) else objects):
+        category = first_key(item, ("category_id", "category", "label"))
+        if category not in labels.left_out and not is_crowd(item):
+            return True
+    return False
+
+
+def is_crowd(item: dict) -> bool:
+    return bool(item.get("iscrowd", item.get("is_crowd", False)))
 
 
 def first_key(item: dict, names: tuple[str, ...]):

@@ -69,6 +69,7 @@ class DataArguments:
     void_label: int = option(255, "Id of void in semantic maps, beside 255.")
     streaming: bool = option(False, "Read the dataset while it is used, for sets that do not fit on the disk.")
     shuffle_buffer: int = option(1000, "streaming: images to choose the next one from.")
+    drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")
     max_train_samples: int | None = option(None, "Use only the first images of the training split.")
     max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.")
     dataloader_num_workers: int = option(2, "Processes that load and augment images.")

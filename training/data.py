@@ -9,7 +9,15 @@ from torch import Tensor
 
 from mpformer_hf.images import to_rgb
 
-from .adapters import Adapter, Segments, instance_map_adapter, objects_adapter, panoptic_adapter, semantic_adapter
+from .adapters import (
+    Adapter,
+    Segments,
+    has_targets,
+    instance_map_adapter,
+    objects_adapter,
+    panoptic_adapter,
+    semantic_adapter,
+)
 from .arguments import DataArguments
 from .coco_folder import is_coco_folder, read_coco_folder
 from .labels import Labels, read_labels
@@ -64,7 +72,11 @@ class SegmentationDataset:
 
 
 def open_dataset(
-    args: DataArguments, split: str, max_samples: int | None = None, labels: Labels | None = None
+    args: DataArguments,
+    split: str,
+    max_samples: int | None = None,
+    labels: Labels | None = None,
+    drop_empty: bool = False,
 ) -> SegmentationDataset:
     """Load a split and choose the adapter of its layout.
 
@@ -73,6 +85,7 @@ def open_dataset(
         split: its name.
         max_samples: use only the first images.
         labels: classes of another split of the dataset; default: as this one has them.
+        drop_empty: leave out images without any object.
 
     Raises:
         ValueError: no dataset, no such split, or columns that do not fit the task.
@@ -95,6 +108,8 @@ def open_dataset(
             raise ValueError(f"{args.dataset_name} has no column {column!r}, only {', '.join(rows.column_names)}.")
     check_layout(args, rows, label_column)
     labels = labels or read_labels(args, rows, label_column, categories)  # of all images, before the rest is left out
+    if drop_empty:
+        rows = without_empty(rows, labels)
     if max_samples is not None:
         rows = rows.take(max_samples) if args.streaming else rows.select(range(min(max_samples, len(rows))))
     if "segments_info" in rows.column_names:
@@ -108,6 +123,18 @@ def open_dataset(
     count = "a stream of" if args.streaming else len(rows)
     logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, layout, len(labels.names))
     return SegmentationDataset(rows, image_column, read, labels)
+
+
+def without_empty(rows: Dataset, labels: Labels) -> Dataset:
+    """The rows with something to train on; only the list of objects is read.
+
+    Raises:
+        ValueError: the dataset has no such list.
+    """
+    for column in ("segments_info", "objects"):
+        if column in rows.column_names:
+            return rows.filter(lambda objects: has_targets(objects, labels), input_columns=[column])
+    raise ValueError(f"drop_empty needs a column objects or segments_info, there are {', '.join(rows.column_names)}.")
 
 
 def materialise(dataset: SegmentationDataset) -> SegmentationDataset:

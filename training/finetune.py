@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> dict:
     checkpoint = find_checkpoint(output, run_args.resume_from_checkpoint)
     if accelerator.is_main_process and run_args.resume_from_checkpoint:
         forget_after(output, step_of(checkpoint) if checkpoint else 0)
-    train_split = open_dataset(data_args, data_args.train_split, data_args.max_train_samples)
+    train_split = open_dataset(
+        data_args, data_args.train_split, data_args.max_train_samples, drop_empty=data_args.drop_empty
+    )
     eval_split = open_dataset(data_args, data_args.eval_split, data_args.max_eval_samples, train_split.labels)
     if data_args.streaming:
         eval_split = materialise(eval_split)
