@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 2**22  # candidate logits at a time, 16 MB: they stay in the cache
+CHUNK = 2**22  # candidate logits at a time: 16 MB
 
 
 def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,8 @@ class MPFormerPixelDecoderEncoderLayer(nn.Module):
 
 
 class MPFormerPixelDecoderEncoder(nn.Module):
-    """The layers one after the other. Their many wide tensors are a third of what training would keep, and a twentieth
-    of its time: the backward pass makes them again."""
+    """The layers one after the other. Their many wide tensors would be a third of what training keeps, and take little
+    of its arithmetic: the backward pass makes them again."""
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -13,6 +14,9 @@ def peak_memory(device: torch.device) -> float:
     status = Path("/proc/self/status")
     if status.is_file():  # `getrusage` would count what the parent had taken, too
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return info.peak_wset / 2**20
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
