@@ -69,6 +69,11 @@ def dot_rows(grad: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     return torch.sparse.sampled_addmm(places, grad, table.T, beta=0.0).values().view(bags, size)
 
 
+def per_point(numbers: list[int], points: int, like: Tensor) -> Tensor:
+    """A number of each level, at its points: `[L * P]`; made by filling, so that exported sizes stay symbols."""
+    return torch.cat([like.new_full((points,), number) for number in numbers])
+
+
 def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples (Deformable DETR, equation 3), zero outside the maps.
 
@@ -80,48 +85,46 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor,
     Args:
         value: `[B, S, N, D]` float, the levels one after the other, each row-major.
         shapes: `(height, width)` of each level; their areas sum to S.
-        x, y: `[B, Q, N, L, P]` float, positions in cells of the level: 0 is its left or upper edge; cell centres lie at
-            i + 0.5.
-        weights: `[B, Q, N, L, P]` float.
+        x, y: `[B * Q, N, L * P]` float, positions in cells of the level: 0 is its left or upper edge; cell centres lie
+            at i + 0.5. Levels one after the other. (Three dimensions: of four, the compiler would make images.)
+        weights: `[B * Q, N, L * P]` float.
 
     Returns:
-        `[B, Q, N * D]`, dtype of `value`.
+        `[B * Q, N * D]`, dtype of `value`.
     """
     B, _, N, D = value.shape
-    Q, L, P = x.shape[1], *x.shape[3:]
+    points = x.shape[-1] // len(shapes)
+    heights, widths = ([shape[side] for shape in shapes] for side in (0, 1))
     maps = value.flatten(2).split([height * width for height, width in shapes], dim=1)
     bordered = [
         F.pad(map_.unflatten(1, shape), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
         for map_, shape in zip(maps, shapes, strict=True)
     ]
     table = torch.cat(bordered, dim=1)  # [B, R, N * D]
-    starts = [sum(map_.shape[1] for map_ in bordered[:level]) for level in range(L)]
-
-    def per_point(numbers: list[int]) -> Tensor:  # [L * P]; made by filling, so that exported sizes stay symbols
-        return torch.cat([x.new_full((P,), number) for number in numbers])
+    starts = [sum(map_.shape[1] for map_ in bordered[:level]) for level in range(len(shapes))]
 
     def locate(position: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:  # upper or left corner, and the way to go on
-        position = (position.flatten(3) + 0.5).clamp(torch.zeros_like(last), last + 1)  # in cells of the bordered map
+        position = (position + 0.5).clamp(torch.zeros_like(last), last + 1)  # in cells of the bordered map
         corner = torch.minimum(position.detach().floor(), last)
         return corner, position - corner
 
-    pitch = per_point([width + 2 for _, width in shapes])
+    pitch = per_point([width + 2 for width in widths], points, x)
     left, fx = locate(x, pitch - 2)
-    top, fy = locate(y, per_point([height for height, _ in shapes]))
-    cell = (top * pitch + left + per_point(starts)).to(torch.int32).clamp(min=0)  # exact below 2**24; some cell for NaN
+    top, fy = locate(y, per_point(heights, points, y))
+    cell = (top * pitch + left + per_point(starts, points, x)).to(torch.int32)  # exact below 2**24
     head = torch.arange(N, device=value.device, dtype=torch.int32)[:, None]
-    image = torch.arange(B, device=value.device, dtype=torch.int32).view(B, 1, 1, 1) * (table.shape[1] * N)
-    upper, down = cell * N + (image + head), (pitch * N).to(torch.int32)  # rows of the [B * R * N, D] table
-    rows = torch.cat((upper, upper + N, upper + down, upper + (down + N)), -1)
+    upper = cell.clamp(min=0) * N + head  # row of the upper left corner; NaN became some cell
+    lower = upper + (pitch * N).to(torch.int32)
+    rows = torch.cat((upper, upper + N, lower, lower + N), -1)
+    image = torch.arange(B, device=value.device, dtype=torch.int32)[:, None, None] * (table.shape[1] * N)
+    rows = (rows.view(B, -1, N * rows.shape[-1]) + image).view(-1, rows.shape[-1])  # of the [B * R * N, D] table
 
-    weights = weights.flatten(3)
     lower_weight = fy * weights
     upper_weight = weights - lower_weight
     upper_right, lower_right = upper_weight * fx, lower_weight * fx
     corner_weights = (upper_weight - upper_right, upper_right, lower_weight - lower_right, lower_right)
-    bags = B * Q * N
-    sampled = gather_rows(table.view(-1, D), rows.view(bags, -1), torch.cat(corner_weights, -1).view(bags, -1))
-    return sampled.view(B, Q, N * D)
+    sampled = gather_rows(table.view(-1, D), rows, torch.cat(corner_weights, -1).flatten(0, 1))
+    return sampled.view(-1, N * D)
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -163,17 +166,16 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         B, Q, dim = query.shape
         N, L, P = self.num_heads, self.num_levels, self.num_points
-        x, y = self.sampling_offsets(query).unflatten(-1, (N, L, P, 2)).unbind(-1)
-        weights = self.attention_weights(query).view(B, Q, N, L * P).softmax(-1).view(B, Q, N, L, P)
+        x, y = self.sampling_offsets(query).view(B * Q, N, L * P, 2).unbind(-1)
+        weights = self.attention_weights(query).view(B * Q, N, L * P).softmax(-1)
         table = self.value_proj(value).view(B, -1, N, dim // N)
         with torch.autocast(query.device.type, enabled=False):  # sampling places need more than 8 bits of mantissa
             wide = torch.promote_types(table.dtype, torch.float32)
 
             def in_cells(offset: Tensor, centre: Tensor, sides: list[int]) -> Tensor:
-                cells = torch.stack([centre * side for side in sides], -1)  # [Q, L]
-                return offset.to(wide) + cells[:, None, :, None]
+                return offset.to(wide) + centre.repeat(B)[:, None, None] * per_point(sides, P, centre)
 
             x = in_cells(x, reference[:, 0], [width for _, width in shapes])
             y = in_cells(y, reference[:, 1], [height for height, _ in shapes])
             sampled = deformable_sampling(table.to(wide), shapes, x, y, weights.to(wide))
-        return self.output_proj(sampled.to(query.dtype))
+        return self.output_proj(sampled.view(B, Q, dim).to(query.dtype))

@@ -24,8 +24,9 @@ def sample_features(maps: Tensor, points: Tensor) -> Tensor:
     """
     height, width = maps.shape[2:]
     values = maps.flatten(2).transpose(1, 2)[:, :, None]
-    x, y = points[:, :, None, None, None].unbind(-1)
-    return deformable_sampling(values, [(height, width)], x * width, y * height, torch.ones_like(x))
+    x, y = points.reshape(-1, 1, 1, 2).unbind(-1)
+    sampled = deformable_sampling(values, [(height, width)], x * width, y * height, torch.ones_like(x))
+    return sampled.view(len(points), -1, maps.shape[1])
 
 
 class ByteMasks:

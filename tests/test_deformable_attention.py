@@ -14,7 +14,8 @@ def in_cells(locations):
 
 
 def sample(value, locations, weights):
-    return deformable_sampling(value, SHAPES, *in_cells(locations).unbind(-1), weights)
+    x, y = in_cells(locations).flatten(0, 1).flatten(2, 3).unbind(-1)
+    return deformable_sampling(value, SHAPES, x, y, weights.flatten(0, 1).flatten(2)).unflatten(0, (len(value), -1))
 
 
 def case(dtype=torch.float32, batch=2, heads=2, dim=4, queries=9, points=3):
