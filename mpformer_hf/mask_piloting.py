@@ -82,6 +82,7 @@ class Pilot:
         return allowed
 
 
+@torch.compiler.disable  # random numbers and sizes that change from step to step
 def build_pilot(
     targets: Targets,
     level_shapes: list[tuple[int, int]],
@@ -206,6 +207,7 @@ def replace_labels(labels: Tensor, num_labels: int, share: float, generator: tor
     return torch.where(chosen, random, labels)
 
 
+@torch.compiler.disable
 def flip_points(cells: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
     """Flip every cell, both ways, with probability `min(1, scale * foreground share of its row)`.
 
@@ -216,6 +218,7 @@ def flip_points(cells: Tensor, scale: float, generator: torch.Generator | None) 
     return cells ^ (torch.rand(cells.shape, device=cells.device, generator=generator) < rate)
 
 
+@torch.compiler.disable
 def drop_cells(cells: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
     """Remove every cell with probability `min(1, scale)`; nothing is added.
 

@@ -206,6 +206,9 @@ class MPFormerModel(MPFormerPreTrainedModel):
         self.transformer_module = MPFormerTransformerModule(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> None:
+        """There is no table of input embeddings; tools for any model, sharding for one, ask for it."""
+
     def forward(
         self,
         pixel_values: Tensor,

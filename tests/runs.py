@@ -33,9 +33,9 @@ def flags(data, output, **more):
     return argv
 
 
-def run_together(command: list, processes: int) -> list[str]:
+def run_together(command: list, processes: int, **environment: str) -> list[str]:
     """A command in several processes that find each other, as launchers start them on a machine without GPUs; what each
-    one said.
+    one said. `environment` comes on top.
 
     Raises:
         AssertionError: one of them failed.
@@ -56,7 +56,7 @@ def run_together(command: list, processes: int) -> list[str]:
     started = [
         subprocess.Popen(
             [str(part) for part in command],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **shared, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -44,19 +44,24 @@ def step(model, pixel_values, masks, labels):
     return output.loss.detach(), gradients
 
 
-def test_training_compiles_with_the_criterion_outside(fresh_compiler):
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_training_compiles_with_pilot_noise_and_criterion_outside(fresh_compiler, noise):
     torch.manual_seed(0)
-    model = tiny_model(decoder_layers=4).train()
-    batch = torch.randn(2, 3, 64, 96), *random_targets([2, 3])
-    loss, gradients = step(model, *batch)
-    names = set(model.state_dict())
+    model = tiny_model(decoder_layers=4, pilot_noise_scale=noise).train()
+    counts = ([2, 3], [1, 5], [4, 0], [0, 0], [7, 2], [3, 3])
+    batches = [(torch.randn(2, 3, 64, 96), *random_targets(count)) for count in counts]
+    plain = [step(model, *batch) for batch in batches]
+    names, seen = set(model.state_dict()), []
     model.model.compile(backend="eager")
-    compiled_loss, compiled_gradients = step(model, *batch)
-    assert graphs() > 0 and set(model.state_dict()) == names
-    torch.testing.assert_close(compiled_loss, loss, atol=0, rtol=1e-5)
-    assert set(compiled_gradients) == set(gradients)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+    for batch, (loss, gradients) in zip(batches, plain, strict=True):
+        compiled_loss, compiled_gradients = step(model, *batch)
+        seen.append(graphs())
+        torch.testing.assert_close(compiled_loss, loss, atol=0, rtol=1e-5)
+        assert set(compiled_gradients) == set(gradients)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+    assert seen[0] > 0 and seen[-1] == seen[3], "another number of targets was compiled anew"
+    assert set(model.state_dict()) == names
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

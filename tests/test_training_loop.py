@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import Trainer as HuggingFaceTrainer
@@ -162,6 +163,43 @@ def test_two_processes_train_together(shapes, tmp_path):
     assert two["best"]["images"] == results["best"]["images"] == 3
     assert len(rows_of(tmp_path / "two")) == 3 and (tmp_path / "two" / "checkpoint-3").is_dir()
     assert len(list((tmp_path / "two" / "checkpoint-3").glob("random_states_*.pkl"))) == 2
+
+
+def sharding_environment(file):
+    """What `accelerate launch` makes of the section `fsdp_config`."""
+    fields = yaml.safe_load(file.read_text())["fsdp_config"]
+    return {"ACCELERATE_USE_FSDP": "true", **{name.upper(): str(value) for name, value in fields.items()}}
+
+
+def test_spread_weights_train_like_copies_and_go_on(shapes, tmp_path):
+    options = {"max_train_steps": 4, "eval_steps": 2, "checkpointing_steps": 3, "num_pictures": 0}
+    options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "ema_decay": 0.5}
+    copies, spread = (flags(shapes, tmp_path / name, **options) for name in ("copies", "spread"))
+    run_together([sys.executable, ROOT / "training" / "finetune.py", *copies], processes=2)
+    environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml")
+    command = [sys.executable, ROOT / "tests" / "sharded_run.py", *spread]
+    told = run_together(command, processes=2, **environment)
+    checkpoint = tmp_path / "spread" / "checkpoint-3"
+    assert len(list(checkpoint.rglob("*.distcp"))) == 4, told[0]  # weights and optimizer of either process
+    for resume in ([], ["--resume_from_checkpoint", "latest"]):
+        if resume:
+            run_together([*command, *resume], processes=2, **environment)
+        assert losses_of(tmp_path / "spread") == pytest.approx(losses_of(tmp_path / "copies"), rel=1e-5)
+        for name in ("last/model.safetensors", "model.safetensors"):
+            ours, theirs = (load_file(tmp_path / arm / name) for arm in ("spread", "copies"))
+            assert ours.keys() == theirs.keys()
+            for key, tensor in theirs.items():
+                torch.testing.assert_close(ours[key], tensor, atol=1e-5, rtol=1e-4, msg=key)
+        ours, theirs = (rows_of(tmp_path / arm, "evaluations.jsonl") for arm in ("spread", "copies"))
+        assert [(row["step"], row["images"]) for row in ours] == [(2, 3), (4, 3)]
+        assert [row["pixel_accuracy"] for row in ours] == pytest.approx([row["pixel_accuracy"] for row in theirs])
+
+
+def test_the_first_version_of_fsdp_is_refused(shapes, tmp_path):
+    environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml") | {"FSDP_VERSION": "1"}
+    command = [sys.executable, ROOT / "tests" / "sharded_run.py", *flags(shapes, tmp_path / "a")]
+    with pytest.raises(AssertionError, match="error: fsdp_config: fsdp_version must be 2"):
+        run_together(command, processes=2, **environment)
 
 
 def test_the_model_trains_under_transformers_trainer(shapes, tmp_path):

@@ -1,5 +1,6 @@
 """The training loop: accelerate owns devices, precision, accumulation, processes, checkpoints and trackers."""
 
+import copy
 import json
 import math
 import time
@@ -22,6 +23,7 @@ from .checkpoints import EVALUATIONS, LOG, RESULTS, save_checkpoint, save_model,
 from .evaluation import TASK_METRICS, diagnose_model, evaluate_model
 from .memory import peak_memory
 from .optimization import build_optimizer, build_scheduler
+from .sharding import gather_weights, prepare_sharding, share_buffers
 
 
 def images_per_step(args: OptimizationArguments, processes: int) -> int:
@@ -95,6 +97,7 @@ class Trainer:
         freeze(model, optimization)
         if optimization.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        self.copy = copy.deepcopy(model).to(accelerator.device) if prepare_sharding(accelerator) else None
         if optimization.torch_compile:
             model.model.compile()
         self.ema = None
@@ -161,6 +164,8 @@ class Trainer:
                 self.set_training()
                 self.spent["eval_seconds"] += time.perf_counter() - began
             if self.run.checkpointing_steps and self.step % self.run.checkpointing_steps == 0:
+                if self.copy is not None:
+                    share_buffers(self.model)
                 save_checkpoint(self.accelerator, self.output, self.step)
             if self.run.early_stopping_patience and self.since_best >= self.run.early_stopping_patience:
                 self.accelerator.print(f"Stopped in step {self.step}: no better {self.metric} for {self.since_best}.")
@@ -205,20 +210,27 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
+            self.ema.update_parameters(self.whole())
         values = torch.stack(list(sums.values())).tolist()  # one transfer for all numbers of the log
         return dict(zip(sums, values, strict=True)), images, float(norm)
 
-    @property
-    def scored(self) -> torch.nn.Module:
-        """The weights that are evaluated and saved: the moving averages, if there are any."""
-        return self.model if self.ema is None else self.ema.module
+    def whole(self) -> MPFormerForUniversalSegmentation:
+        """The model in one piece; of weights that are spread over processes, a copy as they are now."""
+        bare = self.accelerator.unwrap_model(self.model)
+        if self.copy is None:
+            return bare
+        gather_weights(bare, self.copy)
+        return self.copy
+
+    def scored(self) -> MPFormerForUniversalSegmentation:
+        """What is evaluated and saved: the moving averages, if there are any."""
+        return self.whole() if self.ema is None else self.ema.module
 
     def evaluate(self) -> dict:
         """Scores of the model as it is, a line of `evaluations.jsonl`; overlays go to the output folder."""
-        pictures = self.output / "pictures"
+        pictures, model = self.output / "pictures", self.scored()
         scores = evaluate_model(
-            self.scored,
+            model,
             self.processor,
             self.eval_loader,
             self.accelerator,
@@ -227,7 +239,7 @@ class Trainer:
             self.run.max_detections,
         )
         if self.run.diagnostics:
-            found = diagnose_model(self.scored, self.processor, self.eval_loader, self.accelerator)
+            found = diagnose_model(model, self.processor, self.eval_loader, self.accelerator)
             scores |= {"mask_consistency": found.mask_consistency, "query_utilisation": found.query_utilisation}
         results = {"step": self.step, **scores}
         self.accelerator.log({f"eval_{k}": v for k, v in scores.items() if isinstance(v, float)}, step=self.step)
@@ -250,8 +262,9 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """The weights as they are, with the processor."""
+        model = self.scored()
         if self.accelerator.is_main_process:
-            save_model(self.accelerator.unwrap_model(self.scored), self.processor, folder)
+            save_model(model, self.processor, folder)
         self.accelerator.wait_for_everyone()
 
     def keep_best(self) -> None:

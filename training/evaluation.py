@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -125,7 +124,8 @@ def evaluate_model(
     """Scores of a model, in [0, 1], with `images_per_second`.
 
     Args:
-        model: prepared or bare; is in training mode again afterwards if it was.
+        model: not wrapped: shares may differ in length, so no forward may wait for other processes. Is in training mode
+            again afterwards if it was.
         processor: its `task` decides what is scored.
         loader: see `evaluation_loader`.
         pictures: folder for overlays of this process's first images.
@@ -134,8 +134,6 @@ def evaluate_model(
     """
     task, labels = processor.task, loader.dataset.dataset.labels
     scores, drawn, rows, start = Scores(task, labels, max_detections), 0, [], time.perf_counter()
-    if isinstance(model, DistributedDataParallel):
-        model = model.module  # shares may differ in length, so no forward may wait for the others
     was_training = model.training
     model.eval()
     for batch in tqdm(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
