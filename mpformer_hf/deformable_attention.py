@@ -62,7 +62,7 @@ def dot_rows(grad: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     bags, size = rows.shape
     ends = torch.arange(0, bags * size + 1, size, dtype=rows.dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        warnings.simplefilter("ignore", UserWarning)  # sparse tensors are in beta, and unchecked
         places = torch.sparse_csr_tensor(
             ends, rows.flatten(), grad.new_zeros(bags * size), (bags, len(table)), check_invariants=False
         )
