@@ -32,6 +32,7 @@ import psutil
 import torch
 import transformers
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Mask2FormerImageProcessor, ResNetConfig, SwinConfig
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
@@ -43,7 +44,7 @@ BACKBONES = {
     "r50": ResNetConfig(out_features=STAGES),
     "swin_t": SwinConfig(depths=[2, 2, 6, 2], drop_path_rate=0.3, out_features=STAGES),
 }
-ROWS = ("inference", "compiled", "training", "memory", "postprocessing", "processor", "pilot")
+ROWS = ("inference", "compiled", "stages", "training", "memory", "postprocessing", "processor", "pilot")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CURVES = {
     "targets": [{"targets": n} for n in (5, 10, 20, 40)],
@@ -197,6 +198,38 @@ def compiled_rows(args: argparse.Namespace, rounds: int) -> dict:
     return {f"inference compiled {size}": compare(works, rounds, autocast(args.bf16))}
 
 
+def stage_rows(args: argparse.Namespace, rounds: int) -> dict:
+    """Eager inference, stage by stage: arithmetic, time, and how many times longer than at the rate of a large matrix
+    product."""
+    ours, side = build(args.backbone).eval(), 2048
+    module, size = ours.model.pixel_level_module, args.sizes[0]
+    square = torch.randn(side, side, device=DEVICE)
+    pixels = torch.randn(1, 3, size, size, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), autocast(args.bf16)():
+        features = list(module.encoder(pixels).feature_maps)
+        decoded = module.decoder(features)
+    works = {
+        "matrix product": lambda: square @ square,
+        "backbone": lambda: module.encoder(pixels),
+        "pixel decoder": lambda: module.decoder(features),
+        "transformer decoder": lambda: ours.model.transformer_module(*decoded),
+        "whole model": lambda: ours(pixels),
+    }
+    with torch.no_grad():
+        times, rate, rows = compare(works, rounds, autocast(args.bf16)), None, {}
+        for name, work in works.items():
+            with FlopCounterMode(display=False) as counter:
+                work()
+            gflop, seconds_taken = counter.get_total_flops() / 1e9, times[name]["median_s"]
+            rate = rate or gflop / seconds_taken
+            rows[f"stage, {name} {size}"] = {
+                "gflop": round(gflop, 2),
+                "median_s": seconds_taken,
+                "of_floor": round(seconds_taken * rate / gflop, 2),
+            }
+    return rows
+
+
 def training_rows(args: argparse.Namespace, rounds: int) -> dict:
     ours, rows = build(args.backbone), {}
     theirs = ours.to_mask2former().train()
@@ -295,6 +328,7 @@ def curve_rows(args: argparse.Namespace, rounds: int) -> dict:
 RUN = {
     "inference": inference_rows,
     "compiled": compiled_rows,
+    "stages": stage_rows,
     "training": training_rows,
     "memory": memory_rows,
     "postprocessing": postprocessing_rows,
@@ -302,6 +336,14 @@ RUN = {
     "pilot": pilot_rows,
     "curves": curve_rows,
 }
+
+
+def summary(measured: dict | list) -> object:
+    """What is printed of a row: of several arms the last, of a curve nothing."""
+    if isinstance(measured, list):
+        return ""
+    last = list(measured.values())[-1]
+    return last if isinstance(last, dict) else measured
 
 
 def plot_curves(rows: dict, file: Path) -> None:
@@ -360,10 +402,7 @@ def main(argv: list[str] | None = None) -> dict:
             result["rows"][row] = measured
             if args.output_file:
                 write_json(result, args.output_file)
-            last = (
-                measured if "ratio" in measured else list(measured.values())[-1] if isinstance(measured, dict) else ""
-            )
-            print(f"{row:60s} {last}", flush=True)
+            print(f"{row:60s} {summary(measured)}", flush=True)
     if args.output_file and "curves" in args.rows:
         plot_curves(result["rows"], args.output_file.with_suffix(".png"))
     return result
