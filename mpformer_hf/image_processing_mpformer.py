@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
@@ -149,10 +150,8 @@ class MPFormerProcessing:
         mask_labels, class_labels = [], []
         for map_, size, table in zip(maps, sizes, tables, strict=True):
             masks, classes = split_segments(resize_map(map_, size), table, do_reduce_labels, ignore_index)
-            height, width = size
-            whole = masks.new_zeros(len(masks), *padded)
-            whole[:, :height, :width] = masks
-            mask_labels.append(whole)
+            margin = (0, padded[1] - size[1], 0, padded[0] - size[0])
+            mask_labels.append(F.pad(masks, margin) if any(margin) else masks)
             class_labels.append(classes)
         return {"mask_labels": mask_labels, "class_labels": class_labels}
 
