@@ -195,10 +195,17 @@ def test_spread_weights_train_like_copies_and_go_on(shapes, tmp_path):
         assert [row["pixel_accuracy"] for row in ours] == pytest.approx([row["pixel_accuracy"] for row in theirs])
 
 
-def test_the_first_version_of_fsdp_is_refused(shapes, tmp_path):
-    environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml") | {"FSDP_VERSION": "1"}
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"FSDP_VERSION": "1"}, "fsdp_version must be 2"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading must be false"),
+    ],
+)
+def test_ways_to_spread_weights_that_do_not_work_are_refused(shapes, tmp_path, setting, message):
+    environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml") | setting
     command = [sys.executable, ROOT / "tests" / "sharded_run.py", *flags(shapes, tmp_path / "a")]
-    with pytest.raises(AssertionError, match="error: fsdp_config: fsdp_version must be 2"):
+    with pytest.raises(AssertionError, match=f"error: fsdp_config: {message}"):
         run_together(command, processes=2, **environment)
 
 

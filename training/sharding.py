@@ -12,13 +12,18 @@ def prepare_sharding(accelerator: Accelerator) -> bool:
     autocast, as without.
 
     Raises:
-        ValueError: accelerate is configured for the first version of FSDP.
+        ValueError: accelerate is configured for the first version of FSDP, or to load the model in one process only,
+            which it cannot do with running statistics.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return False
     if not accelerator.is_fsdp2:
         raise ValueError("fsdp_config: fsdp_version must be 2, see training/accelerate/sharded.yaml.")
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "fsdp_config: fsdp_cpu_ram_efficient_loading must be false, see training/accelerate/sharded.yaml."
+        )
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return True
 
