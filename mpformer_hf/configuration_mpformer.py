@@ -25,6 +25,9 @@ class MPFormerConfig(Mask2FormerConfig):
         query_position_embeddings (`bool`, defaults to `True`): learned positions of the queries. Mask2Former has
             them, the public MP-Former release has none.
 
+        mask_loss_points (`str`, defaults to `"image"`): which masks share the points of the mask losses: those of an
+            `image`, those of a `prediction` of an image, or none (`mask`), as in the official code.
+
     Raises:
         ValueError: a pilot field is out of its range; the message names the field.
     """
@@ -43,6 +46,7 @@ class MPFormerConfig(Mask2FormerConfig):
     pilot_class_loss: bool = True
     pilot_loss_weight: float | int = 1.0
     query_position_embeddings: bool = True
+    mask_loss_points: str = "image"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -58,6 +62,9 @@ class MPFormerConfig(Mask2FormerConfig):
         require(self.pilot_noise_scale >= 0, "pilot_noise_scale", "at least 0")
         require(0 <= self.pilot_label_noise <= 1, "pilot_label_noise", "between 0 and 1")
         require(self.pilot_loss_weight >= 0, "pilot_loss_weight", "at least 0")
+        require(
+            self.mask_loss_points in ("image", "prediction", "mask"), "mask_loss_points", "image, prediction or mask"
+        )
         require(0 <= self.importance_sample_ratio <= 1, "importance_sample_ratio", "between 0 and 1")
         enough = self.oversample_ratio >= self.importance_sample_ratio
         require(enough, "oversample_ratio", "at least importance_sample_ratio")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_mpformer import MPFormerConfig
-from .mask_losses import UncertainPointLosses
+from .mask_losses import UncertainPointLosses, losses_at_own_points
 from .mask_piloting import Pilot
 from .point_sampling import ByteMasks, sample_features
 from .targets import Targets
@@ -179,7 +179,11 @@ class MPFormerCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Three weighted losses of each part, by name."""
         losses = {}
-        mask, dice = self.mask_losses(parts, mask_features, targets, truth, generator)
+        if self.config.mask_loss_points == "prediction":
+            pairs = [self.mask_losses([part], mask_features, targets, truth, generator) for part in parts]
+            mask, dice = (torch.cat(losses) for losses in zip(*pairs, strict=True))
+        else:
+            mask, dice = self.mask_losses(parts, mask_features, targets, truth, generator)
         for index, part in enumerate(parts):
             logits, pairs = part.prediction.class_logits, part.assignment
             labels = targets.labels.new_full(logits.shape[:2], part.other)
@@ -296,19 +300,26 @@ class MPFormerCriterion(nn.Module):
         """Binary cross-entropy and dice loss of the assigned masks, each summed over the masks of a part: two
         `[parts]`."""
         device = mask_features.device
-        points = self.candidate_points(len(mask_features), device, generator)
-        features = sample_features(mask_features, points)
-        with torch.no_grad():
-            own = torch.arange(len(targets.masks), device=device).split(targets.counts)
-            truths = torch.cat([truth.sample(rows, part) for rows, part in zip(own, points.split(1), strict=True)])
         embeddings = [p.prediction.mask_embeddings[p.assignment.batch_index, p.assignment.query] for p in parts]
         pairs = [part.assignment for part in parts]
         order = torch.cat([a.batch_index for a in pairs]).argsort(stable=True)
         target = torch.cat([a.target for a in pairs])[order]
         owner = torch.cat([torch.full_like(a.query, index) for index, a in enumerate(pairs)])[order]
         per_image = [sum(numbers) for numbers in zip(*(a.counts for a in pairs), strict=True)]
-        losses = UncertainPointLosses.apply(
-            torch.cat(embeddings)[order], features, truths, target, per_image, *self.point_counts()
-        )
+        if self.config.mask_loss_points == "mask":
+            uncertain, random = self.point_counts()
+            candidates = int(self.config.train_num_points * self.config.oversample_ratio)
+            losses = losses_at_own_points(
+                torch.cat(embeddings)[order], mask_features, truth, target, per_image, (candidates, uncertain, random)
+            )
+        else:
+            points = self.candidate_points(len(mask_features), device, generator)
+            features = sample_features(mask_features, points)
+            with torch.no_grad():
+                own = torch.arange(len(targets.masks), device=device).split(targets.counts)
+                truths = torch.cat([truth.sample(rows, part) for rows, part in zip(own, points.split(1), strict=True)])
+            losses = UncertainPointLosses.apply(
+                torch.cat(embeddings)[order], features, truths, target, per_image, *self.point_counts()
+            )
         cross_entropy, dice = (loss.new_zeros(len(parts)).index_add(0, owner, loss) for loss in losses)
         return cross_entropy, dice

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .point_sampling import ByteMasks
 
 CHUNK = 2**22  # candidate logits at a time: 16 MB
 
@@ -99,6 +102,51 @@ class UncertainPointLosses(torch.autograd.Function):
             grad_embeddings[part] = spread @ features[image]
             grad_features[image].addmm_(spread.T, embeddings[part])
         return grad_embeddings, grad_features
+
+
+def losses_at_own_points(
+    embeddings: Tensor, maps: Tensor, truth: ByteMasks, target: Tensor, counts: list[int], points: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """`point_losses` with a set of points for each mask, as the official code draws them: of each mask's own random
+    candidates the least certain ones, and further random points.
+
+    Args:
+        embeddings: float `[M, D]`.
+        maps: mask features, float `[B, D, h, w]`.
+        truth: ground truth of the batch.
+        target: int64 `[M]`, which ground-truth mask each is compared with.
+        counts: masks of each image; their sum is M.
+        points: numbers of candidates, of least certain ones among them, and of further random points.
+
+    Returns:
+        cross-entropy and dice loss, `[M]` each.
+    """
+    candidates, uncertain, random = points
+
+    def chunk_losses(embeddings: Tensor, map_: Tensor, target: Tensor) -> Tensor:
+        masks = torch.einsum("md,dhw->mhw", embeddings, map_)[:, None]
+        with torch.no_grad():
+            drawn = torch.rand(len(masks), candidates + random, 2, device=masks.device)
+            logits = sample_masks(masks, drawn[:, :candidates])
+            selected = logits.abs().topk(uncertain, dim=1, largest=False, sorted=False).indices
+            chosen = drawn.gather(1, selected[..., None].expand(-1, -1, 2))
+            chosen = torch.cat((chosen, drawn[:, candidates:]), dim=1)
+            wanted = truth.sample(target, chosen)
+        return torch.stack(point_losses(sample_masks(masks, chosen), wanted))
+
+    found = [
+        checkpoint(chunk_losses, embeddings[part], maps[image], target[part], use_reentrant=False)
+        for image, part in chunks(counts, maps[0, 0].flatten()[None])
+    ]
+    if not found:
+        return embeddings.sum(1), embeddings.sum(1)
+    cross_entropy, dice = torch.cat(found, dim=1)
+    return cross_entropy, dice
+
+
+def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples `[M, P]` of masks `[M, 1, h, w]` at points `[M, P, 2]` in [0, 1], zero outside."""
+    return F.grid_sample(masks, 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
 
 
 def chunks(counts: list[int], features: Tensor) -> list[tuple[int, slice]]:

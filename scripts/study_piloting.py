@@ -4,6 +4,9 @@ python scripts/study_piloting.py run --config training/recipes/study/shapes.yaml
     --output_dir outputs/study/shapes --results training/results/study_shapes.jsonl --seeds 0 1 2 --jobs 2
 python scripts/study_piloting.py report training/results/study_shapes.jsonl
 
+Arms other than those of the pilot come from a yaml file of flags by name (`--arms_file`); the report
+compares all with the one called off. `--initial FOLDER` starts all runs from one saved model.
+
 Runs of one seed begin with the same weights and see the same images, augmented alike, in the same order; schedule and
 everything else come from the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is
 a line of the results file, and is not repeated; a run that was cut short starts again. `report` writes a figure and a
@@ -28,10 +31,11 @@ if __name__ == "__main__":  # as a script: find the package `training`
 
 import numpy as np
 import torch
+import yaml
 from scipy import stats
 from transformers import set_seed
 
-from training.arguments import RECIPE_CLASSES, parse
+from training.arguments import RECIPE_CLASSES, as_flags, parse
 from training.building import build_model, build_processor
 from training.checkpoints import EVALUATIONS, LOG, save_model
 from training.data import open_dataset
@@ -44,7 +48,8 @@ ARMS = {
     "first_four": {"pilot_layers": "4"},
     "three_groups": {"pilot_groups": "3"},
 }
-KEPT = ("step", "pq", "pq_things", "pq_stuff", "mean_iou", "mask_consistency", "query_utilisation")
+TITLES = {"ap": "AP", "pq": "PQ", "mean_iou": "mIoU"}
+KEPT = ("step", "ap", "ap50", "pq", "pq_things", "pq_stuff", "mean_iou", "mask_consistency", "query_utilisation")
 
 
 def save_initial(folder: Path, flags: list[str], seed: int) -> None:
@@ -71,17 +76,17 @@ def describe_machine() -> dict:
     }
 
 
-def train_arm(arm: str, seed: int, flags: list[str], output: Path, threads: int) -> dict:
-    """Train one arm in a process of its own; returns its line of the results.
+def train_arm(arm: str, own: dict, seed: int, initial: Path, flags: list[str], output: Path, threads: int) -> dict:
+    """Train one arm, with flags of its own, in a process of its own; returns its line of the results.
 
     Raises:
         RuntimeError: the run failed; the message has the end of what it said.
     """
     folder = output / f"{arm}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    own = {**ARMS[arm], "model_name_or_path": output / f"initial-{seed}", "model_fields": "{}", "seed": seed}
+    own = {"model_name_or_path": str(initial), "model_fields": {}, **own, "seed": seed}
     command = [sys.executable, str(ROOT / "training" / "finetune.py"), *flags, "--output_dir", str(folder)]
-    command += [str(part) for name, value in own.items() for part in (f"--{name}", value)]
+    command += as_flags(own)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -93,6 +98,7 @@ def train_arm(arm: str, seed: int, flags: list[str], output: Path, threads: int)
         "arm": arm,
         "seed": seed,
         "flags": flags,
+        "own": own,
         "evaluations": [{key: round_all(row[key]) for key in KEPT if key in row} for row in evaluations],
         "median_step_seconds": round(statistics.median(row["seconds"] for row in log), 4),
         "peak_memory_mib": max(row["peak_memory_mib"] for row in log if row["step"] <= evaluations[0]["step"]),
@@ -117,18 +123,26 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     if any(line["flags"] != flags for line in lines):
         raise ValueError(f"{args.results} has runs of other flags; name another file.")
     finished = {(line["arm"], line["seed"]) for line in lines}
-    todo = [(arm, seed) for seed in args.seeds for arm in args.arms if (arm, seed) not in finished]
-    for seed in sorted({seed for _, seed in todo}):
-        save_initial(args.output_dir / f"initial-{seed}", flags, seed)
+    arms = yaml.safe_load(args.arms_file.read_text()) if args.arms_file else ARMS
+    chosen = args.arms or (list(arms) if args.arms_file else ["off", "recipe"])
+    unknown = sorted(set(chosen) - set(arms))
+    if unknown:
+        raise ValueError(f"There are no arms {', '.join(unknown)}, only {', '.join(arms)}.")
+    todo = [(arm, seed) for seed in args.seeds for arm in chosen if (arm, seed) not in finished]
+    initials = {seed: args.initial or args.output_dir / f"initial-{seed}" for _, seed in todo}
+    for seed, folder in sorted(initials.items()):
+        if args.initial is None:
+            save_initial(folder, flags, seed)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     machine = describe_machine()
 
     def one(job: tuple[str, int]) -> None:
-        line = train_arm(*job, flags, args.output_dir, threads)
+        arm, seed = job
+        line = train_arm(arm, arms[arm], seed, initials[seed], flags, args.output_dir, threads)
         with args.results.open("a") as file:
             file.write(json.dumps({**line, "jobs": args.jobs, **machine}) + "\n")
-        print(*job, line["evaluations"][-1], flush=True)
+        print(arm, seed, line["evaluations"][-1], flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(one, todo))
@@ -138,13 +152,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def score_of(row: dict) -> float:
-    """The main score of an evaluation: PQ where there is one, else mIoU."""
-    return row.get("pq", row.get("mean_iou"))
+    """The main score of an evaluation: AP or PQ where there is one, else mIoU."""
+    return row[metric_of(row)]
+
+
+def metric_of(row: dict) -> str:
+    return next(name for name in ("ap", "pq", "mean_iou") if name in row)
 
 
 def curves_of(lines: list[dict], value) -> dict[str, np.ndarray]:
     """`[seeds, evaluations]` of each arm, for a function of an evaluation."""
-    arms = [arm for arm in ARMS if any(line["arm"] == arm for line in lines)]
+    arms = sorted(dict.fromkeys(line["arm"] for line in lines), key=lambda arm: arm != "off")
     return {
         arm: np.array([[value(row) for row in line["evaluations"]] for line in lines if line["arm"] == arm])
         for arm in arms
@@ -181,7 +199,7 @@ def write_table(lines: list[dict], file: Path) -> str:
     memory = {
         arm: np.median([x["peak_memory_mib"] for x in known if x["arm"] == arm]) for arm in {x["arm"] for x in known}
     }
-    metric = "PQ" if "pq" in lines[0]["evaluations"][0] else "mIoU"
+    metric = TITLES[metric_of(lines[0]["evaluations"][0])]
     heads = f"arm | runs | final {metric}, mean and spread | minus off, 95 % interval | steps to its score"
     rows = [f"| {heads} | step time | peak memory |", "|---|---|---|---|---|---|---|"]
     for arm, curve in scores.items():
@@ -209,7 +227,7 @@ def plot(lines: list[dict], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    metric = "PQ" if "pq" in lines[0]["evaluations"][0] else "mIoU"
+    metric = TITLES[metric_of(lines[0]["evaluations"][0])]
     panels = {
         metric: score_of,
         "mask consistency": lambda row: float(np.mean(row["mask_consistency"])),
@@ -252,7 +270,9 @@ def main(argv: list[str] | None = None) -> None:
     running.add_argument("--dataset_name", required=True, help="Hub name or local folder")
     running.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
     running.add_argument("--results", type=Path, required=True, help="JSON lines; finished runs are added")
-    running.add_argument("--arms", nargs="+", choices=ARMS, default=["off", "recipe"], help="what to compare")
+    running.add_argument("--arms", nargs="+", help="what to compare; default: off and recipe, or all of --arms_file")
+    running.add_argument("--arms_file", type=Path, help="yaml file of other arms: flags by name")
+    running.add_argument("--initial", type=Path, help="saved model that all runs start from; default: new weights")
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of each arm for each")
     running.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the CPU cores")
     reporting = commands.add_parser("report", help="table and figure of finished runs")
