@@ -1,6 +1,6 @@
 """MP-Former (mask-piloted Mask2Former) for Hugging Face Transformers.
 
-Importing this package registers its classes with the Auto classes and with `pipeline("image-segmentation")`.
+Importing this package registers its classes with the Auto classes and `pipeline("image-segmentation")`.
 """
 
 from transformers import (
@@ -10,7 +10,7 @@ from transformers import (
     AutoModelForImageSegmentation,
     AutoModelForUniversalSegmentation,
 )
-from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
 
 from .configuration_mpformer import MPFormerConfig
 from .image_processing_mpformer import MPFormerImageProcessor, MPFormerImageProcessorPil
@@ -32,6 +32,19 @@ __all__ = [
 ]
 
 
+class _ImageSegmentationPipeline(ImageSegmentationPipeline):
+    """Creates MP-Former's pipeline for MP-Former models, and transformers' own pipeline for all other models.
+
+    `transformers.pipeline` (transformers/pipelines/__init__.py, `check_task`) selects the class by task only; a
+    repository's `custom_pipelines` need `trust_remote_code`. So the entry of the task is this class.
+    """
+
+    def __new__(cls, *args, model=None, **kwargs):
+        own = isinstance(getattr(model, "config", None), MPFormerConfig)
+        chosen = MPFormerImageSegmentationPipeline if own else ImageSegmentationPipeline
+        return chosen(*args, model=model, **kwargs)  # not an instance of `cls`, so its __init__ is not called again
+
+
 def _register():
     AutoConfig.register("mpformer", MPFormerConfig, exist_ok=True)
     AutoImageProcessor.register(
@@ -40,10 +53,9 @@ def _register():
         exist_ok=True,
     )
     AutoModel.register(MPFormerConfig, MPFormerModel, exist_ok=True)
-    for auto in (AutoModelForUniversalSegmentation, AutoModelForImageSegmentation):
-        auto.register(MPFormerConfig, MPFormerForUniversalSegmentation, exist_ok=True)
-    # Same pipeline for every other model; for ours it asks the processor for task and thresholds.
-    PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = MPFormerImageSegmentationPipeline
+    for auto_class in (AutoModelForUniversalSegmentation, AutoModelForImageSegmentation):
+        auto_class.register(MPFormerConfig, MPFormerForUniversalSegmentation, exist_ok=True)
+    PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = _ImageSegmentationPipeline
 
 
 _register()

@@ -1,35 +1,40 @@
 """Configuration of MP-Former: Mask2Former's fields and those of the mask pilot."""
 
+from typing import Literal, get_args
+
 from transformers import Mask2FormerConfig
 
-PILOT_NOISES = ("point", "shift", "scale", "shift_scale", "patch", "dropout")
+PilotNoise = Literal["point", "shift", "scale", "shift_scale", "patch", "dropout"]
+PILOT_NOISES = get_args(PilotNoise)
 
 
 class MPFormerConfig(Mask2FormerConfig):
-    """Mask2Former's configuration plus the mask pilot's (MP-Former, CVPR 2023, section 3).
+    """Mask2Former's configuration with that of the mask pilot (MP-Former, CVPR 2023, section 3).
 
-    Every field of [`Mask2FormerConfig`] keeps its meaning and its default. `decoder_layers` counts predictions, as
-    there: 10 means 9 decoder layers and the prediction of the initial queries. The pilot acts in training only.
+    All fields of [`Mask2FormerConfig`] have the same meaning and defaults. As there, `decoder_layers` counts
+    predictions: 10 means 9 decoder layers and the prediction of the initial queries. The pilot is used in training
+    only.
 
     Args:
-        mask_piloting (`bool`, defaults to `True`): train with pilot queries; False is plain Mask2Former.
+        mask_piloting (`bool`, defaults to `True`): train with pilot queries; False is a plain Mask2Former.
         pilot_groups (`int >= 1`, defaults to 1): independent copies of the pilot queries.
         pilot_query_budget (`int >= 1`, *optional*): if set, `groups = max(1, budget // largest target count)`.
         pilot_layers (`int >= 0`, *optional*): the first k cross-attentions use ground-truth masks; None means all.
         pilot_noise (`str`, defaults to `"point"`): point, shift, scale, shift_scale, patch or dropout.
         pilot_noise_scale (`float >= 0`, defaults to 0.0): strength of the mask noise; 0 is the clean mask.
-        pilot_label_noise (`float` in [0, 1], defaults to 0.2): share of pilot queries shown a random class.
-        pilot_per_head_noise (`bool`, defaults to `False`): draw the mask noise anew for each attention head.
+        pilot_label_noise (`float` in [0, 1], defaults to 0.2): share of pilot queries that get the embedding of a
+            random class.
+        pilot_per_head_noise (`bool`, defaults to `False`): draw separate mask noise for each attention head.
         pilot_class_loss (`bool`, defaults to `True`): classify the pilot queries too.
         pilot_loss_weight (`float >= 0`, defaults to 1.0): factor on all pilot losses.
-        query_position_embeddings (`bool`, defaults to `True`): learned positions of the queries. Mask2Former has
-            them, the public MP-Former release has none.
+        query_position_embeddings (`bool`, defaults to `True`): learned position embeddings of the queries. Mask2Former
+            has them, the public MP-Former release does not.
 
-        mask_loss_points (`str`, defaults to `"image"`): which masks share the points of the mask losses: those of an
-            `image`, those of a `prediction` of an image, or none (`mask`), as in the official code.
+        mask_loss_points (`str`, defaults to `"image"`): masks that share the candidate points of the mask losses: those
+            of an `image`, those of a `prediction` of an image, or none (`mask`), as in the official code.
 
     Raises:
-        ValueError: a pilot field is out of its range; the message names the field.
+        ValueError: a field is out of range; the message has its name.
     """
 
     model_type = "mpformer"
@@ -68,7 +73,7 @@ class MPFormerConfig(Mask2FormerConfig):
         require(0 <= self.importance_sample_ratio <= 1, "importance_sample_ratio", "between 0 and 1")
         enough = self.oversample_ratio >= self.importance_sample_ratio
         require(enough, "oversample_ratio", "at least importance_sample_ratio")
-        require(self.decoder_layers >= 2, "decoder_layers", "at least 2 (predictions; one less are layers)")
+        require(self.decoder_layers >= 2, "decoder_layers", "at least 2")
         require(self.hidden_dim % self.num_attention_heads == 0, "hidden_dim", "a multiple of num_attention_heads")
         require(
             tuple(self.feature_strides) == (4, 8, 16, 32) and self.common_stride == 4,

@@ -1,7 +1,6 @@
-"""Official checkpoints of MP-Former and Mask2Former (detectron2) to Hugging Face: names, architecture, weights.
+"""Conversion of official checkpoints of MP-Former and Mask2Former (detectron2): names, architecture, weights.
 
-The official names are regular, so each rule is a pattern and what becomes of it; a key that no rule explains is
-reported, never dropped in silence.
+Each rule is a pattern of official names and the new name. A key that no rule matches is an error.
 """
 
 import re
@@ -26,17 +25,11 @@ PIXEL_LAYER = r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\."
 SWIN_BLOCK = ENCODER + r"swin.encoder.layers.\1.blocks.\2."
 RESNET_BLOCK = ENCODER + r"encoder.stages.{stage}.layers.\2."
 
-# (official pattern, new name); a tuple of new names splits the tensor into equal parts along its first axis.
+# (official pattern, new name). With several new names, the tensor is split into equal parts along its first axis.
 RULES: list[tuple[str, str | tuple[str, ...]]] = [
     # transformer decoder
-    (
-        SELF + r"self_attn\.in_proj_(weight|bias)",
-        tuple(LAYER + rf"self_attn.{name}_proj.\2" for name in "qkv"),
-    ),
-    (
-        SELF + r"self_attn\.out_proj\.(\w+)",
-        LAYER + r"self_attn.out_proj.\2",
-    ),
+    (SELF + r"self_attn\.in_proj_(weight|bias)", tuple(LAYER + rf"self_attn.{name}_proj.\2" for name in "qkv")),
+    (SELF + r"self_attn\.out_proj\.(\w+)", LAYER + r"self_attn.out_proj.\2"),
     (SELF + r"norm\.(\w+)", LAYER + r"self_attn_layer_norm.\2"),
     (CROSS + r"multihead_attn\.(.+)", LAYER + r"cross_attn.\2"),
     (CROSS + r"norm\.(\w+)", LAYER + r"cross_attn_layer_norm.\2"),
@@ -50,19 +43,12 @@ RULES: list[tuple[str, str | tuple[str, ...]]] = [
     (r"predictor\.label_enc\.weight", MODULE + "pilot_class_embedder.weight"),
     (r"predictor\.input_proj\.(\d)\.(\w+)", MODULE + r"input_projections.\1.\2"),
     (r"predictor\.class_embed\.(\w+)", r"class_predictor.\1"),
-    (r"criterion\.empty_weight", "criterion.empty_weight"),
     # pixel decoder
     (r"pixel_decoder\.input_proj\.(\d)\.([01])\.(\w+)", PIXEL + r"input_projections.\1.\2.\3"),
     (r"pixel_decoder\.transformer\.level_embed", PIXEL + "level_embed"),
     (PIXEL_LAYER + r"self_attn\.(.+)", PIXEL + r"encoder.layers.\1.self_attn.\2"),
-    (
-        PIXEL_LAYER + r"norm1\.(\w+)",
-        PIXEL + r"encoder.layers.\1.self_attn_layer_norm.\2",
-    ),
-    (
-        PIXEL_LAYER + r"norm2\.(\w+)",
-        PIXEL + r"encoder.layers.\1.final_layer_norm.\2",
-    ),
+    (PIXEL_LAYER + r"norm1\.(\w+)", PIXEL + r"encoder.layers.\1.self_attn_layer_norm.\2"),
+    (PIXEL_LAYER + r"norm2\.(\w+)", PIXEL + r"encoder.layers.\1.final_layer_norm.\2"),
     (PIXEL_LAYER + r"linear([12])\.(\w+)", PIXEL + r"encoder.layers.\1.fc\2.\3"),
     (r"pixel_decoder\.mask_features\.(\w+)", PIXEL + r"mask_projection.\1"),
     (r"pixel_decoder\.(adapter|layer)_1\.weight", PIXEL + r"\1_1.0.weight"),
@@ -92,20 +78,24 @@ RULES: list[tuple[str, str | tuple[str, ...]]] = [
     (r"backbone\.layers\.(\d)\.downsample\.(.+)", ENCODER + r"swin.encoder.layers.\1.downsample.\2"),
     (r"backbone\.norm(\d)\.(\w+)", ENCODER + r"hidden_states_norms.stage{norm}.\2"),
 ]
-# Constants that the new model computes itself.
-DERIVED = (r"backbone\.layers\.\d\.blocks\.\d+\.attn\.relative_position_index", r"pixel_(mean|std)")
+# Constants, which are not parameters of the new model.
+CONSTANTS = (
+    r"criterion\.empty_weight",
+    r"backbone\.layers\.\d\.blocks\.\d+\.attn\.relative_position_index",
+    r"pixel_(mean|std)",
+)
 
 
 def rename(key: str) -> tuple[str, ...] | None:
-    """New name (several where the tensor is split) of an official key without `sem_seg_head.`, `()` for a constant
-    that is not needed, None for an unknown key."""
-    if any(re.fullmatch(pattern, key) for pattern in DERIVED):
+    """New names of an official key without `sem_seg_head.` (several if the tensor is split, none for a constant), or
+    None for an unknown key."""
+    if any(re.fullmatch(pattern, key) for pattern in CONSTANTS):
         return ()
     for pattern, new in RULES:
         match = re.fullmatch(pattern, key)
         if match:
             groups = match.groups()
-            shifted = {  # counts that start elsewhere
+            shifted = {  # indices with another offset
                 "stage": int(groups[0]) - 2 if "{stage}" in str(new) else None,
                 "conv": int(groups[2]) - 1 if "{conv}" in str(new) else None,
                 "norm": int(groups[0]) + 1 if "{norm}" in str(new) else None,
@@ -116,13 +106,13 @@ def rename(key: str) -> tuple[str, ...] | None:
 
 
 def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official weights under their new names.
+    """Official weights with their new names.
 
     Args:
         official: the `model` entry of a detectron2 checkpoint.
 
     Raises:
-        ValueError: keys that no rule explains; the message lists the first of them.
+        ValueError: it has unknown keys; the message lists the first of them.
     """
     converted, unknown = {}, []
     for key, tensor in official.items():
@@ -132,13 +122,13 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         converted |= dict(zip(names, tensor.chunk(len(names)) if names else (), strict=True))
     if unknown:
-        shown = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        raise ValueError(f"{len(unknown)} keys of the checkpoint are not MP-Former's or Mask2Former's: {shown}")
+        listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise ValueError(f"{len(unknown)} keys of the checkpoint are not MP-Former's or Mask2Former's: {listed}")
     return converted
 
 
 def read_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
-    """Architecture from the shapes of official weights (R50, R101, Swin).
+    """Configuration from the shapes of official weights (R50, R101, Swin).
 
     Args:
         official: the `model` entry of a detectron2 checkpoint.
@@ -146,20 +136,20 @@ def read_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
             Mask2Former with the pilot.
 
     Raises:
-        ValueError: no MP-Former or Mask2Former; the message names the keys that are missing.
+        ValueError: it is not an MP-Former or Mask2Former; the message lists the missing keys.
     """
     weights = {key.removeprefix("sem_seg_head."): tensor for key, tensor in official.items()}
-    needed = ("predictor.class_embed.weight", "predictor.query_feat.weight", "pixel_decoder.mask_features.weight")
-    missing = [key for key in needed if key not in weights]
+    required = ("predictor.class_embed.weight", "predictor.query_feat.weight", "pixel_decoder.mask_features.weight")
+    missing = [key for key in required if key not in weights]
     if missing:
         raise ValueError(f"Not an image checkpoint of MP-Former or Mask2Former: {', '.join(missing)} missing.")
 
     def layers(prefix: str) -> int:
-        found = {re.match(re.escape(prefix) + r"(\d+)\.", key) for key in weights}
-        return len({match[1] for match in found if match})
+        matches = {re.match(re.escape(prefix) + r"(\d+)\.", key) for key in weights}
+        return len({match[1] for match in matches if match})
 
     layer = "pixel_decoder.transformer.encoder.layers.0."
-    found = {
+    architecture = {
         "num_labels": weights["predictor.class_embed.weight"].shape[0] - 1,
         "backbone_config": read_backbone(weights, layers),
         "feature_size": weights["pixel_decoder.mask_features.weight"].shape[1],
@@ -175,11 +165,15 @@ def read_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
         "mask_piloting": "predictor.label_enc.weight" in weights,
         "query_position_embeddings": "predictor.query_embed.weight" in weights,
     }
-    return MPFormerConfig(**{**found, **fields})
+    return MPFormerConfig(**{**architecture, **fields})
 
 
 def read_backbone(weights: Mapping[str, Tensor], layers) -> ResNetConfig | SwinConfig:
-    """Backbone from its weights; `layers(prefix)` counts the indices that follow a prefix."""
+    """Configuration of the backbone from its weights; `layers(prefix)` counts the indices after a prefix.
+
+    Raises:
+        ValueError: it is neither a ResNet nor a Swin.
+    """
     if "backbone.patch_embed.proj.weight" in weights:
         tables = [weights[f"backbone.layers.{i}.blocks.0.attn.relative_position_bias_table"].shape for i in range(4)]
         return SwinConfig(
@@ -202,26 +196,25 @@ def read_backbone(weights: Mapping[str, Tensor], layers) -> ResNetConfig | SwinC
 
 
 def convert_checkpoint(official: Mapping[str, Tensor], **fields) -> MPFormerForUniversalSegmentation:
-    """A model in eval mode with the official weights.
+    """A model with the official weights, in evaluation mode.
 
     Args:
         official: the `model` entry of a detectron2 checkpoint.
         fields: fields of the configuration, for example `id2label`.
 
     Raises:
-        ValueError: a key is unknown, missing, or of a wrong shape; nothing is loaded in part.
+        ValueError: a key is unknown or missing, or has another shape.
     """
     config = read_config(official, **fields)
     weights = convert_state_dict(official)
     model = MPFormerForUniversalSegmentation(config).eval()
     own = model.state_dict()
-    for key in own:  # what the official code does not store
-        fresh = ("num_batches_tracked", "swin.layernorm.", "criterion.empty_weight", "pilot_class_embedder.")
-        if any(part in key for part in fresh):
+    for key in own:  # not in official checkpoints
+        if any(part in key for part in ("num_batches_tracked", "swin.layernorm.", "pilot_class_embedder.")):
             weights.setdefault(key, own[key])
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     if missing or extra:
-        raise ValueError(f"The checkpoint lacks {missing[:8]} and has {extra[:8]} besides the model's weights.")
+        raise ValueError(f"The checkpoint has no {missing[:8]} and additional {extra[:8]}.")
     wrong = [key for key in own if own[key].shape != weights[key].shape]
     if wrong:
         raise ValueError(f"Shapes differ: {', '.join(wrong[:8])}")

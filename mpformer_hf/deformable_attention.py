@@ -1,7 +1,7 @@
 """Multi-scale deformable attention: the one operator of the pixel decoder.
 
-Sampling is one weighted gather: every bilinear corner of every sampling point is a row of the value table, weighted
-by (bilinear weight) x (attention weight). `embedding_bag` does that sum without materialising the samples.
+Sampling is a weighted gather: each bilinear corner of each sampling point is a row of the value table with the weight
+(bilinear weight) x (attention weight). `embedding_bag` computes the sum without storing the samples.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def gather_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Sums of weighted rows: `out[m] = sum_k weights[m, k] * table[rows[m, k]]`.
+    """Weighted sums of rows: `out[m] = sum_k weights[m, k] * table[rows[m, k]]`.
 
     Args:
         table: `[R, D]` float.
@@ -26,12 +26,13 @@ def gather_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     differentiable = torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)
     if differentiable and table.device.type == "cpu" and not torch.compiler.is_compiling():
         return GatherRows.apply(table, rows, weights)
-    rows = rows.long() if torch.compiler.is_exporting() else rows  # what ONNX knows
+    rows = rows.long() if torch.compiler.is_exporting() else rows  # ONNX needs int64
     return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
 
 class GatherRows(torch.autograd.Function):
-    """`gather_rows` with a faster backward pass for the CPU: both gradients are sparse matrix products as well."""
+    """`gather_rows` with a faster backward pass on the CPU: both gradients are sparse matrix products. `python -m
+    scripts.benchmark --rows operators` compares it with PyTorch's backward pass."""
 
     @staticmethod
     def forward(ctx, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -49,44 +50,45 @@ class GatherRows(torch.autograd.Function):
 
 
 def scatter_rows(grad: Tensor, rows: Tensor, weights: Tensor, length: int) -> Tensor:
-    """`out[r]`: sum of `weights[m, k] * grad[m]` over all places where `rows[m, k] = r`; `[length, D]`. Sorted by row,
-    the places of each row are a bag."""
-    ordered, places = rows.flatten().sort()
+    """`out[r]` = sum of `weights[m, k] * grad[m]` over all (m, k) with `rows[m, k] = r`; `[length, D]`. After sorting
+    by row, the entries of a row are a bag."""
+    ordered, positions = rows.flatten().sort()
     starts = torch.searchsorted(ordered, torch.arange(length, dtype=rows.dtype))
-    sources = places // rows.shape[1]
-    return F.embedding_bag(sources, grad, starts, mode="sum", per_sample_weights=weights.flatten()[places])
+    sources = positions // rows.shape[1]
+    return F.embedding_bag(sources, grad, starts, mode="sum", per_sample_weights=weights.flatten()[positions])
 
 
 def dot_rows(grad: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """`out[m, k] = grad[m] . table[rows[m, k]]`; `[M, K]`: a matrix product at chosen places only."""
+    """`out[m, k] = grad[m] . table[rows[m, k]]`; `[M, K]`: a sampled matrix product."""
     bags, size = rows.shape
     ends = torch.arange(0, bags * size + 1, size, dtype=rows.dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # sparse tensors are in beta, and unchecked
-        places = torch.sparse_csr_tensor(
+        warnings.simplefilter("ignore", UserWarning)  # sparse CSR tensors are in beta
+        pattern = torch.sparse_csr_tensor(
             ends, rows.flatten(), grad.new_zeros(bags * size), (bags, len(table)), check_invariants=False
         )
-    return torch.sparse.sampled_addmm(places, grad, table.T, beta=0.0).values().view(bags, size)
+    return torch.sparse.sampled_addmm(pattern, grad, table.T, beta=0.0).values().view(bags, size)
 
 
 def per_point(numbers: list[int], points: int, like: Tensor) -> Tensor:
-    """A number of each level, at its points: `[L * P]`; made by filling, so that exported sizes stay symbols."""
+    """One number per level, repeated for its points: `[L * P]`. Filled, so that exported sizes remain symbolic."""
     return torch.cat([like.new_full((points,), number) for number in numbers])
 
 
 def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples (Deformable DETR, equation 3), zero outside the maps.
 
-    Each map gets a border of zeros, and positions are moved onto it from outside, so that no corner needs a test.
+    Each map is padded with a border of zeros, and positions outside are clamped onto it, so corners need no bounds
+    check.
 
     Shape letters: B batch, S cells of all levels, N heads, D channels per head, Q queries, L levels, P points,
     R cells of all levels with their borders.
 
     Args:
-        value: `[B, S, N, D]` float, the levels one after the other, each row-major.
+        value: `[B, S, N, D]` float, levels concatenated, each row-major.
         shapes: `(height, width)` of each level; their areas sum to S.
-        x, y: `[B * Q, N, L * P]` float, positions in cells of the level: 0 is its left or upper edge; cell centres lie
-            at i + 0.5. Levels one after the other. (Three dimensions: of four, the compiler would make images.)
+        x, y: `[B * Q, N, L * P]` float, positions in cells of the level: 0 is the left or upper edge, i + 0.5 the
+            centre of cell i. (With four dimensions the compiler would choose a channels-last layout.)
         weights: `[B * Q, N, L * P]` float.
 
     Returns:
@@ -103,8 +105,8 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor,
     table = torch.cat(bordered, dim=1)  # [B, R, N * D]
     starts = [sum(map_.shape[1] for map_ in bordered[:level]) for level in range(len(shapes))]
 
-    def locate(position: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:  # upper or left corner, and the way to go on
-        position = (position + 0.5).clamp(torch.zeros_like(last), last + 1)  # in cells of the bordered map
+    def locate(position: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:  # upper or left corner, and fraction
+        position = (position + 0.5).clamp(torch.zeros_like(last), last + 1)  # in cells of the padded map
         corner = torch.minimum(position.detach().floor(), last)
         return corner, position - corner
 
@@ -113,7 +115,7 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor,
     top, fy = locate(y, per_point(heights, points, y))
     cell = (top * pitch + left + per_point(starts, points, x)).to(torch.int32)  # exact below 2**24
     head = torch.arange(N, device=value.device, dtype=torch.int32)[:, None]
-    upper = cell.clamp(min=0) * N + head  # row of the upper left corner; NaN became some cell
+    upper = cell.clamp(min=0) * N + head  # row of the upper left corner; the clamp is for NaN
     lower = upper + (pitch * N).to(torch.int32)
     rows = torch.cat((upper, upper + N, lower, lower + N), -1)
     image = torch.arange(B, device=value.device, dtype=torch.int32)[:, None, None] * (table.shape[1] * N)
@@ -127,8 +129,30 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor,
     return sampled.view(-1, N * D)
 
 
+class ZeroInitLinear(nn.Linear):
+    """A linear layer whose initial weights are 0, see `MPFormerPreTrainedModel._init_weights`."""
+
+
+class SamplingOffsets(ZeroInitLinear):
+    """Linear layer from queries to sampling offsets, `[..., num_heads * num_levels * num_points * 2]`, in cells."""
+
+    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int):
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        super().__init__(dim, num_heads * num_levels * num_points * 2)
+
+    def initial_bias(self) -> Tensor:
+        """Initial offsets, float32 `[num_heads * num_levels * num_points * 2]`: point k of head i is k + 1 cells away
+        in direction i (Deformable DETR, appendix A.4)."""
+        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        direction = torch.stack((angle.cos(), angle.sin()), -1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = direction[:, None, None] * distance[:, None]
+        return offsets.expand(-1, self.num_levels, -1, -1).flatten()
+
+
 class MultiScaleDeformableAttention(nn.Module):
-    """Every query attends to `num_points` learned places of each level around its reference point.
+    """Every query attends to `num_points` learned positions per level around its reference point.
 
     Args:
         dim: channels of queries and values.
@@ -138,26 +162,16 @@ class MultiScaleDeformableAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, num_levels: int = 3, num_points: int = 4):
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.sampling_offsets = SamplingOffsets(dim, num_heads, num_levels, num_points)
+        self.attention_weights = ZeroInitLinear(dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
-
-    def initial_offsets(self) -> Tensor:
-        """Bias of `sampling_offsets` `[num_heads * num_levels * num_points * 2]`: head i looks in direction i, point
-        k at k + 1 cells (Deformable DETR, appendix A.4)."""
-        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
-        direction = torch.stack((angle.cos(), angle.sin()), -1)
-        direction = direction / direction.abs().amax(-1, keepdim=True)
-        reach = torch.arange(1, self.num_points + 1, dtype=torch.float32)
-        offsets = direction[:, None, None] * reach[:, None]
-        return offsets.expand(-1, self.num_levels, -1, -1).flatten()
 
     def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """
         Args:
             query: `[B, Q, dim]`, content plus position.
-            value: `[B, S, dim]`, the levels one after the other.
+            value: `[B, S, dim]`, levels concatenated.
             reference: `[Q, 2]`, (x, y) in [0, 1].
             shapes: `(height, width)` of each level.
 
@@ -169,7 +183,7 @@ class MultiScaleDeformableAttention(nn.Module):
         x, y = self.sampling_offsets(query).view(B * Q, N, L * P, 2).unbind(-1)
         weights = self.attention_weights(query).view(B * Q, N, L * P).softmax(-1)
         table = self.value_proj(value).view(B, -1, N, dim // N)
-        with torch.autocast(query.device.type, enabled=False):  # sampling places need more than 8 bits of mantissa
+        with torch.autocast(query.device.type, enabled=False):  # positions need more than 8 bits of mantissa
             wide = torch.promote_types(table.dtype, torch.float32)
 
             def in_cells(offset: Tensor, centre: Tensor, sides: list[int]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Image processors of MP-Former: images and segmentation maps in, results out.
+"""Image processors of MP-Former: preprocessing of images and segmentation maps, and post-processing of outputs.
 
-Label convention, in this one place: class ids are 0..K-1; 255 (`ignore_index`) is void in label maps.
+Label convention: class ids are 0..K-1; 255 (`ignore_index`) is void in label maps.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from transformers.processing_utils import ImagesKwargs
 
 from .boxes import mask_boxes
 from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
-from .postprocessing import Frame, find_instances, find_panoptic_segments, paint_instances, semantic_scores
+from .postprocessing import ResizeGeometry, find_instances, find_panoptic_segments, paint_instances, semantic_scores
 
 TASKS = ("semantic", "instance", "panoptic")
 
 
 class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
-    """What Mask2Former's processor takes, and what a model should carry with it.
+    """Arguments of Mask2Former's processor, and those of post-processing.
 
-    size_divisor: padded sides are multiples of it.
-    ignore_index: void in segmentation maps; also fills their padding.
-    do_reduce_labels: id 0 becomes void and every other id one less; void stays void.
-    task: semantic, instance or panoptic; what the pipeline does by default.
+    size_divisor: the sides of padded images are multiples of it.
+    ignore_index: void in segmentation maps.
+    do_reduce_labels: id 0 becomes void, other ids become one less; void remains void.
+    task: semantic, instance or panoptic; default task of the pipeline.
     threshold, mask_threshold, overlap_mask_area_threshold: defaults of post-processing.
     label_ids_to_fuse: stuff classes, whose panoptic segments are merged.
     """
@@ -45,7 +45,7 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class MPFormerProcessing:
-    """What both backends share: maps to masks, padding, post-processing."""
+    """Segmentation maps, padding and post-processing, for both backends."""
 
     valid_kwargs = MPFormerImageProcessorKwargs
     model_input_names = ("pixel_values", "pixel_mask")
@@ -82,16 +82,15 @@ class MPFormerProcessing:
         instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None = None,
         **kwargs,
     ) -> BatchFeature:
-        """Resize, normalise and pad images; turn maps into one mask and class per segment.
+        """Resize, normalise and pad images; convert maps to one mask and class per segment.
 
         Args:
             images: one image or a list: PIL of any mode, or numpy or torch with 1, 3 or 4 channels, first or last;
                 converted to RGB.
-            segmentation_maps: per image an integer map of the image's size: class ids, or ids of segments; in a list
-                also `[L, H, W]`, layers for segments that overlap.
-            instance_id_to_semantic_id: if given (one for all images or one each), maps hold segment ids and this
-                gives their classes; ids that are not in it are void. With `do_reduce_labels` the classes too are
-                one less.
+            segmentation_maps: per image an integer map of the image's size, of class or segment ids; in a list also
+                `[L, H, W]`, layers of segments that overlap.
+            instance_id_to_semantic_id: if given (one for all images or one each), maps have segment ids and this gives
+                their classes; other ids are void. `do_reduce_labels` also applies to these classes.
             kwargs: any field of the processor, for this call.
 
         Returns:
@@ -109,15 +108,12 @@ class MPFormerProcessing:
         self, images, maps, instance_id_to_semantic_id, do_convert_rgb, input_data_format, return_tensors, **kwargs
     ) -> BatchFeature:
         images = self._prepare_image_like_inputs(
-            images,
-            do_convert_rgb=do_convert_rgb,
-            input_data_format=input_data_format,
-            device=kwargs.get("device"),
+            images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=kwargs.get("device")
         )
         if not images:
-            raise ValueError("There is no image.")
+            raise ValueError("images is empty.")
         if kwargs["do_center_crop"] or kwargs["do_pad"] is False:
-            raise ValueError("This processor never crops and always pads: do_center_crop=True and do_pad=False fail.")
+            raise ValueError("do_center_crop=True and do_pad=False are not supported.")
         for index, image in enumerate(images):
             if image.shape[0] != len(kwargs["image_mean"]) and kwargs["do_normalize"]:
                 raise ValueError(
@@ -141,15 +137,15 @@ class MPFormerProcessing:
     def transform_maps(
         self, maps, instance_id_to_semantic_id, sizes, padded, do_reduce_labels, ignore_index, **kwargs
     ) -> dict[str, list[Tensor]]:
-        """Maps, resized with the images, to padded masks and classes."""
-        tables = instance_id_to_semantic_id
-        if not isinstance(tables, list):
-            tables = [tables] * len(maps)
-        if len(tables) != len(maps):
-            raise ValueError(f"instance_id_to_semantic_id has {len(tables)} entries for {len(maps)} images.")
+        """Convert maps to padded masks and classes; they are resized as their images."""
+        classes_of_ids = instance_id_to_semantic_id
+        if not isinstance(classes_of_ids, list):
+            classes_of_ids = [classes_of_ids] * len(maps)
+        if len(classes_of_ids) != len(maps):
+            raise ValueError(f"instance_id_to_semantic_id has {len(classes_of_ids)} entries for {len(maps)} images.")
         mask_labels, class_labels = [], []
-        for map_, size, table in zip(maps, sizes, tables, strict=True):
-            masks, classes = split_segments(resize_map(map_, size), table, do_reduce_labels, ignore_index)
+        for map_, size, id_to_class in zip(maps, sizes, classes_of_ids, strict=True):
+            masks, classes = split_segments(resize_map(map_, size), id_to_class, do_reduce_labels, ignore_index)
             margin = (0, padded[1] - size[1], 0, padded[0] - size[0])
             mask_labels.append(F.pad(masks, margin) if any(margin) else masks)
             class_labels.append(classes)
@@ -157,7 +153,7 @@ class MPFormerProcessing:
 
     # --- Post-processing ---
 
-    def _frames(self, outputs, target_sizes: Sequence[tuple[int, int]] | Tensor | None) -> list[Frame]:
+    def _geometries(self, outputs, target_sizes: Sequence[tuple[int, int]] | Tensor | None) -> list[ResizeGeometry]:
         masks = outputs.masks_queries_logits
         batch = len(masks)
         padded = tuple(4 * side for side in masks.shape[-2:])
@@ -165,20 +161,20 @@ class MPFormerProcessing:
         pixel_mask = getattr(outputs, "pixel_mask", None)
         if pixel_mask is not None:
             padded = tuple(pixel_mask.shape[-2:])
-            extent = torch.stack((pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)), 1).long()
-            images = [tuple(size) for size in extent.tolist()]
+            sizes = torch.stack((pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)), 1).long()
+            images = [tuple(size) for size in sizes.tolist()]
         if target_sizes is None:
             targets = images
         else:
             targets = [tuple(int(side) for side in size) for size in target_sizes]
             if len(targets) != batch:
                 raise ValueError(f"target_sizes has {len(targets)} entries for {batch} images.")
-        return [Frame(padded, image, target) for image, target in zip(images, targets, strict=True)]
+        return [ResizeGeometry(padded, image, target) for image, target in zip(images, targets, strict=True)]
 
-    def _each(self, outputs, target_sizes):
+    def _per_image(self, outputs, target_sizes):
         logits = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
-        for (classes, masks), frame in zip(logits, self._frames(outputs, target_sizes), strict=True):
-            yield classes.detach(), masks.detach(), frame
+        for (classes, masks), geometry in zip(logits, self._geometries(outputs, target_sizes), strict=True):
+            yield classes.detach(), masks.detach(), geometry
 
     def _default(self, value, name: str):
         return getattr(self, name) if value is None else value
@@ -189,20 +185,21 @@ class MPFormerProcessing:
         """The most likely class of each pixel.
 
         Args:
-            outputs: [`MPFormerForUniversalSegmentationOutput`] (or Mask2Former's); its `pixel_mask`, if there, says
-                what is padding.
+            outputs: [`MPFormerForUniversalSegmentationOutput`] or Mask2Former's. Padding is cropped by its
+                `pixel_mask`, if it has one.
             target_sizes: (height, width) of each result; default: the processed image without padding.
             return_segmentation_scores: also return scores.
 
         Returns:
-            per image int64 `[H, W]`, or a dict of it as `segmentation` and `scores` float32 `[K, H, W]`, at least 0.
+            per image int64 `[H, W]`, or a dict of `segmentation` int64 `[H, W]` and `scores` float32 `[K, H, W]`, at
+            least 0.
         """
         results = []
-        for classes, masks, frame in self._each(outputs, target_sizes):
-            scores = semantic_scores(classes, masks, frame)
+        for classes, masks, geometry in self._per_image(outputs, target_sizes):
+            scores = semantic_scores(classes, masks, geometry)
             segmentation = scores.argmax(0)
-            both = {"segmentation": segmentation, "scores": scores}
-            results.append(both if return_segmentation_scores else segmentation)
+            with_scores = {"segmentation": segmentation, "scores": scores}
+            results.append(with_scores if return_segmentation_scores else segmentation)
         return results
 
     def post_process_instance_segmentation(
@@ -216,49 +213,50 @@ class MPFormerProcessing:
         return_binary_maps: bool = False,
         max_detections: int = 100,
     ) -> list[dict]:
-        """Objects with scores. Classes in `label_ids_to_fuse` (stuff) are left out.
+        """Instances with scores. Classes in `label_ids_to_fuse` (stuff) are left out.
 
         Args:
             outputs, target_sizes: as in semantic post-processing.
             threshold: smallest score; default: the processor's.
-            mask_threshold: probability from which on a pixel belongs to a mask; default: the processor's.
-            overlap_mask_area_threshold: in a single map better objects cover worse ones, and one that keeps less than
-                this share of its area is left out; binary maps and RLE overlap freely and need none.
+            mask_threshold: pixels of a higher probability belong to a mask; default: the processor's.
+            overlap_mask_area_threshold: in a single map, instances of higher scores cover others; those of which less
+                than this share of the area is visible are left out. Not used for binary maps and RLE, which may
+                overlap.
             return_coco_annotation: `segmentation` is a list of RLE dicts, as pycocotools reads them.
             return_binary_maps: `segmentation` is bool `[n, H, W]`.
-            max_detections: most pairs of query and class considered.
+            max_detections: number of pairs of query and class with the highest class probabilities to consider.
 
         Returns:
-            per image a dict: `segmentation`, by default int32 `[H, W]` of ids, -1 = nothing; `segments_info`, best
-            first: `id` (0, 1, ...), `label_id`, `score`, `was_fused` (False), `bbox` of the whole mask, covered parts
-            included (x, y, width, height; pixels).
+            per image a dict: `segmentation`, by default int32 `[H, W]` of ids, -1 = no instance; `segments_info` by
+            descending score: `id` (0, 1, ...), `label_id`, `score`, `was_fused` (False), `bbox` (x, y, width, height in
+            pixels, of the mask including covered parts).
 
         Raises:
-            ValueError: both return options at once.
+            ValueError: both return options are set.
         """
         if return_coco_annotation and return_binary_maps:
-            raise ValueError("return_coco_annotation and return_binary_maps exclude each other.")
+            raise ValueError("return_coco_annotation and return_binary_maps are mutually exclusive.")
         results = []
-        for classes, masks, frame in self._each(outputs, target_sizes):
-            found = find_instances(
+        for classes, masks, geometry in self._per_image(outputs, target_sizes):
+            instances = find_instances(
                 classes,
                 masks,
-                frame,
+                geometry,
                 threshold=self._default(threshold, "threshold"),
                 mask_threshold=self._default(mask_threshold, "mask_threshold"),
                 max_detections=max_detections,
                 exclude_labels=set(self.label_ids_to_fuse),
             )
-            kept = list(range(len(found.scores)))
+            kept = list(range(len(instances.scores)))
             if return_binary_maps:
-                segmentation = found.masks
+                segmentation = instances.masks
             elif return_coco_annotation:
-                segmentation = [encode_rle(mask) for mask in found.masks.cpu().numpy()]
+                segmentation = [encode_rle(mask) for mask in instances.masks.cpu().numpy()]
             else:
                 overlap = self._default(overlap_mask_area_threshold, "overlap_mask_area_threshold")
-                segmentation, kept = paint_instances(found, overlap)
-            boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in mask_boxes(found.masks).tolist()]
-            scores, labels = found.scores.tolist(), found.labels.tolist()
+                segmentation, kept = paint_instances(instances, overlap)
+            boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in mask_boxes(instances.masks).tolist()]
+            scores, labels = instances.scores.tolist(), instances.labels.tolist()
             segments = [
                 {
                     "id": position,
@@ -281,25 +279,25 @@ class MPFormerProcessing:
         label_ids_to_fuse: set[int] | None = None,
         target_sizes=None,
     ) -> list[dict]:
-        """Each pixel to at most one segment.
+        """Panoptic segments; each pixel belongs to at most one.
 
         Args:
             outputs, target_sizes: as in semantic post-processing.
             threshold: smallest class probability of a query (exclusive); default: the processor's.
-            mask_threshold: probability from which on a pixel belongs to a mask; default: the processor's.
-            overlap_mask_area_threshold: smallest share of its mask that a query must win; default: the processor's.
+            mask_threshold: pixels of at least this probability belong to a mask; default: the processor's.
+            overlap_mask_area_threshold: smallest share of a query's mask that must remain; default: the processor's.
             label_ids_to_fuse: stuff classes; default: the processor's.
 
         Returns:
-            per image a dict: `segmentation` int32 `[H, W]` of ids, 0 = nothing; `segments_info`: `id` (1, 2, ...),
+            per image a dict: `segmentation` int32 `[H, W]` of ids, 0 = no segment; `segments_info`: `id` (1, 2, ...),
             `label_id`, `was_fused`, `score`.
         """
         results = []
-        for classes, masks, frame in self._each(outputs, target_sizes):
+        for classes, masks, geometry in self._per_image(outputs, target_sizes):
             segmentation, segments = find_panoptic_segments(
                 classes,
                 masks,
-                frame,
+                geometry,
                 threshold=self._default(threshold, "threshold"),
                 mask_threshold=self._default(mask_threshold, "mask_threshold"),
                 overlap_mask_area_threshold=self._default(overlap_mask_area_threshold, "overlap_mask_area_threshold"),
@@ -310,26 +308,26 @@ class MPFormerProcessing:
 
 
 class MPFormerImageProcessor(MPFormerProcessing, TorchvisionBackend):
-    """Image processor of MP-Former on torchvision; fields and defaults: [`MPFormerImageProcessorKwargs`]."""
+    """Image processor of MP-Former with torchvision; for its fields see [`MPFormerImageProcessorKwargs`]."""
 
     def transform_images(self, images, *, do_resize, size, resample, disable_grouping, **kwargs) -> list[Tensor]:
-        """`[C, H, W]` images resized, rescaled and normalised, not padded."""
+        """Resize, rescale and normalise `[C, H, W]` images, without padding."""
         groups, order = group_images_by_shape(images, disable_grouping=disable_grouping)
         steps = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        done = {}
+        transformed = {}
         for shape, stacked in groups.items():
             if do_resize:
                 stacked = self.resize(stacked, size=size, resample=resample)
-            done[shape] = self.rescale_and_normalize(stacked, *(kwargs[step] for step in steps))
-        return reorder_images(done, order)
+            transformed[shape] = self.rescale_and_normalize(stacked, *(kwargs[step] for step in steps))
+        return reorder_images(transformed, order)
 
 
 class MPFormerImageProcessorPil(MPFormerProcessing, PilBackend):
-    """The same on PIL and NumPy."""
+    """Image processor of MP-Former with PIL and NumPy; for its fields see [`MPFormerImageProcessorKwargs`]."""
 
     def transform_images(self, images, *, do_resize, size, resample, **kwargs) -> list[Tensor]:
-        """`[C, H, W]` images resized, rescaled and normalised, not padded."""
-        done = []
+        """Resize, rescale and normalise `[C, H, W]` images, without padding."""
+        transformed = []
         for image in images:
             if do_resize:
                 image = self.resize(image, size=size, resample=resample)
@@ -337,8 +335,8 @@ class MPFormerImageProcessorPil(MPFormerProcessing, PilBackend):
                 image = self.rescale(image, kwargs["rescale_factor"])
             if kwargs["do_normalize"]:
                 image = self.normalize(image, kwargs["image_mean"], kwargs["image_std"])
-            done.append(torch.from_numpy(np.ascontiguousarray(image)))
-        return done
+            transformed.append(torch.from_numpy(np.ascontiguousarray(image)))
+        return transformed
 
 
 def padded_size(sizes: list[tuple[int, int]], divisor: int, pad_size=None) -> tuple[int, int]:

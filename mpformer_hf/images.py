@@ -1,4 +1,4 @@
-"""Image files and PIL images of any kind to RGB tensors of 8 bits."""
+"""Image files and PIL images of any mode to 8-bit RGB tensors."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 def to_rgb(image) -> Tensor:
-    """A PIL image, turned as its EXIF data say, to uint8 `[3, H, W]`. Grey, palette, CMYK become RGB; alpha is
-    dropped; 16 bits become 8, the upper ones; of an animation the current frame is taken.
+    """PIL image to uint8 `[3, H, W]`, rotated as its EXIF data say. Grey, palette and CMYK images become RGB; alpha is
+    dropped; of 16 bits the upper 8 are kept; of an animation the current frame is used.
 
     Raises:
-        ValueError: no image, or one whose range of values is unknown (32 bits, floats).
+        ValueError: it is not an image, or its range of values is unknown (32 bits, floats).
     """
     if not isinstance(image, Image.Image):
         raise ValueError(f"expected an image, got {type(image).__name__}")
@@ -30,16 +30,16 @@ def to_rgb(image) -> Tensor:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """An image file as `to_rgb` makes it; the first frame of an animation.
+    """Image file to uint8 `[3, H, W]`, see `to_rgb`; the first frame of an animation.
 
     Raises:
-        ValueError: no image, a truncated one, or one too large to be decoded; the message has no file name.
+        ValueError: it is not an image, truncated or too large to decode; the message has no file name.
     """
     try:
         with Image.open(path) as image:
             return to_rgb(image)
     except UnidentifiedImageError as error:
-        raise ValueError("it is no image file that can be read") from error
+        raise ValueError("it is not an image file") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from error
     except (OSError, SyntaxError, EOFError) as error:

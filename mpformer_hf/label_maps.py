@@ -1,4 +1,4 @@
-"""Label maps: integer maps of class or segment ids, split into one mask per segment, and run lengths of masks."""
+"""Label maps (integer maps of class or segment ids): conversion to one mask per segment, resizing, and RLE of masks."""
 
 import numpy as np
 import torch
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def as_maps(maps) -> list[Tensor]:
-    """One map or a list of maps (PIL, numpy, torch) to int32 tensors `[H, W]`, int64 where ids need it. An entry of a
-    list may be `[L, H, W]`: layers of segments that overlap.
+    """Convert one map or a list of maps (PIL, numpy, torch) to int32 tensors `[H, W]`, int64 for ids of 2**31 and more.
+    An entry of a list may be `[L, H, W]`: layers of segments that overlap.
 
     Raises:
-        ValueError: not integers, or not two or three axes.
+        ValueError: a map is not of integers, or has not two or three dimensions.
     """
     if not isinstance(maps, (list, tuple)):
         single = torch.is_tensor(maps) or isinstance(maps, np.ndarray)
@@ -29,9 +29,10 @@ def as_maps(maps) -> list[Tensor]:
 
 
 def check_maps(maps: list[Tensor], images: list) -> None:
-    """
+    """Compare maps with images.
+
     Raises:
-        ValueError: number or size of the maps is not that of the images.
+        ValueError: their numbers or sizes differ.
     """
     if len(maps) != len(images):
         raise ValueError(f"{len(images)} images, but {len(maps)} segmentation maps.")
@@ -44,7 +45,7 @@ def check_maps(maps: list[Tensor], images: list) -> None:
 
 
 def resize_map(map_: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest neighbour, by pixel centres, of any integer dtype: ids pass through no float.
+    """Nearest-neighbour resizing by pixel centres, for any integer dtype, without conversion to float.
 
     Args:
         map_: `[..., H, W]`.
@@ -60,12 +61,12 @@ def resize_map(map_: Tensor, size: tuple[int, int]) -> Tensor:
 def split_segments(
     map_: Tensor, id_to_class: dict[int, int] | None, do_reduce_labels: bool, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
-    """A map to one mask per id.
+    """Convert a map to one mask per id.
 
     Args:
         map_: int32 or int64 `[H, W]`, or `[L, H, W]` with each id in one layer.
-        id_to_class: classes of the ids; ids that are not in it are void. None: the ids are classes.
-        do_reduce_labels: class 0 is void, the others become one less; `ignore_index` stays void.
+        id_to_class: classes of the ids; other ids are void. None: the ids are classes.
+        do_reduce_labels: class 0 is void, the other classes become one less; `ignore_index` remains void.
         ignore_index: the class that is void.
 
     Returns:
@@ -88,8 +89,8 @@ def split_segments(
 
 
 def encode_rle(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run lengths of a bool `[H, W]` mask: `{"size": [H, W], "counts": [...]}`, column-major,
-    starting with the number of zeros."""
+    """COCO's uncompressed RLE of a bool `[H, W]` mask: `{"size": [H, W], "counts": [...]}`, column-major, starting with
+    the number of zeros."""
     flat = mask.flatten(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()

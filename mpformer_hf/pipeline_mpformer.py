@@ -1,4 +1,4 @@
-"""`pipeline("image-segmentation")` that is right by default: task and thresholds come from the image processor."""
+"""`pipeline("image-segmentation")` with task and thresholds from the image processor."""
 
 import logging
 from typing import Any
@@ -11,17 +11,17 @@ logger = logging.getLogger(__name__)
 
 
 class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
-    """transformers' pipeline; a processor that knows its `task` decides where the caller does not.
+    """transformers' [`ImageSegmentationPipeline`] with defaults from MP-Former's image processor.
 
-    Calls as in [`ImageSegmentationPipeline`]: `subtask`, `threshold`, `mask_threshold` and
-    `overlap_mask_area_threshold` override the processor. Instance results keep overlapping masks whole. Models with
-    any other image processor behave as in transformers.
+    The processor's `task` and thresholds are used unless `subtask`, `threshold`, `mask_threshold` or
+    `overlap_mask_area_threshold` are given. Instance masks may overlap.
     """
 
+    THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
+
     def check_model_type(self, supported_models) -> None:
-        """Logs an error for a model that has no image segmentation; ours is in none of transformers' tables."""
-        if not type(self.model).__name__.startswith("MPFormer"):
-            super().check_model_type(supported_models)
+        """Overridden, since transformers' lists of supported models do not have MP-Former and an error would be
+        logged."""
 
     def postprocess(self, model_outputs: Any, subtask: str | None = None, **thresholds: float) -> list[dict[str, Any]]:
         """Model outputs of one image to `[{"label", "score", "mask"}]`, masks as PIL images of mode L, 0 or 255.
@@ -29,33 +29,28 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         Raises:
             ValueError: `subtask` is not semantic, instance or panoptic.
         """
-        task = getattr(self.image_processor, "task", None)
-        if task is None:
-            return super().postprocess(model_outputs, subtask=subtask, **thresholds)
-        subtask = subtask or task
+        subtask = subtask or self.image_processor.task
         if subtask not in ("semantic", "instance", "panoptic"):
             raise ValueError(f"subtask must be semantic, instance or panoptic, got {subtask!r}.")
         sizes = {"target_sizes": model_outputs["target_size"]}
         process = getattr(self.image_processor, f"post_process_{subtask}_segmentation")
         if subtask == "semantic":
             labels = process(model_outputs, **sizes)[0].cpu().numpy()
-            found = [(label, None, labels == label) for label in np.unique(labels).tolist()]
+            segments = [(label, None, labels == label) for label in np.unique(labels).tolist()]
         else:
             options = {"return_binary_maps": True} if subtask == "instance" else {}
             result = process(model_outputs, **thresholds, **sizes, **options)[0]
-            maps, segments = result["segmentation"].cpu().numpy(), result["segments_info"]
-            masks = maps if subtask == "instance" else (maps == segment["id"] for segment in segments)
-            found = [(s["label_id"], s["score"], mask > 0) for s, mask in zip(segments, masks, strict=True)]
-        if not found:
+            maps, rows = result["segmentation"].cpu().numpy(), result["segments_info"]
+            masks = maps if subtask == "instance" else (maps == row["id"] for row in rows)
+            segments = [(row["label_id"], row["score"], mask > 0) for row, mask in zip(rows, masks, strict=True)]
+        if not segments:
             used = {name: thresholds.get(name, getattr(self.image_processor, name)) for name in self.THRESHOLDS}
-            logger.warning("No segment in the image passed %s.", ", ".join(f"{k} {v}" for k, v in used.items()))
+            logger.warning("No segment is above %s.", ", ".join(f"{name} {value}" for name, value in used.items()))
         return [
             {
                 "score": score,
                 "label": self.model.config.id2label[label],
                 "mask": Image.fromarray(mask.astype(np.uint8) * 255),
             }
-            for label, score, mask in found
+            for label, score, mask in segments
         ]
-
-    THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")

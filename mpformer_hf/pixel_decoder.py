@@ -14,7 +14,7 @@ from .position_embedding import sine_position_embedding
 
 
 class MPFormerPixelDecoderEncoderLayer(nn.Module):
-    """Deformable self-attention and a feed-forward network, each followed by a layer norm."""
+    """Deformable self-attention and feed-forward network, each followed by a layer norm."""
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()
@@ -26,20 +26,20 @@ class MPFormerPixelDecoderEncoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.encoder_feedforward_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
-    def drop(self, x: Tensor) -> Tensor:
+    def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
     def forward(self, hidden: Tensor, position: Tensor, reference: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-        """`[B, S, dim]` -> `[B, S, dim]`; `position` broadcasts to it, `reference` is `[S, 2]`."""
+        """`hidden` `[B, S, dim]`, `position` `[S, dim]`, `reference` `[S, 2]` -> `[B, S, dim]`."""
         attended = self.self_attn(hidden + position, hidden, reference, shapes)
-        hidden = self.self_attn_layer_norm(hidden + self.drop(attended))
-        expanded = self.drop(F.relu_(self.fc1(hidden)))  # in place: it is the largest tensor of the encoder
-        return self.final_layer_norm(hidden + self.drop(self.fc2(expanded)))
+        hidden = self.self_attn_layer_norm(hidden + self._dropout(attended))
+        expanded = self._dropout(F.relu_(self.fc1(hidden)))  # in place: it is the largest tensor of the encoder
+        return self.final_layer_norm(hidden + self._dropout(self.fc2(expanded)))
 
 
 class MPFormerPixelDecoderEncoder(nn.Module):
-    """The layers one after the other. Their many wide tensors would be a third of what training keeps, and take little
-    of its arithmetic: the backward pass makes them again."""
+    """The encoder layers. Activations are recomputed in the backward pass (checkpointing): they would be a third of the
+    training memory, and take a small share of its operations."""
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()
@@ -57,7 +57,7 @@ class MPFormerPixelDecoderEncoder(nn.Module):
 
 
 def cell_centres(shapes: list[tuple[int, int]], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Centres of all cells, (x, y) in units of the level's sides: `[sum of the levels' areas, 2]`, float32 or wider."""
+    """Centres (x, y) of the cells of all levels, in [0, 1] relative to the level's size: `[S, 2]`, at least float32."""
     centres = []
     for height, width in shapes:
         y = (torch.arange(height, device=device) + 0.5) / height
@@ -67,7 +67,7 @@ def cell_centres(shapes: list[tuple[int, int]], device: torch.device, dtype: tor
 
 
 class MPFormerPixelDecoder(nn.Module):
-    """Backbone features to one map of mask features and three levels for the transformer decoder.
+    """Backbone feature maps to mask features and three feature levels for the transformer decoder.
 
     Args:
         config: sizes; `feature_size` channels inside, `mask_feature_size` for the mask features.
@@ -92,7 +92,7 @@ class MPFormerPixelDecoder(nn.Module):
     def forward(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """
         Args:
-            features: four maps `[B, C_i, H / s, W / s]`, s = 4, 8, 16, 32.
+            features: four feature maps `[B, C_i, H / s, W / s]`, s = 4, 8, 16, 32.
 
         Returns:
             mask features `[B, mask_feature_size, H / 4, W / 4]` and the levels `[B, feature_size, H / s, W / s]`,
@@ -114,6 +114,6 @@ class MPFormerPixelDecoder(nn.Module):
         parts = hidden.split([height * width for height, width in shapes], dim=1)
         maps = [x.transpose(1, 2).unflatten(2, shape) for x, shape in zip(parts, shapes, strict=True)]
         fine = self.adapter_1(finest.contiguous(memory_format=torch.channels_last))
-        coarse = maps[-1].clone(memory_format=torch.channels_last)  # a part of the sequence; resizing needs a map
+        coarse = maps[-1].clone(memory_format=torch.channels_last)  # from a slice of the sequence to a map
         coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return self.mask_projection(self.layer_1(fine.add_(coarse))), maps

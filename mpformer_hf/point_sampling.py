@@ -1,6 +1,6 @@
 """Features and binary masks at points.
 
-Points are (x, y) in [0, 1]: 0 is the left or upper edge of a map, 1 the right or lower one; outside a map all is zero.
+Points are (x, y) in [0, 1]: 0 is the left or upper edge of the image, 1 the right or lower one. Values outside are 0.
 
 Shape letters: B batch, D channels, M masks, P points.
 """
@@ -13,7 +13,7 @@ from .deformable_attention import deformable_sampling
 
 
 def sample_features(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of maps: deformable sampling with one head, one level and one point of weight 1.
+    """Bilinear samples of feature maps: deformable sampling with one head, one level and one point of weight 1.
 
     Args:
         maps: float `[B, D, H, W]`.
@@ -30,9 +30,9 @@ def sample_features(maps: Tensor, points: Tensor) -> Tensor:
 
 
 class ByteMasks:
-    """Binary masks that are sampled at many points, without ever being floats.
+    """Binary masks for bilinear sampling without conversion to float.
 
-    Each byte holds the four pixels of a 2x2 window, so that a bilinear sample is one read.
+    Each byte has the four pixels of a 2x2 window, so that a bilinear sample reads one byte.
 
     Args:
         masks: uint8 `[T, H, W]`, 0 or 1.
@@ -50,14 +50,14 @@ class ByteMasks:
         """Bilinear samples.
 
         Args:
-            rows: int64 `[M]`, which mask.
+            rows: int64 `[M]`, indices of the masks.
             points: float `[M, P, 2]` or `[1, P, 2]`, in [0, 1].
 
         Returns:
             float32 `[M, P]`.
         """
         x, y = points.unbind(-1)
-        x, y = x * self.width + 0.5, y * self.height + 0.5  # the windows begin one pixel earlier
+        x, y = x * self.width + 0.5, y * self.height + 0.5  # windows are shifted by one pixel
         left, top = x.floor(), y.floor()
         fx, fy = x - left, y - top
         start = rows * ((self.height + 1) * (self.width + 1))

@@ -1,7 +1,7 @@
 """Semantic, instance and panoptic inference as in the official code (MaskFormer, section 3.4; Mask2Former, appendix).
 
-Logits go to the size of the padded input, lose the padding, and go to the size of the result; then the task's rule
-applies. Only surviving queries are resized, a few at a time.
+Mask logits are resized to the size of the padded input, the padding is cropped, and they are resized to the size of the
+result; then the rule of the task is applied. Only queries above the score threshold are resized, a few at a time.
 
 Shape letters: Q queries, K classes, h and w the size of the mask logits, H and W the size of the result.
 """
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUERIES_AT_A_TIME = 16
-TILE = 128
+CHUNK = 16  # queries that are resized at a time
+TILE = 128  # side of tiles in pixels
 
 
 @dataclass
-class Frame:
-    """Sizes that a mask passes through, (height, width) in pixels.
+class ResizeGeometry:
+    """Sizes (height, width) in pixels for resizing mask logits.
 
     Attributes:
-        padded: the padded input of the network.
-        image: the part of it that is image, at the upper left.
-        target: the result.
+        padded: padded input of the network.
+        image: the upper left part of it that is not padding.
+        target: size of the result.
     """
 
     padded: tuple[int, int]
@@ -31,22 +31,22 @@ class Frame:
     target: tuple[int, int]
 
 
-def resize_masks(masks: Tensor, frame: Frame) -> Tensor:
+def resize_masks(masks: Tensor, geometry: ResizeGeometry) -> Tensor:
     """Mask logits `[Q, h, w]` -> `[Q, H, W]`, bilinear."""
-    masks = F.interpolate(masks[None].float(), size=frame.padded, mode="bilinear", align_corners=False)
-    masks = masks[..., : frame.image[0], : frame.image[1]]
-    if tuple(masks.shape[-2:]) != tuple(frame.target):
-        masks = F.interpolate(masks, size=tuple(frame.target), mode="bilinear", align_corners=False)
+    masks = F.interpolate(masks[None].float(), size=geometry.padded, mode="bilinear", align_corners=False)
+    masks = masks[..., : geometry.image[0], : geometry.image[1]]
+    if tuple(masks.shape[-2:]) != tuple(geometry.target):
+        masks = F.interpolate(masks, size=tuple(geometry.target), mode="bilinear", align_corners=False)
     return masks[0]
 
 
-def in_parts(masks: Tensor, frame: Frame):
-    """Resized masks, a few queries at a time: yields (first query, `[some, H, W]`)."""
-    for first in range(0, len(masks), QUERIES_AT_A_TIME):
-        yield first, resize_masks(masks[first : first + QUERIES_AT_A_TIME], frame)
+def resize_in_chunks(masks: Tensor, geometry: ResizeGeometry):
+    """Yield resized masks of a chunk of queries: (index of the first query, `[chunk, H, W]`)."""
+    for first in range(0, len(masks), CHUNK):
+        yield first, resize_masks(masks[first : first + CHUNK], geometry)
 
 
-def semantic_scores(class_logits: Tensor, mask_logits: Tensor, frame: Frame) -> Tensor:
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor, geometry: ResizeGeometry) -> Tensor:
     """Sum over queries of class probability x mask probability.
 
     Args:
@@ -54,20 +54,20 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor, frame: Frame) -> 
         mask_logits: `[Q, h, w]`.
 
     Returns:
-        float32 `[K, H, W]`; at least 0, not normalised over classes.
+        float32 `[K, H, W]`, at least 0, not normalised over classes.
     """
     classes = class_logits.float().softmax(-1)[:, :-1].T
-    scores = classes.new_zeros(len(classes), frame.target[0] * frame.target[1])
-    for first, masks in in_parts(mask_logits, frame):
+    scores = classes.new_zeros(len(classes), geometry.target[0] * geometry.target[1])
+    for first, masks in resize_in_chunks(mask_logits, geometry):
         probabilities = masks.sigmoid_().flatten(1)
         scores.addmm_(classes[:, first : first + len(probabilities)], probabilities)
-    return scores.view(-1, *frame.target)
+    return scores.view(-1, *geometry.target)
 
 
 @dataclass
 class Instances:
     """Attributes:
-    scores: float32 `[n]` in [0, 1], class probability x mean mask probability inside the mask, best first.
+    scores: float32 `[n]` in [0, 1], class probability x mean mask probability inside the mask, descending.
     labels: int64 `[n]`.
     masks: bool `[n, H, W]`, may overlap.
     """
@@ -80,21 +80,21 @@ class Instances:
 def find_instances(
     class_logits: Tensor,
     mask_logits: Tensor,
-    frame: Frame,
+    geometry: ResizeGeometry,
     threshold: float = 0.0,
     mask_threshold: float = 0.5,
     max_detections: int = 100,
     exclude_labels: set[int] = frozenset(),
 ) -> Instances:
-    """The best pairs of query and class; a query may appear under several classes.
+    """The best pairs of query and class; a query may have several classes.
 
     Args:
         class_logits: `[Q, K + 1]`.
         mask_logits: `[Q, h, w]`.
-        threshold: instances with a smaller score are left out.
-        mask_threshold: probability from which on a pixel belongs to the mask (exclusive, as officially).
-        max_detections: pairs considered, best class probabilities first.
-        exclude_labels: classes left out (stuff, for a panoptic model).
+        threshold: smallest score.
+        mask_threshold: pixels of a higher probability belong to the mask.
+        max_detections: number of pairs with the highest class probabilities that are considered.
+        exclude_labels: classes that are left out (stuff, for a panoptic model).
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
     num_classes = probabilities.shape[1]
@@ -103,13 +103,13 @@ def find_instances(
     if exclude_labels:
         keep = ~torch.isin(labels, labels.new_tensor(sorted(exclude_labels)))
         scores, labels, queries = scores[keep], labels[keep], queries[keep]
-    keep = scores >= threshold  # the mask factor is at most 1
+    keep = scores >= threshold  # the score is at most the class probability
     scores, labels, queries = scores[keep], labels[keep], queries[keep]
 
     unique, which = queries.unique(return_inverse=True)
-    masks = torch.zeros(len(unique), *frame.target, dtype=torch.bool, device=mask_logits.device)
+    masks = torch.zeros(len(unique), *geometry.target, dtype=torch.bool, device=mask_logits.device)
     quality = scores.new_zeros(len(unique))
-    for first, part in in_parts(mask_logits[unique], frame):
+    for first, part in resize_in_chunks(mask_logits[unique], geometry):
         probability = part.sigmoid_()
         inside = probability > mask_threshold
         masks[first : first + len(part)] = inside
@@ -122,11 +122,11 @@ def find_instances(
 
 
 def paint_instances(instances: Instances, overlap_mask_area_threshold: float) -> tuple[Tensor, list[int]]:
-    """One label map: better instances cover worse ones.
+    """Combine instances to one map; instances of higher scores cover others.
 
     Returns:
-        int32 `[H, W]`, -1 where nothing is, else the position in the second result: indices of the instances that keep
-        at least `overlap_mask_area_threshold` of their area (and at least one pixel), best first.
+        int32 `[H, W]` of positions in the second result, -1 = no instance; and the indices of the instances of which at
+        least `overlap_mask_area_threshold` of the area (and one pixel) is visible, by descending score.
     """
     painted = torch.full(instances.masks.shape[1:], -1, dtype=torch.int32, device=instances.masks.device)
     kept = []
@@ -140,7 +140,7 @@ def paint_instances(instances: Instances, overlap_mask_area_threshold: float) ->
 
 
 def interpolation_matrix(source: int, padded: int, image: int, target: int, device: torch.device) -> Tensor:
-    """One axis of `resize_masks` as a matrix, float32 `[target, source]`: resizing is linear and the axes are apart."""
+    """Matrix of `resize_masks` along one axis, float32 `[target, source]`: resizing is linear and separable."""
     unit = torch.eye(source, device=device)[None]
     columns = F.interpolate(unit, size=padded, mode="linear", align_corners=False)[..., :image]
     if image != target:
@@ -148,8 +148,8 @@ def interpolation_matrix(source: int, padded: int, image: int, target: int, devi
     return columns[0].T.contiguous()
 
 
-def cut(matrix: Tensor) -> list[tuple[slice, slice]]:
-    """Tiles along one axis: which pixels of the result, and which cells they are interpolated from."""
+def tiles(matrix: Tensor) -> list[tuple[slice, slice]]:
+    """Tiles along one axis: pixels of the result, and the cells that they are interpolated from."""
     used, cells = matrix != 0, torch.arange(1, matrix.shape[1] + 1, device=matrix.device, dtype=torch.int32)
     last = (used * cells).amax(1).tolist()
     first = (len(cells) - (used * cells.flip(0)).amax(1)).tolist()
@@ -159,75 +159,79 @@ def cut(matrix: Tensor) -> list[tuple[slice, slice]]:
 
 
 def first_largest(values: Tensor) -> Tensor:
-    """`values.argmax(0, keepdim=True)` of float `[n, H, W]`, which torch computes slowly; ties go to the first."""
-    backwards = torch.arange(len(values), 0, -1, device=values.device, dtype=torch.int32)[:, None, None]
+    """`values.argmax(0, keepdim=True)` of float `[n, H, W]`, the first of equal values; faster than torch's argmax
+    along the first dimension."""
+    descending = torch.arange(len(values), 0, -1, device=values.device, dtype=torch.int32)[:, None, None]
     largest = values == values.amax(0)
-    return (len(values) - (largest * backwards).amax(0, keepdim=True)).long()
+    return (len(values) - (largest * descending).amax(0, keepdim=True)).long()
 
 
-def compete(logits: Tensor, scores: Tensor, mask_threshold: float, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pixel the query with the largest score x mask probability.
+def argmax_queries(
+    logits: Tensor, scores: Tensor, mask_threshold: float, geometry: ResizeGeometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The query with the largest score x mask probability at each pixel.
 
-    A resized logit lies between the smallest and the largest of the cells it comes from. So in each tile only those
-    queries are resized that may win a pixel of it, or whose mask may end in it.
+    A resized logit is between the smallest and the largest of the cells it is interpolated from. So in each tile only
+    those queries are resized that may be the largest at a pixel, or whose mask may have a border in it.
 
     Args:
         logits: float32 `[Q, h, w]`.
         scores: `[Q]`.
-        mask_threshold: probability from which on a pixel belongs to a mask.
+        mask_threshold: pixels of at least this probability belong to a mask.
 
     Returns:
-        winner int64 `[H, W]`; whether the winner's own mask covers the pixel, bool `[H, W]`; areas of all masks, int64
-        `[Q]`.
+        query of each pixel, int64 `[H, W]`; whether its own mask covers the pixel, bool `[H, W]`; areas of all masks,
+        int64 `[Q]`.
     """
     device = logits.device
     rows, columns = (
         interpolation_matrix(*sizes, device)
-        for sizes in zip(logits.shape[1:], frame.padded, frame.image, frame.target, strict=True)
+        for sizes in zip(logits.shape[1:], geometry.padded, geometry.image, geometry.target, strict=True)
     )
-    tiles = [(band, part) for band in cut(rows) for part in cut(columns)]
+    grid = [(row, column) for row in tiles(rows) for column in tiles(columns)]
     bounds = torch.stack(
-        [torch.stack(logits[:, y, x].flatten(1).aminmax(dim=1)) for (_, y), (_, x) in tiles]
+        [torch.stack(logits[:, y, x].flatten(1).aminmax(dim=1)) for (_, y), (_, x) in grid]
     )  # [tiles, 2, Q]
     least, most = bounds.sigmoid().unbind(1)
     full, empty = least >= mask_threshold, most < mask_threshold
-    may_win = most * scores >= (least * scores).amax(1, keepdim=True)
-    wanted = (may_win | ~(full | empty)).cpu()
-    sizes = torch.tensor([(a.stop - a.start) * (b.stop - b.start) for (a, _), (b, _) in tiles], device=device)
-    areas = ((full & ~wanted.to(device)) * sizes[:, None]).sum(0)
+    may_be_largest = most * scores >= (least * scores).amax(1, keepdim=True)
+    resized_in_tile = (may_be_largest | ~(full | empty)).cpu()
+    sizes = torch.tensor([(a.stop - a.start) * (b.stop - b.start) for (a, _), (b, _) in grid], device=device)
+    areas = ((full & ~resized_in_tile.to(device)) * sizes[:, None]).sum(0)
 
-    winner = torch.zeros(frame.target, dtype=torch.int64, device=device)
-    covered = torch.zeros(frame.target, dtype=torch.bool, device=device)
-    for ((place_y, y), (place_x, x)), chosen in zip(tiles, wanted, strict=True):
-        queries = chosen.nonzero()[:, 0].to(device)
-        resized = rows[place_y, y] @ logits[queries, y, x] @ columns[place_x, x].T
+    winner = torch.zeros(geometry.target, dtype=torch.int64, device=device)
+    covered = torch.zeros(geometry.target, dtype=torch.bool, device=device)
+    for ((pixels_y, y), (pixels_x, x)), selected in zip(grid, resized_in_tile, strict=True):
+        queries = selected.nonzero()[:, 0].to(device)
+        resized = rows[pixels_y, y] @ logits[queries, y, x] @ columns[pixels_x, x].T
         probability = resized.sigmoid_()
         inside = probability >= mask_threshold
         areas[queries] += inside.flatten(1).view(torch.uint8).sum(1, dtype=torch.int64)
         best = first_largest(probability * scores[queries, None, None])
-        winner[place_y, place_x] = queries[best[0]]
-        covered[place_y, place_x] = inside.gather(0, best)[0]
+        winner[pixels_y, pixels_x] = queries[best[0]]
+        covered[pixels_y, pixels_x] = inside.gather(0, best)[0]
     return winner, covered, areas
 
 
 def find_panoptic_segments(
     class_logits: Tensor,
     mask_logits: Tensor,
-    frame: Frame,
+    geometry: ResizeGeometry,
     threshold: float = 0.8,
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: set[int] = frozenset(),
 ) -> tuple[Tensor, list[dict]]:
-    """Every pixel to at most one segment: the query with the largest class x mask probability, if its own mask covers
-    the pixel; a query that keeps too little of its mask is dropped; stuff queries of one class are one segment.
+    """Assign every pixel to at most one segment: the query with the largest class x mask probability, if its own mask
+    covers the pixel. Queries of whose mask too small a share remains are dropped; stuff queries of one class are
+    merged.
 
     Args:
         class_logits: `[Q, K + 1]`.
         mask_logits: `[Q, h, w]`.
         threshold: smallest class probability of a query (exclusive).
-        mask_threshold: probability from which on a pixel belongs to a mask.
-        overlap_mask_area_threshold: smallest share of its mask that a query must win.
+        mask_threshold: pixels of at least this probability belong to a mask.
+        overlap_mask_area_threshold: smallest share of its mask that must remain.
         label_ids_to_fuse: stuff classes.
 
     Returns:
@@ -237,19 +241,19 @@ def find_panoptic_segments(
     keep = (labels != class_logits.shape[-1] - 1) & (scores > threshold)
     scores, labels, mask_logits = scores[keep], labels[keep], mask_logits[keep]
     device = mask_logits.device
-    segmentation = torch.zeros(frame.target, dtype=torch.int32, device=device)
+    segmentation = torch.zeros(geometry.target, dtype=torch.int32, device=device)
     if len(scores) == 0:
         return segmentation, []
 
-    winner, covered, original = compete(mask_logits.float(), scores, mask_threshold, frame)
+    winner, covered, original = argmax_queries(mask_logits.float(), scores, mask_threshold, geometry)
     count = len(scores)
-    won = torch.bincount(winner.flatten(), minlength=count)
-    kept = torch.bincount(winner[covered], minlength=count)
-    table = torch.stack((original, won, kept, labels), 1).tolist()  # one copy to the host
+    largest = torch.bincount(winner.flatten(), minlength=count)
+    visible = torch.bincount(winner[covered], minlength=count)
+    table = torch.stack((original, largest, visible, labels), 1).tolist()  # one device-to-host transfer
 
     segments, ids, fused = [], [0] * count, {}
-    for query, (own_area, won_area, kept_area, label) in enumerate(table):
-        if not (own_area and kept_area) or won_area / own_area < overlap_mask_area_threshold:
+    for query, (area, largest_area, visible_area, label) in enumerate(table):
+        if not (area and visible_area) or largest_area / area < overlap_mask_area_threshold:
             continue
         if label in fused:
             ids[query] = fused[label]

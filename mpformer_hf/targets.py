@@ -1,4 +1,4 @@
-"""Ground truth of one batch, concatenated once per step for the pilot and the criterion."""
+"""Ground truth of one batch, concatenated for the pilot and the criterion."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import Tensor
 class Targets:
     """
     Attributes:
-        masks: uint8 `[T, H, W]`, 0 or 1; T targets of the whole batch, image after image.
+        masks: uint8 `[T, H, W]`, 0 or 1; the T targets of the batch, ordered by image.
         labels: int64 `[T]`, 0..num_labels - 1.
         counts: number of targets of each image; their sum is T.
     """
@@ -28,11 +28,11 @@ def collect_targets(
     Args:
         mask_labels: per image `[T_b, H, W]`, any dtype, non-zero = foreground; T_b may be 0.
         class_labels: per image `[T_b]`, integers.
-        size: (H, W) that all masks must have, that of the padded images.
-        num_labels: if given, the classes' range is checked, unless they lie on a device where looking would stall it.
+        size: (H, W) of the padded images, which all masks must have.
+        num_labels: if given, the range of classes on the CPU is checked (on a GPU it would wait for the device).
 
     Raises:
-        ValueError: lengths, sizes or classes do not fit; the message names the image.
+        ValueError: lengths, sizes or classes are invalid; the message has the index of the image.
     """
     class_labels = [torch.as_tensor(labels) for labels in class_labels]
     if len(mask_labels) != len(class_labels):
@@ -47,10 +47,9 @@ def collect_targets(
                 f"Image {index}: mask_labels has shape {tuple(masks.shape)}, expected (targets, {size[0]}, {size[1]}) "
                 "like the padded images."
             )
-        strange = (
-            labels[(labels < 0) | (labels >= num_labels)] if num_labels and labels.device.type == "cpu" else labels[:0]
-        )
-        if len(strange):
-            raise ValueError(f"Image {index}: class_labels has {int(strange[0])}, expected 0 to {num_labels - 1}.")
+        if num_labels and labels.device.type == "cpu":
+            invalid = labels[(labels < 0) | (labels >= num_labels)]
+            if len(invalid):
+                raise ValueError(f"Image {index}: class_labels has {int(invalid[0])}, expected 0 to {num_labels - 1}.")
     masks = torch.cat([(masks != 0).view(torch.uint8) for masks in mask_labels])
     return Targets(masks, torch.cat(list(class_labels)).long(), [len(labels) for labels in class_labels])

@@ -1,7 +1,7 @@
-"""Masked-attention transformer decoder (Mask2Former, section 3.2), with room for pilot queries before its own.
+"""Masked-attention transformer decoder (Mask2Former, section 3.2) with optional pilot queries.
 
-Queries are `[pilot | matching]`. The decoder knows nothing of ground truth: a pilot brings its query contents, a
-self-attention mask, and a cross-attention mask for the layers that it pilots.
+Queries are `[pilot | matching]`. The decoder does not use ground truth itself: the pilot provides the contents of its
+queries, the self-attention mask, and cross-attention masks for the piloted layers.
 
 Shape letters: B batch, N queries (pilot and matching), Q matching queries, C channels, K cells of one level.
 """
@@ -21,10 +21,13 @@ from .position_embedding import sine_position_embedding
 
 @dataclass
 class DecoderOutput:
-    """What the decoder says after 0, 1, ... layers; entry 0 belongs to the initial queries.
+    """Outputs for the initial queries (entry 0) and after each layer.
 
-    `normed_states` and `mask_embeddings` are tuples of `[B, N, C]` and `[B, N, mask_feature_size]`; `hidden_states`
-    the raw `[B, N, C]`; `attentions` the self-attention weights `[B, heads, N, N]` of each layer, or None.
+    Attributes:
+        normed_states: `[B, N, C]` each, after the final layer norm.
+        mask_embeddings: `[B, N, mask_feature_size]` each.
+        hidden_states: `[B, N, C]` each, before the layer norm.
+        attentions: self-attention weights `[B, heads, N, N]` of each layer, or None.
     """
 
     normed_states: tuple[Tensor, ...]
@@ -34,28 +37,40 @@ class DecoderOutput:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, allowed: Tensor | None, dropout: float, explicit: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    attention_mask: Tensor | None,
+    dropout: float,
+    output_attentions: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Multi-head scaled dot-product attention on `[B, length, C]` tensors.
+    """Multi-head scaled dot-product attention.
 
     Args:
-        allowed: bool, broadcasts to `[B, heads, queries, keys]`; True = may attend. No row may be all False.
-        explicit: form and return the weights `[B, heads, queries, keys]`; otherwise the second result is None.
+        query, key, value: `[B, length, C]`.
+        attention_mask: bool, broadcasts to `[B, heads, queries, keys]`; True = may attend. No row may be all False.
+        output_attentions: also return the attention weights; this is slower.
+
+    Returns:
+        `[B, queries, C]`, and the weights `[B, heads, queries, keys]` or None.
     """
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     weights = None
-    if explicit:
+    if output_attentions:
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, float("-inf"))
+        if attention_mask is not None:
+            scores = scores.masked_fill(~attention_mask, float("-inf"))
         weights = scores.softmax(-1)
         out = F.dropout(weights, dropout) @ value
     else:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
     return out.transpose(1, 2).flatten(2), weights
 
 
 class MPFormerSelfAttention(nn.Module):
+    """Self-attention of the queries; positions are added to queries and keys."""
+
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
         self.heads, self.dropout = heads, dropout
@@ -64,17 +79,19 @@ class MPFormerSelfAttention(nn.Module):
         self.q_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden: Tensor, position: Tensor | None, allowed: Tensor | None, explicit: bool):
-        """`[B, N, C]` -> the same and, if `explicit`, the weights `[B, heads, N, N]`."""
-        placed = hidden if position is None else hidden + position
+    def forward(
+        self, hidden: Tensor, position: Tensor | None, attention_mask: Tensor | None, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, N, C]` -> `[B, N, C]`, and the weights `[B, heads, N, N]` or None."""
+        hidden_with_pos = hidden if position is None else hidden + position
         dropout = self.dropout if self.training else 0.0
-        query, key, value = self.q_proj(placed), self.k_proj(placed), self.v_proj(hidden)
-        out, weights = attend(query, key, value, self.heads, allowed, dropout, explicit)
+        query, key, value = self.q_proj(hidden_with_pos), self.k_proj(hidden_with_pos), self.v_proj(hidden)
+        out, weights = attend(query, key, value, self.heads, attention_mask, dropout, output_attentions)
         return self.out_proj(out), weights
 
 
 class MPFormerCrossAttention(nn.Module):
-    """Attention with `nn.MultiheadAttention`'s packed parameters, so that Mask2Former's weights fit."""
+    """Cross-attention with the packed parameters of `nn.MultiheadAttention`, as in Mask2Former's checkpoints."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
@@ -83,18 +100,24 @@ class MPFormerCrossAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden: Tensor, position: Tensor | None, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-        """`hidden` `[B, N, C]`; `key`, `value` `[B, K, C]`; `allowed` `[B, 1 or heads, N, K]`. Returns `[B, N, C]`."""
-        placed = hidden if position is None else hidden + position
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        query, key, value = (F.linear(x, w, b) for x, w, b in zip((placed, key, value), weights, biases, strict=True))
+    def forward(
+        self, hidden: Tensor, position: Tensor | None, key: Tensor, value: Tensor, attention_mask: Tensor
+    ) -> Tensor:
+        """`hidden` `[B, N, C]`; `key`, `value` `[B, K, C]`; `attention_mask` `[B, 1 or heads, N, K]` -> `[B, N, C]`."""
+        hidden_with_pos = hidden if position is None else hidden + position
+        inputs, weights, biases = (
+            (hidden_with_pos, key, value),
+            self.in_proj_weight.chunk(3),
+            self.in_proj_bias.chunk(3),
+        )
+        query, key, value = (F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
         dropout = self.dropout if self.training else 0.0
-        out, _ = attend(query, key, value, self.heads, allowed, dropout, explicit=False)
+        out, _ = attend(query, key, value, self.heads, attention_mask, dropout)
         return self.out_proj(out)
 
 
 class MPFormerDecoderLayer(GradientCheckpointingLayer):
-    """Masked cross-attention, self-attention, feed-forward network; norms after (default) or before each."""
+    """Masked cross-attention, self-attention and feed-forward network, with norms after (default) or before each."""
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()
@@ -109,14 +132,14 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.dim_feedforward, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
-    def drop(self, x: Tensor) -> Tensor:
+    def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
-    def enter(self, norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
+    def _pre_norm(self, norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
         return norm(hidden) if self.pre_norm else hidden
 
-    def leave(self, norm: nn.LayerNorm, hidden: Tensor, change: Tensor) -> Tensor:
-        hidden = hidden + self.drop(change)
+    def _residual(self, norm: nn.LayerNorm, hidden: Tensor, update: Tensor) -> Tensor:
+        hidden = hidden + self._dropout(update)
         return hidden if self.pre_norm else norm(hidden)
 
     def forward(
@@ -124,33 +147,47 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
         hidden: Tensor,
         key: Tensor,
         value: Tensor,
-        cross_allowed: Tensor,
-        self_allowed: Tensor | None,
+        cross_attention_mask: Tensor,
+        self_attention_mask: Tensor | None,
         position: Tensor | None,
-        explicit: bool,
+        output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns the new `[B, N, C]` and, if `explicit`, the self-attention weights `[B, heads, N, N]`."""
+        """
+        Args:
+            hidden: `[B, N, C]`.
+            key, value: `[B, K, C]`.
+            cross_attention_mask: bool `[B, 1 or heads, N, K]`, True = may attend.
+            self_attention_mask: bool `[B, 1, N, N]` or None, True = may attend.
+            position: `[N, C]` or None.
+
+        Returns:
+            `[B, N, C]`, and the self-attention weights `[B, heads, N, N]` or None.
+        """
         norm = self.cross_attn_layer_norm
-        change = self.cross_attn(self.enter(norm, hidden), position, key, value, cross_allowed)
-        hidden = self.leave(norm, hidden, change)
+        update = self.cross_attn(self._pre_norm(norm, hidden), position, key, value, cross_attention_mask)
+        hidden = self._residual(norm, hidden, update)
         norm = self.self_attn_layer_norm
-        change, weights = self.self_attn(self.enter(norm, hidden), position, self_allowed, explicit)
-        hidden = self.leave(norm, hidden, change)
+        update, weights = self.self_attn(self._pre_norm(norm, hidden), position, self_attention_mask, output_attentions)
+        hidden = self._residual(norm, hidden, update)
         norm = self.final_layer_norm
-        expanded = self.drop(self.activation(self.fc1(self.enter(norm, hidden))))
-        return self.leave(norm, hidden, self.fc2(expanded)), weights
+        expanded = self._dropout(self.activation(self.fc1(self._pre_norm(norm, hidden))))
+        return self._residual(norm, hidden, self.fc2(expanded)), weights
+
+
+class MaskEmbedderLinear(nn.Linear):
+    """A linear layer with PyTorch's default initialisation, see `MPFormerPreTrainedModel._init_weights`."""
 
 
 class MPFormerMaskPredictor(nn.Module):
-    """Three-layer perceptron from query states to mask embeddings."""
+    """MLP with three layers from query states `[..., hidden_dim]` to mask embeddings `[..., mask_feature_size]`."""
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()
         dim = config.hidden_dim
         self.mask_embedder = nn.Sequential(
-            nn.Sequential(nn.Linear(dim, dim), nn.ReLU()),
-            nn.Sequential(nn.Linear(dim, dim), nn.ReLU()),
-            nn.Sequential(nn.Linear(dim, config.mask_feature_size)),
+            nn.Sequential(MaskEmbedderLinear(dim, dim), nn.ReLU()),
+            nn.Sequential(MaskEmbedderLinear(dim, dim), nn.ReLU()),
+            nn.Sequential(MaskEmbedderLinear(dim, config.mask_feature_size)),
         )
 
     def forward(self, states: Tensor) -> Tensor:
@@ -158,6 +195,8 @@ class MPFormerMaskPredictor(nn.Module):
 
 
 class MPFormerMaskedAttentionDecoder(nn.Module):
+    """The decoder layers; a mask embedding is predicted before the first and after each of them."""
+
     def __init__(self, config: MPFormerConfig):
         super().__init__()
         self.layers = nn.ModuleList(MPFormerDecoderLayer(config) for _ in range(config.decoder_layers - 1))
@@ -172,16 +211,16 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
         values: list[Tensor],
         level_features: list[Tensor],
         pilot: Pilot | None,
-        explicit: bool,
+        output_attentions: bool,
     ) -> DecoderOutput:
         """
         Args:
-            hidden: `[B, N, C]`, `[pilot | matching]`.
+            hidden: `[B, N, C]`, queries `[pilot | matching]`.
             position: `[N, C]` or None.
             keys, values: `[B, K, C]` of the three levels.
-            level_features: mask features resized to the three levels, `[B, mask_feature_size, K]`, no gradient.
-            pilot: masks of the first `N - Q` queries, or None.
-            explicit: return self-attention weights.
+            level_features: mask features resized to the three levels, `[B, mask_feature_size, K]`, without gradient.
+            pilot: attention masks of the pilot queries, or None.
+            output_attentions: also return the self-attention weights.
         """
         normed, embeddings, states, attentions = [], [], [hidden], []
 
@@ -190,40 +229,45 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
             embeddings.append(self.mask_predictor(normed[-1]))
             return embeddings[-1]
 
-        self_allowed = None if pilot is None else pilot.self_attention
+        self_attention_mask = None if pilot is None else pilot.self_attention_mask
         embedding = predict(hidden)
         for index, layer in enumerate(self.layers):
             level = index % len(keys)
-            allowed = attention_mask(embedding, level_features[level], pilot, index, level)
-            hidden, weights = layer(hidden, keys[level], values[level], allowed, self_allowed, position, explicit)
+            mask = cross_attention_mask(embedding, level_features[level], pilot, index, level)
+            hidden, weights = layer(
+                hidden, keys[level], values[level], mask, self_attention_mask, position, output_attentions
+            )
             embedding = predict(hidden)
             states.append(hidden)
             attentions.append(weights)
-        return DecoderOutput(tuple(normed), tuple(embeddings), tuple(states), tuple(attentions) if explicit else None)
+        weights = tuple(attentions) if output_attentions else None
+        return DecoderOutput(tuple(normed), tuple(embeddings), tuple(states), weights)
 
 
 @torch.no_grad()
-def attention_mask(embedding: Tensor, features: Tensor, pilot: Pilot | None, layer: int, level: int) -> Tensor:
-    """Where each query may attend in cross-attention `layer` (Mask2Former, equation 2).
+def cross_attention_mask(embedding: Tensor, features: Tensor, pilot: Pilot | None, layer: int, level: int) -> Tensor:
+    """Attention mask of cross-attention `layer` (Mask2Former, equation 2).
 
-    A query attends to the cells where its predicted mask is at least 0.5; a piloted query to the cells of its
-    ground-truth mask. A query that could attend nowhere attends everywhere.
+    A query may attend to the cells where its predicted mask probability is at least 0.5, a pilot query to the cells of
+    its ground-truth mask. A query without any such cell may attend to all cells.
 
     Args:
-        embedding: `[B, N, D]` mask embeddings.
-        features: `[B, D, K]` mask features resized to the level: resizing commutes with the product, so no mask is
-            ever formed at full resolution.
+        embedding: mask embeddings `[B, N, D]`.
+        features: mask features resized to the level, `[B, D, K]`. Resizing commutes with the product, so masks are
+            never computed at full resolution.
+        pilot: pilot of the batch, or None.
+        layer, level: indices of the layer and of the feature level that it attends to.
 
     Returns:
-        bool `[B, 1 or heads, N, K]`.
+        bool `[B, 1 or heads, N, K]`, True = may attend.
     """
-    # Not "logit >= 0": near 0 the sigmoid rounds to 0.5, so that a logit of rounding noise does not block its cell.
-    allowed = ((embedding @ features).sigmoid() >= 0.5)[:, None]
-    if pilot is not None and pilot.steers(layer):
-        ground_truth = pilot.cross_attention(level)
-        matching = allowed[:, :, ground_truth.shape[2] :].expand(-1, ground_truth.shape[1], -1, -1)
-        allowed = torch.cat((ground_truth, matching), dim=2)
-    return allowed | ~allowed.any(-1, keepdim=True)
+    # Not "logit >= 0": the sigmoid of a tiny negative logit rounds to 0.5, so rounding errors do not block a cell.
+    mask = ((embedding @ features).sigmoid() >= 0.5)[:, None]
+    if pilot is not None and pilot.uses_gt_mask(layer):
+        ground_truth = pilot.sample_attention_mask(level)
+        matching = mask[:, :, ground_truth.shape[2] :].expand(-1, ground_truth.shape[1], -1, -1)
+        mask = torch.cat((ground_truth, matching), dim=2)
+    return mask | ~mask.any(-1, keepdim=True)
 
 
 class MPFormerTransformerModule(nn.Module):
@@ -236,11 +280,9 @@ class MPFormerTransformerModule(nn.Module):
     def __init__(self, config: MPFormerConfig):
         super().__init__()
         dim, levels = config.hidden_dim, 3
-        if config.query_position_embeddings:
-            self.queries_embedder = nn.Embedding(config.num_queries, dim)
+        self.queries_embedder = nn.Embedding(config.num_queries, dim) if config.query_position_embeddings else None
         self.queries_features = nn.Embedding(config.num_queries, dim)
-        if config.mask_piloting:
-            self.pilot_class_embedder = nn.Embedding(config.num_labels, dim)
+        self.pilot_class_embedder = nn.Embedding(config.num_labels, dim) if config.mask_piloting else None
         project = config.feature_size != dim or config.enforce_input_projection
         self.input_projections = nn.ModuleList(
             nn.Conv2d(config.feature_size, dim, kernel_size=1) if project else nn.Identity() for _ in range(levels)
@@ -249,17 +291,17 @@ class MPFormerTransformerModule(nn.Module):
         self.level_embed = nn.Embedding(levels, dim)
 
     def forward(
-        self, mask_features: Tensor, levels: list[Tensor], pilot: Pilot | None = None, explicit: bool = False
+        self, mask_features: Tensor, levels: list[Tensor], pilot: Pilot | None = None, output_attentions: bool = False
     ) -> DecoderOutput:
         """
         Args:
             mask_features: `[B, mask_feature_size, H / 4, W / 4]`.
             levels: `[B, feature_size, H / s, W / s]`, s = 32, 16, 8.
             pilot: pilot queries, or None.
-            explicit: form and return the self-attention weights.
+            output_attentions: also return the self-attention weights.
         """
         keys, values, level_features = [], [], []
-        # Embeddings are called, not read: offloaded weights are there during a call only.
+        # Embeddings are called, since offloaded weights are loaded during a call only.
         level_embeds = self.level_embed(torch.arange(len(levels), device=mask_features.device))
         for x, project, embed in zip(levels, self.input_projections, level_embeds, strict=True):
             x = project(x)
@@ -271,10 +313,10 @@ class MPFormerTransformerModule(nn.Module):
 
         queries = torch.arange(self.queries_features.num_embeddings, device=mask_features.device)
         hidden = self.queries_features(queries).expand(mask_features.shape[0], -1, -1)
-        position = self.queries_embedder(queries) if hasattr(self, "queries_embedder") else None
+        position = None if self.queries_embedder is None else self.queries_embedder(queries)
         if pilot is not None:
-            shown = self.pilot_class_embedder(pilot.shown_labels) * pilot.valid[..., None]
-            hidden = torch.cat((shown.to(hidden.dtype), hidden), dim=1)
-            if position is not None:  # a pilot query's place is its mask, not a learned position
+            contents = self.pilot_class_embedder(pilot.noisy_labels) * pilot.valid[..., None]
+            hidden = torch.cat((contents.to(hidden.dtype), hidden), dim=1)
+            if position is not None:  # pilot queries have no learned position
                 position = F.pad(position, (0, 0, pilot.num_queries, 0))
-        return self.decoder(hidden, position, keys, values, level_features, pilot, explicit)
+        return self.decoder(hidden, position, keys, values, level_features, pilot, output_attentions)

@@ -1,4 +1,4 @@
-"""Draw a segmentation result on its image."""
+"""Drawing a segmentation result on its image."""
 
 import colorsys
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def class_color(label_id: int) -> tuple[int, int, int]:
-    """Stable RGB colour of a class: hues a golden-ratio step apart; where they come round again, brightness differs."""
+    """Stable RGB colour of a class: hues in golden-ratio steps, with varying saturation and brightness."""
     hue = (0.11 + label_id * 0.618034) % 1
     saturation, brightness = ((0.85, 1.0), (0.6, 0.75), (1.0, 0.55), (0.4, 1.0))[label_id // 5 % 4]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, brightness)
@@ -18,13 +18,13 @@ def class_color(label_id: int) -> tuple[int, int, int]:
 
 
 def instance_color(label_id: int, position: int) -> tuple[int, int, int]:
-    """Stable colour of the `position`-th object of a class: the class colour, lighter or darker."""
+    """Stable colour of the `position`-th instance of a class: a shade of the class colour."""
     shade = 1 - 0.16 * (position % 4)
     return tuple(round(shade * channel) for channel in class_color(label_id))
 
 
 def contour(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a bool `[H, W]` mask that touch its outside, two pixels deep; the image border counts as inside."""
+    """Pixels of a bool `[H, W]` mask within two pixels of its outside; the image border is not outside."""
     inverse = torch.from_numpy(~mask)[None, None].float()
     return mask & (F.max_pool2d(inverse, 5, stride=1, padding=2)[0, 0] > 0).numpy()
 
@@ -48,18 +48,18 @@ def result_segments(result) -> list[tuple[int, float | None, np.ndarray]]:
 def draw_segmentation(
     image: Image.Image, result, id2label: Mapping[int, str], opacity: float = 0.55, legend: bool = True
 ) -> Image.Image:
-    """Colours, contours, names and a legend over an image.
+    """Draw colours, contours, names and a legend on an image.
 
     Args:
-        image: any mode; drawn in RGB.
-        result: a semantic map `[H, W]` of class ids (255 = void), or one entry of instance or panoptic
-            post-processing; of the image's size.
+        image: of any mode.
+        result: semantic map `[H, W]` of class ids (255 = void), or the result of instance or panoptic post-processing;
+            of the image's size.
         id2label: class names.
-        opacity: of the colours, 0 to 1.
-        legend: add a column with the classes at the right.
+        opacity: opacity of the colours, 0 to 1.
+        legend: append a legend on the right.
 
     Returns:
-        RGB image, wider by the legend.
+        RGB image.
 
     Raises:
         ValueError: the result's size is not the image's.
@@ -90,31 +90,31 @@ def draw_segmentation(
 
 
 def write_caption(pen: ImageDraw.ImageDraw, mask: np.ndarray, text: str, font) -> None:
-    """Text in a dark box at the pixel of the mask nearest to its centre, kept inside the image."""
+    """Write text in a dark box at the pixel of the mask nearest to its centre, inside the image."""
     rows, columns = np.nonzero(mask)
     nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
-    frame_height, frame_width = mask.shape
-    if width > frame_width or height > frame_height or mask.sum() < width * height / 4:
-        return  # the caption would hide more than it tells
-    x = int(np.clip(columns[nearest] - width // 2, 0, frame_width - width))
-    y = int(np.clip(rows[nearest] - height // 2, 0, frame_height - height))
+    image_height, image_width = mask.shape
+    if width > image_width or height > image_height or mask.sum() < width * height / 4:
+        return  # the caption would cover the segment
+    x = int(np.clip(columns[nearest] - width // 2, 0, image_width - width))
+    y = int(np.clip(rows[nearest] - height // 2, 0, image_height - height))
     pen.rectangle((x, y, x + width, y + height), fill=(20, 20, 20))
     pen.text((x + 2 - left, y + 2 - top), text, fill=(255, 255, 255), font=font)
 
 
 def add_legend(image: Image.Image, entries: list[tuple[int, str, int]], font) -> Image.Image:
-    """Append a white column of colour, class name and, above one, number of segments."""
+    """Append a legend: colour, class name and, if it is above one, number of segments."""
     texts = [name if count == 1 else f"{name} ({count})" for _, name, count in entries]
     line = int(font.size * 1.5)
     pen = ImageDraw.Draw(image)
     width = int(max(pen.textlength(text, font=font) for text in texts)) + 2 * line + 8
-    whole = Image.new("RGB", (image.width + width, max(image.height, line * (len(texts) + 1))), "white")
-    whole.paste(image, (0, 0))
-    pen = ImageDraw.Draw(whole)
+    canvas = Image.new("RGB", (image.width + width, max(image.height, line * (len(texts) + 1))), "white")
+    canvas.paste(image, (0, 0))
+    pen = ImageDraw.Draw(canvas)
     for index, ((label, _, _), text) in enumerate(zip(entries, texts, strict=True)):
         x, y = image.width + line // 2, line // 2 + index * line
         pen.rectangle((x, y, x + font.size, y + font.size), fill=class_color(label), outline=(60, 60, 60))
         pen.text((x + line, y), text, fill=(20, 20, 20), font=font)
-    return whole
+    return canvas

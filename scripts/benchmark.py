@@ -1,15 +1,16 @@
-"""Speed and memory beside transformers' Mask2Former: same weights, same inputs, A B A B in one process for each row.
+"""Speed and memory compared with transformers' Mask2Former: same weights and inputs, interleaved in one process per
+row.
 
-python scripts/benchmark.py --backbone r50 --output_file training/results/benchmark_r50_cpu.json
-python scripts/benchmark.py --backbone swin_t --rows inference training --rounds 3
-python scripts/benchmark.py --backbone r50 --rows curves --output_file training/results/curves.json
+python -m scripts.benchmark --backbone r50 --output_file training/results/benchmark_r50_cpu.json
+python -m scripts.benchmark --backbone swin_t --rows inference training --rounds 3
+python -m scripts.benchmark --backbone r50 --rows curves --output_file training/results/curves.json
 
-Every row gives the ratio of medians, ours / theirs, and the smallest and largest ratio of neighbouring runs; absolute
-times depend on the machine and on what else it does. Training steps are ours with the pilot and theirs without. Peak
-memory is measured in processes of their own, above what the loaded model takes; on the CPU once with a heap that gives
-freed blocks back, as a measure of what tensors take, and once as it is. `curves` measures training steps against
-targets, groups, image side and queries, and draws them beside the JSON. Runs on a GPU where there is one; `--bf16` runs
-models under autocast.
+Each row has the ratio of medians, ours / theirs, and the smallest and largest ratio of consecutive runs; absolute times
+depend on the machine and its load. Training steps are ours with the pilot and theirs without. Peak memory is measured
+in separate processes, above that of the loaded model; on the CPU once with an allocator that returns freed blocks, to
+measure the memory of tensors, and once with the default allocator. `curves` measures training steps over numbers of
+targets, groups and queries and over image sizes, and plots them next to the JSON. Uses a GPU if there is one; `--bf16`
+runs the models under autocast.
 """
 
 import argparse
@@ -25,18 +26,17 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script: find the package `mpformer_hf`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import psutil
 import torch
 import transformers
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Mask2FormerImageProcessor, ResNetConfig, SwinConfig
 
-from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
-from training.checkpoints import write_json
+from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor, mask_losses
+from mpformer_hf.deformable_attention import gather_rows
+from mpformer_hf.files import write_json
 from training.memory import peak_memory
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -44,8 +44,8 @@ BACKBONES = {
     "r50": ResNetConfig(out_features=STAGES),
     "swin_t": SwinConfig(depths=[2, 2, 6, 2], drop_path_rate=0.3, out_features=STAGES),
 }
-ROWS = ("inference", "compiled", "stages", "training", "memory", "postprocessing", "processor", "pilot")
-SHORT = 7  # times as many rounds for work of less than a second
+ROWS = ("inference", "compiled", "stages", "training", "memory", "postprocessing", "processor", "pilot", "operators")
+SHORT = 7  # factor on the rounds of calls that take less than a second
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CURVES = {
     "targets": [{"targets": n} for n in (5, 10, 20, 40)],
@@ -59,14 +59,14 @@ CURVES = {
 
 
 def build(backbone: str, **fields) -> MPFormerForUniversalSegmentation:
-    """A model of the size of the COCO instance release, in training mode, with drop path off (it is random)."""
+    """A model of the size of the COCO instance release, in training mode."""
     torch.manual_seed(0)
     config = MPFormerConfig(backbone_config=BACKBONES[backbone], num_labels=80, **fields)
     return MPFormerForUniversalSegmentation(config).to(DEVICE).train()
 
 
 def make_batch(size: int, batch: int, targets: int) -> dict:
-    """Random images and rectangles."""
+    """Random images with random rectangles as targets."""
     generator = torch.Generator().manual_seed(1)
     masks = torch.zeros(batch, targets, size, size, dtype=torch.bool)
     for mask in masks.flatten(0, 1):
@@ -80,12 +80,12 @@ def make_batch(size: int, batch: int, targets: int) -> dict:
 
 
 def for_theirs(batch: dict) -> dict:
-    """Mask2Former takes masks as floats."""
+    """The batch with float masks, as Mask2Former requires."""
     return {**batch, "mask_labels": [mask.float() for mask in batch["mask_labels"]]}
 
 
 def train_step(model: nn.Module, batch: dict) -> None:
-    """Forward, loss and backward."""
+    """Forward and backward pass."""
     model(**batch).loss.backward()
     model.zero_grad(set_to_none=True)
 
@@ -99,7 +99,7 @@ def predict(model: nn.Module, pixel_values: torch.Tensor) -> None:
 
 
 def seconds(work: Callable[[], object], precision) -> float:
-    """Of one call, on an idle device."""
+    """Duration of one call."""
     start = time.perf_counter()
     with precision():
         work()
@@ -109,7 +109,7 @@ def seconds(work: Callable[[], object], precision) -> float:
 
 
 def compare(works: dict[str, Callable], rounds: int, precision=contextlib.nullcontext) -> dict:
-    """Interleaved times; ratios are to the first."""
+    """Interleaved timings; ratios are relative to the first."""
     for work in works.values():
         seconds(work, precision)
     times = {name: [] for name in works}
@@ -130,7 +130,7 @@ def compare(works: dict[str, Callable], rounds: int, precision=contextlib.nullco
 
 
 def memory_of(connection, backbone: str, fields: dict, theirs: bool, shape: tuple[int, int, int], bf16: bool) -> None:
-    """Child process: MiB that training steps take above the loaded model."""
+    """In a child process: peak memory of training steps above that of the loaded model, in MiB."""
     model, batch = build(backbone, **fields), make_batch(*shape)
     if theirs:
         model, batch = model.to_mask2former().train(), for_theirs(batch)
@@ -142,11 +142,11 @@ def memory_of(connection, backbone: str, fields: dict, theirs: bool, shape: tupl
 
 
 def measure_memory(*work, resident: bool = False) -> float:
-    """Peak of `memory_of` in a fresh process, MiB; on the CPU its resident memory, as it is (`resident`) or without
-    what the C library keeps of freed blocks: with a threshold it gives back those of a MiB and more.
+    """Peak of `memory_of` in a new process, in MiB. On the CPU it is the resident memory, with the C library's default
+    allocator (`resident`) or with one that returns freed blocks of 1 MiB and more to the system.
 
     Raises:
-        EOFError: the process died, of too little memory perhaps.
+        EOFError: the process was killed, for example for lack of memory.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -154,7 +154,7 @@ def measure_memory(*work, resident: bool = False) -> float:
     if not resident:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     process.start()
-    there.close()  # a child that dies is an end of file, not a long wait
+    there.close()  # so that the end of the child is an end of file here
     os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
     peak = here.recv()
     process.join()
@@ -162,7 +162,7 @@ def measure_memory(*work, resident: bool = False) -> float:
 
 
 def compare_memory(backbone: str, shape: tuple[int, int, int], bf16: bool) -> dict:
-    """Peaks of both, MiB; on the CPU also with what the C library's heap keeps (`resident`)."""
+    """Peaks of both models in MiB; on the CPU also with the default allocator (`resident`)."""
     row = {}
     for name, resident in (("", False), ("resident_", True))[: 2 if DEVICE.type == "cpu" else 1]:
         peaks = {
@@ -192,16 +192,26 @@ def inference_rows(args: argparse.Namespace, rounds: int) -> dict:
 
 def compiled_rows(args: argparse.Namespace, rounds: int) -> dict:
     ours = build(args.backbone).eval()
-    theirs, size = ours.to_mask2former().eval(), args.sizes[0]
+    theirs, eager, size = ours.to_mask2former().eval(), ours.to_mask2former().eval(), args.sizes[0]
     ours.compile()
+    theirs.compile()
     pixels = torch.randn(1, 3, size, size, device=DEVICE)
-    works = {"transformers, eager": lambda: predict(theirs, pixels), "ours, compiled": lambda: predict(ours, pixels)}
-    return {f"inference compiled {size}": compare(works, rounds, autocast(args.bf16))}
+    works = {
+        "transformers, compiled": lambda: predict(theirs, pixels),
+        "transformers, eager": lambda: predict(eager, pixels),
+        "ours, compiled": lambda: predict(ours, pixels),
+    }
+    rows = compare(works, rounds, autocast(args.bf16))
+    ratio = rows["ours, compiled"]["median_s"] / rows["transformers, eager"]["median_s"]
+    return {
+        f"inference compiled {size}": rows,
+        f"inference compiled {size}, ours compiled / theirs eager": {"ratio": round(ratio, 3)},
+    }
 
 
 def stage_rows(args: argparse.Namespace, rounds: int) -> dict:
-    """Eager inference, stage by stage: arithmetic, time, and how many times longer than at the rate of a large matrix
-    product."""
+    """Stages of eager inference: operations, time, and ratio to the time at the rate of a large matrix product
+    (roofline)."""
     ours, side = build(args.backbone).eval(), 2048
     module, size = ours.model.pixel_level_module, args.sizes[0]
     square = torch.randn(side, side, device=DEVICE)
@@ -226,7 +236,7 @@ def stage_rows(args: argparse.Namespace, rounds: int) -> dict:
             rows[f"stage, {name} {size}"] = {
                 "gflop": round(gflop, 2),
                 "median_s": seconds_taken,
-                "of_floor": round(seconds_taken * rate / gflop, 2),
+                "x_roofline": round(seconds_taken * rate / gflop, 2),
             }
     return rows
 
@@ -246,7 +256,7 @@ def training_rows(args: argparse.Namespace, rounds: int) -> dict:
 
 
 def training_shapes(args: argparse.Namespace) -> list[tuple[int, int, int]]:
-    """(side, batch, targets): two images of 20 targets at the smallest side, one of 50 at the others."""
+    """(side, batch size, targets): two images with 20 targets at the first side, one with 50 at the others."""
     return [(size, 2, 20) if index == 0 else (size, 1, 50) for index, size in enumerate(args.sizes)]
 
 
@@ -260,7 +270,7 @@ def memory_rows(args: argparse.Namespace, rounds: int) -> dict:
 
 
 def postprocessing_rows(args: argparse.Namespace, rounds: int) -> dict:
-    """Panoptic, to 1024x2048: 33 sure queries whose masks tile the image, with noise, and 67 without an object."""
+    """Panoptic, to 1024x2048: 33 confident queries whose noisy masks tile the image, and 67 no-object queries."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(100, 2, 1, 1, generator=generator)
     grid = torch.stack(torch.meshgrid(torch.linspace(0, 1, 256), torch.linspace(0, 1, 512), indexing="ij"))
@@ -299,6 +309,55 @@ def processor_rows(args: argparse.Namespace, rounds: int) -> dict:
     return {"image processor, 8 images of 1024x1024, 30 segments": compare(works, SHORT * rounds)}
 
 
+def operator_rows(args: argparse.Namespace, rounds: int) -> dict:
+    """Custom backward passes against PyTorch's, forward and backward, at the sizes of a training step at 512x512."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    table, rows = draw(2 * 8 * 5836, 32).requires_grad_(), torch.randint(2 * 8 * 5836, (2 * 8 * 5376, 48)).int()
+    weights, upstream = draw(2 * 8 * 5376, 48).requires_grad_(), draw(2 * 8 * 5376, 32)
+
+    def sample(gather: Callable) -> None:
+        gather(table, rows, weights).backward(upstream)
+
+    def embedding_bag(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+    counts, points, targets = [400, 400], 12544, 40  # 10 predictions x 20 targets, matching and pilot
+    uncertain, random, candidates = points * 3 // 4, points // 4, points * 3
+    embeddings, features = draw(800, 256).requires_grad_(), draw(2, candidates + random, 256).requires_grad_()
+    truth, target = torch.rand(targets, candidates + random), torch.arange(800) % targets
+
+    def checkpointed(embeddings, features, truth, target, counts, uncertain, random):
+        def chunk_losses(embeddings, features, target):
+            logits = embeddings @ features.T
+            with torch.no_grad():
+                selected = logits[:, :-random].abs().topk(uncertain, dim=1, largest=False, sorted=False).indices
+            sampled = torch.cat((logits.gather(1, selected), logits[:, -random:]), dim=1)
+            return torch.stack(mask_losses.point_losses(sampled, mask_losses.truth_at(truth, target, selected, random)))
+
+        parts = [
+            checkpoint(chunk_losses, embeddings[part], features[image], target[part], use_reentrant=False)
+            for image, part in mask_losses.chunks(counts, features)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def losses(function: Callable) -> None:
+        sum(loss.sum() for loss in function(embeddings, features, truth, target, counts, uncertain, random)).backward()
+
+    return {
+        "operator, deformable sampling of a layer, forward and backward": compare(
+            {"embedding_bag": lambda: sample(embedding_bag), "ours": lambda: sample(gather_rows)}, rounds
+        ),
+        "operator, mask losses, forward and backward": compare(
+            {
+                "torch.utils.checkpoint": lambda: losses(checkpointed),
+                "ours": lambda: losses(mask_losses.UncertainPointLosses.apply),
+            },
+            rounds,
+        ),
+    }
+
+
 def pilot_rows(args: argparse.Namespace, rounds: int) -> dict:
     size, batch, targets = training_shapes(args)[0]
     without, own = build(args.backbone, mask_piloting=False), make_batch(size, batch, targets)
@@ -308,7 +367,7 @@ def pilot_rows(args: argparse.Namespace, rounds: int) -> dict:
 
 
 def curve_rows(args: argparse.Namespace, rounds: int) -> dict:
-    """Training steps of ours against one quantity at a time; the others are side 256, batch 2, 20 targets."""
+    """Training steps over one quantity at a time; otherwise image side 256, batch size 2, 20 targets."""
     rows = {}
     for name, points in CURVES.items():
         curve = []
@@ -335,12 +394,13 @@ RUN = {
     "postprocessing": postprocessing_rows,
     "processor": processor_rows,
     "pilot": pilot_rows,
+    "operators": operator_rows,
     "curves": curve_rows,
 }
 
 
 def summary(measured: dict | list) -> object:
-    """What is printed of a row: of several arms the last, of a curve nothing."""
+    """Printed summary of a row: the last of several models; nothing for a curve."""
     if isinstance(measured, list):
         return ""
     last = list(measured.values())[-1]
@@ -348,7 +408,7 @@ def summary(measured: dict | list) -> object:
 
 
 def plot_curves(rows: dict, file: Path) -> None:
-    """Time and memory of a training step over each quantity, with and without the pilot."""
+    """Plot time and memory of a training step over each quantity, with and without the pilot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -365,7 +425,7 @@ def plot_curves(rows: dict, file: Path) -> None:
         column[1].set(xlabel=name, xticks=at)
         for axes in column:
             axes.grid(alpha=0.3)
-    for axes, label in zip(panels[:, 0], ("seconds of a training step", "GiB at most"), strict=True):
+    for axes, label in zip(panels[:, 0], ("seconds of a training step", "peak GiB"), strict=True):
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
     panels[0, 0].legend()
@@ -394,10 +454,12 @@ def main(argv: list[str] | None = None) -> dict:
     if args.output_file and args.output_file.exists():
         before = json.loads(args.output_file.read_text())
         if {**before, "rows": {}} != result:
-            sys.exit(f"error: {args.output_file} has results of another machine or other settings; name another file")
+            sys.exit(f"error: {args.output_file} has results of another machine or other settings; choose another file")
         result = before
     for name in args.rows:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # earlier rows leave a warm heap
+        with ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn")
+        ) as fresh:  # earlier rows would change the state of the allocator
             measurements = fresh.submit(RUN[name], args, args.rounds).result()
         for row, measured in measurements.items():
             result["rows"][row] = measured

@@ -1,16 +1,14 @@
-"""Draw ground-truth masks as the pilot sees them: a row per decoder level, a column per noise.
+"""Draw the attention masks of pilot queries: a row per decoder level, a column per kind of noise.
 
-python scripts/draw_pilot.py tests/fixtures/coffee.jpg tests/fixtures/coffee_segments.png training/results/pilot.jpg
+python -m scripts.draw_pilot tests/fixtures/coffee.jpg tests/fixtures/coffee_segments.png training/results/pilot.jpg
 
-The map holds segment ids; 0 is void. Every segment becomes a pilot query; cells that it may attend to are tinted.
+The second image is a map of segment ids, 0 = void. There is a pilot query per segment; the cells that it may attend to
+are tinted.
 """
 
 import argparse
 import sys
 from pathlib import Path
-
-if __name__ == "__main__":  # as a script: find the package `mpformer_hf`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
@@ -27,8 +25,8 @@ TILE = 210  # width of one picture, in pixels
 MARGIN, HEADER = 6, 22
 
 
-def attended(segments: np.ndarray, noise: str, scale: float, seed: int) -> list[np.ndarray]:
-    """Cells of every level that each segment's pilot query may attend to: bool `[segments, h, w]` per level."""
+def attended_cells(segments: np.ndarray, noise: str, scale: float, seed: int) -> list[np.ndarray]:
+    """Cells that the pilot query of each segment may attend to: bool `[segments, h, w]` per level."""
     ids = [i for i in np.unique(segments) if i]
     masks = torch.from_numpy(np.stack([segments == i for i in ids]))
     height, width = segments.shape
@@ -36,27 +34,29 @@ def attended(segments: np.ndarray, noise: str, scale: float, seed: int) -> list[
     config = MPFormerConfig(pilot_noise=noise, pilot_noise_scale=scale, pilot_label_noise=0.0)
     shapes = [(height // stride, width // stride) for stride in STRIDES]
     pilot = build_pilot(targets, shapes, config, torch.Generator().manual_seed(seed))
-    return [pilot.cross_attention(level)[0, 0].unflatten(1, shape).numpy() for level, shape in enumerate(shapes)]
+    return [pilot.sample_attention_mask(level)[0, 0].unflatten(1, shape).numpy() for level, shape in enumerate(shapes)]
 
 
 def tint(image: Image.Image, cells: np.ndarray) -> Image.Image:
-    """The image in grey, with each segment's cells in its colour."""
+    """The image in grey with the cells of each segment in its colour."""
     height, width = cells.shape[1] * 8, cells.shape[2] * 8
     canvas = np.asarray(image.convert("L").convert("RGB").resize((width, height)), dtype=np.float32)
     for index, mask in enumerate(cells):
-        whole = mask.repeat(8, axis=0).repeat(8, axis=1)[..., None]
-        canvas = np.where(whole, 0.45 * canvas + 0.55 * np.array(class_color(index)), canvas)
+        pixels = mask.repeat(8, axis=0).repeat(8, axis=1)[..., None]
+        canvas = np.where(pixels, 0.45 * canvas + 0.55 * np.array(class_color(index)), canvas)
     return Image.fromarray(canvas.astype(np.uint8)).resize((TILE, TILE * height // width))
 
 
 def draw(image: Image.Image, segments: np.ndarray, scale: float, seed: int) -> Image.Image:
-    """The whole table."""
+    """Draw all levels and kinds of noise."""
     columns = [("clean", 0.0), *((noise, scale) for noise in PILOT_NOISES)]
     rows: list[list[Image.Image]] = [[] for _ in STRIDES]
     height, width = (side // 32 * 32 for side in segments.shape)
     image, segments = image.crop((0, 0, width, height)), segments[:height, :width]
     for noise, strength in columns:
-        for row, cells in zip(rows, attended(segments, noise.replace("clean", "point"), strength, seed), strict=True):
+        for row, cells in zip(
+            rows, attended_cells(segments, noise.replace("clean", "point"), strength, seed), strict=True
+        ):
             row.append(tint(image, cells))
     height = rows[0][0].height
     table = Image.new("RGB", (HEADER + len(columns) * (TILE + MARGIN), HEADER + len(rows) * (height + MARGIN)), "white")
@@ -76,10 +76,10 @@ def draw(image: Image.Image, segments: np.ndarray, scale: float, seed: int) -> I
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path, help="photograph")
-    parser.add_argument("segments", type=Path, help="map of segment ids, 0 = void, of the same size")
+    parser.add_argument("segments", type=Path, help="map of segment ids of the same size, 0 = void")
     parser.add_argument("output", type=Path, help="picture to write")
     parser.add_argument("--scale", type=float, default=0.4, help="pilot_noise_scale of every noise")
-    parser.add_argument("--seed", type=int, default=1, help="of the noise")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the noise")
     args = parser.parse_args()
     image, segments = Image.open(args.image), np.array(Image.open(args.segments))
     if segments.ndim != 2 or segments.shape != image.size[::-1] or min(segments.shape) < 32:

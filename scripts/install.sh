@@ -1,4 +1,4 @@
-# Sourced by the other scripts: make .venv if it is missing, install this project into it with an extra, activate it.
+# Sourced by the other scripts: create .venv if it does not exist, install this project with an extra, activate it.
 #   source scripts/install.sh EXTRA
 if [ ! -d .venv ]; then
     "${PYTHON:-python3}" -m venv .venv

@@ -1,6 +1,6 @@
-"""Generate a small panoptic dataset: shapes that hide each other, on textured grounds.
+"""Generate a small panoptic dataset: overlapping shapes on textured grounds.
 
-python scripts/make_shapes_dataset.py data/shapes --train 600 --validation 60 --test 100
+python -m scripts.make_shapes_dataset data/shapes --train 600 --validation 60 --test 100
 
 Written in the Hub's parquet layout: `image`, `label` (RGB map, segment id = R + 256 G + 65536 B, 0 = void),
 `segments_info`; class names in id2label.json and panoptic_categories.json. Things: disc, square, triangle, star. Stuff:
@@ -8,7 +8,6 @@ grass, water, sand, brick. About one image in twelve has no thing. The same seed
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw
+
+from mpformer_hf.files import check_new_folder, write_json
 
 NAMES = ["disc", "square", "triangle", "star", "grass", "water", "sand", "brick"]
 NUM_THINGS = 4
@@ -40,13 +41,13 @@ Generated images of {size}x{size} pixels with panoptic labels: {counts}. Things:
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Values in [0, 1], float `[size, size]`, that vary over `size / cells` pixels."""
+    """Smooth noise in [0, 1], float `[size, size]`, with a period of about `size / cells` pixels."""
     coarse = PILImage.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
     return np.asarray(coarse.resize((size, size), PILImage.Resampling.BICUBIC), dtype=np.float32) / 255
 
 
 def texture(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
-    """A ground's texture, float `[size, size, 3]`: blades, waves, grains or bricks."""
+    """Texture of a ground class, float `[size, size, 3]`: blades, waves, grains or bricks."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
     if label == 4:
         pattern = smooth_noise(rng, size, size // 3)
@@ -63,7 +64,7 @@ def texture(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
 
 
 def outline(label: int, x: float, y: float, radius: float, angle: float) -> list[tuple[float, float]]:
-    """Corners of a square, triangle or star."""
+    """Corners (x, y) of a square, triangle or star."""
     count = CORNERS[label]
     radii = [radius * (0.45 if label == 3 and i % 2 else 1.0) for i in range(count)]
     turns = [angle + 2 * np.pi * i / count for i in range(count)]
@@ -71,7 +72,7 @@ def outline(label: int, x: float, y: float, radius: float, angle: float) -> list
 
 
 def shape_mask(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
-    """Coverage of a random shape, float `[size, size]` in [0, 1], antialiased."""
+    """Antialiased coverage of a random shape, float `[size, size]` in [0, 1]."""
     scale = SUPERSAMPLING
     canvas = PILImage.new("L", (size * scale, size * scale))
     x, y = rng.uniform(0.05, 0.95, 2) * size * scale
@@ -110,7 +111,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
 
 
 def as_row(image: np.ndarray, ids: np.ndarray, classes: dict[int, int]) -> dict:
-    """A dataset row; hidden segments are left out."""
+    """A dataset row; segments that are completely covered are left out."""
     segments = []
     for segment, label in classes.items():
         rows, columns = np.nonzero(ids == segment)
@@ -135,21 +136,20 @@ def write_dataset(folder: Path, counts: dict[str, int], size: int, seed: int) ->
     """Write all splits, class files and a card.
 
     Raises:
-        ValueError: the folder holds something.
+        ValueError: the folder is not empty.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"Folder {folder} is not empty; name another one.")
-    whole = Value("int64")
-    segment = {name: whole for name in ("id", "category_id", "isthing", "area", "iscrowd")} | {"bbox": [whole]}
+    check_new_folder(folder)
+    integer = Value("int64")
+    segment = dict.fromkeys(("id", "category_id", "isthing", "area", "iscrowd"), integer) | {"bbox": [integer]}
     features = Features({"image": Image(), "label": Image(), "segments_info": [segment]})
     (folder / "data").mkdir(parents=True)
     for number, (split, count) in enumerate(counts.items()):
         scenes = (draw_scene(np.random.default_rng((seed, number, index)), size) for index in range(count))
         rows = Dataset.from_list([as_row(*scene) for scene in scenes], features=features)
         rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    (folder / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES)), indent=2) + "\n")
+    write_json(dict(enumerate(NAMES)), folder / "id2label.json")
     categories = [{"id": i, "name": name, "isthing": int(i < NUM_THINGS)} for i, name in enumerate(NAMES)]
-    (folder / "panoptic_categories.json").write_text(json.dumps(categories, indent=2) + "\n")
+    write_json(categories, folder / "panoptic_categories.json")
     card = CARD.format(
         size=size,
         counts=", ".join(f"{count} {split}" for split, count in counts.items()),
@@ -165,7 +165,7 @@ def main() -> None:
     for split, count in (("train", 600), ("validation", 60), ("test", 100)):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"images in the {split} split")
     parser.add_argument("--size", type=int, default=128, help="side of the images, in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images")
     args = parser.parse_args()
     try:
         counts = {"train": args.train, "validation": args.validation, "test": args.test}

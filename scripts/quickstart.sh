@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# From nothing to a fine-tuned, evaluated and reloaded MP-Former on generated images, on the CPU.
+# Fine-tune, evaluate and reload a small MP-Former on generated images, on the CPU.
 #   bash scripts/quickstart.sh [FOLDER]      default: outputs/quickstart
 set -euo pipefail
 cd "$(dirname "$0")/.."
 FOLDER="${1:-outputs/quickstart}"
 if [ -e "$FOLDER" ]; then
-    echo "error: $FOLDER exists; name another folder: bash scripts/quickstart.sh FOLDER" >&2
+    echo "error: $FOLDER exists; choose another folder: bash scripts/quickstart.sh FOLDER" >&2
     exit 1
 fi
 source scripts/install.sh "train"
 RECIPE=training/recipes/shapes_panoptic.yaml
-python scripts/make_shapes_dataset.py "$FOLDER/data"
+python -m scripts.make_shapes_dataset "$FOLDER/data"
 accelerate launch --cpu --num_processes 1 --num_machines 1 --num_cpu_threads_per_process "$(nproc)" \
     --mixed_precision no --dynamo_backend no \
-    training/finetune.py --config "$RECIPE" --dataset_name "$FOLDER/data" --output_dir "$FOLDER/model"
-python training/evaluate.py --config "$RECIPE" --dataset_name "$FOLDER/data" --eval_split test \
+    -m training.finetune --config "$RECIPE" --dataset_name "$FOLDER/data" --output_dir "$FOLDER/model"
+mpformer evaluate --config "$RECIPE" --dataset_name "$FOLDER/data" --eval_split test \
     --model_name_or_path "$FOLDER/model" --output_file "$FOLDER/test.json" > /dev/null
-python scripts/quickstart_report.py "$FOLDER"
+python -m scripts.quickstart_report "$FOLDER"

@@ -1,27 +1,23 @@
-"""Last step of the quickstart: load the saved model, segment an image with the pipeline, and print the table.
+"""Last step of the quickstart: load the saved model, segment an image with the pipeline, print a table of scores.
 
-python scripts/quickstart_report.py outputs/quickstart
+python -m scripts.quickstart_report outputs/quickstart
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
-
-if __name__ == "__main__":  # as a script: find the package `training`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from transformers import pipeline
 
 from mpformer_hf import draw_segmentation
-from training.arguments import DataArguments
-from training.data import open_dataset
-from training.evaluation import most_frequent_class, score_constant
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.evaluation.scores import most_frequent_class, score_constant
 
 
 def as_result(segments: list[dict], label2id: dict[str, int]) -> dict:
-    """The pipeline's list of segments as a post-processed result."""
+    """The pipeline's list of segments in the form of a post-processed result."""
     masks = [np.asarray(segment["mask"]) > 0 for segment in segments]
     rows = [{"id": i, "label_id": label2id[s["label"]], "score": s["score"]} for i, s in enumerate(segments)]
     return {"segmentation": np.stack(masks) if masks else np.zeros((0, 1, 1), bool), "segments_info": rows}

@@ -1,17 +1,16 @@
-"""Does piloting help? Training runs that differ in the pilot alone, over several seeds, and their comparison.
+"""Does mask-piloted training help? Runs that differ only in the pilot, over several seeds, and their comparison.
 
-python scripts/study_piloting.py run --config training/recipes/study/shapes.yaml --dataset_name data/shapes \\
+python -m scripts.study_piloting run --config training/recipes/study/shapes.yaml --dataset_name data/shapes \\
     --output_dir outputs/study/shapes --results training/results/study_shapes.jsonl --seeds 0 1 2 --jobs 2
-python scripts/study_piloting.py report training/results/study_shapes.jsonl
+python -m scripts.study_piloting report training/results/study_shapes.jsonl
 
-Arms other than those of the pilot come from a yaml file of flags by name (`--arms_file`); the report
-compares all with the one called off. `--initial FOLDER` starts all runs from one saved model.
+Other arms are read from a yaml file of flags by name of the arm (`--arms_file`); the report compares all arms with the
+one called off. `--initial FOLDER` starts all runs from one saved model.
 
-Runs of one seed begin with the same weights and see the same images, augmented alike, in the same order; schedule and
-everything else come from the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is
-a line of the results file, and is not repeated; a run that was cut short starts again. `report` writes a figure and a
-table beside the results. Scores are those of the last step, on the recipe's evaluation split; nothing is selected by
-them.
+Runs of one seed start with the same weights and use the same images, augmented equally, in the same order. Everything
+else is set by the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is a line of
+the results file and is not repeated; an interrupted run starts again. `report` writes a figure and a table next to the
+results. Scores are those of the last step, on the recipe's evaluation split; nothing is selected by them.
 """
 
 import argparse
@@ -26,19 +25,18 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script: find the package `training`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import numpy as np
 import torch
 import yaml
 from scipy import stats
 from transformers import set_seed
 
-from training.arguments import RECIPE_CLASSES, as_flags, parse
+from mpformer_hf.arguments import as_flags
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.files import write_atomically
+from training.arguments import parse_arguments
 from training.building import build_model, build_processor
 from training.checkpoints import EVALUATIONS, LOG, save_model
-from training.data import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
@@ -53,16 +51,15 @@ KEPT = ("step", "ap", "ap50", "pq", "pq_things", "pq_stuff", "mean_iou", "mask_c
 
 
 def save_initial(folder: Path, flags: list[str], seed: int) -> None:
-    """The model that all arms of a seed start from, in `folder`, if it is not there yet."""
+    """Save the model that all arms of a seed start from, if it does not exist."""
     if folder.exists():
         return
-    model_args, pilot, data, transforms, *_ = parse(RECIPE_CLASSES, flags)
-    labels = open_dataset(data, data.train_split).labels
+    args = parse_arguments(flags)
+    labels = open_dataset(args.data, args.data.train_split).labels
     set_seed(seed)
-    model = build_model(model_args, pilot, labels)
-    aside = folder.with_name(f".{folder.name}")
-    save_model(model, build_processor(data, transforms, labels), aside)
-    aside.rename(folder)
+    model = build_model(args.model, args.pilot, labels)
+    with write_atomically(folder) as temporary:
+        save_model(model, build_processor(args.data, args.transforms, labels), temporary)
 
 
 def describe_machine() -> dict:
@@ -77,18 +74,18 @@ def describe_machine() -> dict:
 
 
 def train_arm(arm: str, own: dict, seed: int, initial: Path, flags: list[str], output: Path, threads: int) -> dict:
-    """Train one arm, with flags of its own, in a process of its own; returns its line of the results.
+    """Train one arm with its flags in a new process; returns its line of the results.
 
     Raises:
-        RuntimeError: the run failed; the message has the end of what it said.
+        RuntimeError: the run failed; the message has the last line of its output.
     """
     folder = output / f"{arm}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     own = {"model_name_or_path": str(initial), "model_fields": {}, **own, "seed": seed}
-    command = [sys.executable, str(ROOT / "training" / "finetune.py"), *flags, "--output_dir", str(folder)]
+    command = [sys.executable, "-m", "training.finetune", *flags, "--output_dir", str(folder)]
     command += as_flags(own)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{arm}, seed {seed}: {done.stderr.strip().splitlines()[-1:]}")
     log, evaluations = (
@@ -112,22 +109,26 @@ def round_all(value):
 
 
 def read_lines(file: Path) -> list[dict]:
-    """The finished runs."""
+    """Lines of the finished runs."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
-    """All arms and seeds that are not in the results yet, seed by seed."""
+    """Train all arms and seeds that are not in the results yet, seed by seed.
+
+    Raises:
+        ValueError: an arm is unknown, or the results are of other flags.
+    """
     flags = ["--config", args.config, "--dataset_name", args.dataset_name, *extra]
     lines = read_lines(args.results)
     if any(line["flags"] != flags for line in lines):
-        raise ValueError(f"{args.results} has runs of other flags; name another file.")
+        raise ValueError(f"{args.results} has runs of other flags; choose another file.")
     finished = {(line["arm"], line["seed"]) for line in lines}
     arms = yaml.safe_load(args.arms_file.read_text()) if args.arms_file else ARMS
     chosen = args.arms or (list(arms) if args.arms_file else ["off", "recipe"])
     unknown = sorted(set(chosen) - set(arms))
     if unknown:
-        raise ValueError(f"There are no arms {', '.join(unknown)}, only {', '.join(arms)}.")
+        raise ValueError(f"Unknown arms {', '.join(unknown)}; the arms are {', '.join(arms)}.")
     todo = [(arm, seed) for seed in args.seeds for arm in chosen if (arm, seed) not in finished]
     initials = {seed: args.initial or args.output_dir / f"initial-{seed}" for _, seed in todo}
     for seed, folder in sorted(initials.items()):
@@ -169,9 +170,10 @@ def curves_of(lines: list[dict], value) -> dict[str, np.ndarray]:
     }
 
 
-def paired_difference(lines: list[dict], arm: str) -> tuple[float, float, int]:
-    """Mean difference of final scores to "off" over common seeds, half its 95 % interval (Student's t), seeds."""
-    final = {(line["arm"], line["seed"]): score_of(line["evaluations"][-1]) for line in lines}
+def paired_difference(lines: list[dict], arm: str, score=score_of) -> tuple[float, float, int]:
+    """Mean difference of final scores (a function of an evaluation) to "off" over common seeds, half the width of its
+    95 % confidence interval (Student's t), and number of seeds."""
+    final = {(line["arm"], line["seed"]): score(line["evaluations"][-1]) for line in lines}
     seeds = sorted({seed for _, seed in final if ("off", seed) in final and (arm, seed) in final})
     differences = np.array([final[arm, seed] - final["off", seed] for seed in seeds])
     if len(seeds) < 2:
@@ -180,8 +182,15 @@ def paired_difference(lines: list[dict], arm: str) -> tuple[float, float, int]:
     return float(differences.mean()), float(half), len(seeds)
 
 
+def format_difference(lines: list[dict], arm: str, score) -> str:
+    """Mean difference with its confidence interval, and the number of seeds."""
+    mean, half, seeds = paired_difference(lines, arm, score)
+    return f"{mean:+.4f} ± {half:.4f} ({seeds} seeds)" if seeds > 1 else f"{mean:+.4f} (1 seed)"
+
+
 def steps_to_reach(goal: float, steps: list[int], curve: np.ndarray) -> float | None:
-    """Where a curve first reaches a score, straight between evaluations and from (0, 0); None if it never does."""
+    """Step at which a curve first reaches a score, by linear interpolation between evaluations and from (0, 0); None if
+    it never does."""
     steps, curve = [0, *steps], [0.0, *curve]
     for index in range(1, len(curve)):
         if curve[index] >= goal:
@@ -191,8 +200,8 @@ def steps_to_reach(goal: float, steps: list[int], curve: np.ndarray) -> float | 
 
 
 def write_table(lines: list[dict], file: Path) -> str:
-    """Markdown: final scores, paired differences, steps to the baseline's score, time of a step, peak memory where the
-    runs have it (until the first evaluation)."""
+    """Write a markdown table: final scores, paired differences, steps to the baseline's score, time per step, and peak
+    memory (until the first evaluation) if the runs have it."""
     scores, steps = curves_of(lines, score_of), [row["step"] for row in lines[0]["evaluations"]]
     seconds = {arm: np.median([x["median_step_seconds"] for x in lines if x["arm"] == arm]) for arm in scores}
     known = [line for line in lines if "peak_memory_mib" in line]
@@ -210,8 +219,11 @@ def write_table(lines: list[dict], file: Path) -> str:
             reached = steps_to_reach(scores["off"][:, -1].mean(), steps, curve.mean(0))
             ratio = "not reached" if reached is None else f"{reached:.0f} of {steps[-1]} (x{reached / steps[-1]:.2f})"
         if "off" in scores and arm != "off":
-            mean, half, seeds = paired_difference(lines, arm)
-            difference = f"{mean:+.4f} ± {half:.4f} ({seeds} seeds)" if seeds > 1 else f"{mean:+.4f} (1 seed)"
+            difference = format_difference(lines, arm, score_of)
+            for name in ("pq_things", "pq_stuff"):
+                if name in lines[0]["evaluations"][0]:
+                    kind = name.removeprefix("pq_")
+                    difference += f"; {kind} {format_difference(lines, arm, lambda row, name=name: row[name])}"
         larger = f"x{memory[arm] / memory['off']:.2f}" if {arm, "off"} <= set(memory) else ""
         rows.append(f"| {arm} | {len(curve)} | {spread} | {difference} | {ratio} | {slower} | {larger} |")
     text = "\n".join(rows) + "\n"
@@ -220,8 +232,8 @@ def write_table(lines: list[dict], file: Path) -> str:
 
 
 def plot(lines: list[dict], file: Path) -> None:
-    """Score, mask consistency (mean over layers) and query utilisation (after half of the layers) over steps; lines are
-    means, bands reach from the worst seed to the best."""
+    """Plot score, mask consistency (mean over layers) and query utilisation (after half of the layers) over steps.
+    Lines are means, bands span all seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -247,10 +259,10 @@ def plot(lines: list[dict], file: Path) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """A table (.md) and a figure (.png) beside each file of results.
+    """Write a table (.md) and a figure (.png) next to each file of results.
 
     Raises:
-        ValueError: a file has no results, or runs of different length.
+        ValueError: a file has no results, or runs of different lengths.
     """
     for file in args.results:
         lines = read_lines(file)
@@ -265,16 +277,16 @@ def report(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="train; flags after `--` go to training/finetune.py")
+    running = commands.add_parser("run", help="train; flags after `--` are those of training.finetune")
     running.add_argument("--config", required=True, help="recipe of all arms")
     running.add_argument("--dataset_name", required=True, help="Hub name or local folder")
-    running.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
-    running.add_argument("--results", type=Path, required=True, help="JSON lines; finished runs are added")
-    running.add_argument("--arms", nargs="+", help="what to compare; default: off and recipe, or all of --arms_file")
+    running.add_argument("--output_dir", type=Path, required=True, help="folder of the runs")
+    running.add_argument("--results", type=Path, required=True, help="JSON lines file; finished runs are appended")
+    running.add_argument("--arms", nargs="+", help="arms to train; default: off and recipe, or all of --arms_file")
     running.add_argument("--arms_file", type=Path, help="yaml file of other arms: flags by name")
     running.add_argument("--initial", type=Path, help="saved model that all runs start from; default: new weights")
-    running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of each arm for each")
-    running.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the CPU cores")
+    running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds; one run per arm and seed")
+    running.add_argument("--jobs", type=int, default=1, help="number of parallel runs, which share the CPU cores")
     reporting = commands.add_parser("report", help="table and figure of finished runs")
     reporting.add_argument("results", type=Path, nargs="+", help="JSON lines of `run`")
     argv = sys.argv[1:] if argv is None else argv

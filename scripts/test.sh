@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install into .venv (made if it is missing), then lint, format check and tests.
+# Install into .venv, then lint, format check and tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/install.sh "test"

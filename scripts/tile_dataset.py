@@ -1,27 +1,24 @@
-"""Cut the images of an instance dataset into square tiles, so that small models can train on small images.
+"""Cut the images of an instance dataset into square tiles.
 
-python scripts/tile_dataset.py path/to/nuclei data/nuclei_tiles --tile 128 --splits train val test
+python -m scripts.tile_dataset path/to/nuclei data/nuclei_tiles --tile 128 --splits train val test
 
-Tiles of one image stay in its split. They cover the image without overlap, apart from the last row and column, which
-end at its border. Objects are cut at the borders of tiles; what is left of one with fewer than `--min_area` pixels is
-void. Written in the Hub's parquet layout: `image`, `label` (RGB map, segment id = R + 256 G + 65536 B, 0 = void or
-background) and `segments_info`. Where objects overlap, the later one of the annotations is on top.
+All tiles of an image are in its split. Tiles do not overlap, except those of the last row and column, which end at the
+image border. Objects are cut at the borders of tiles; parts of fewer than `--min_area` pixels become background. The
+output is a dataset in the Hub's parquet layout: `image`, `label` (RGB map, segment id = R + 256 G + 65536 B, 0 =
+background) and `segments_info`. Where objects overlap, the later annotation is on top.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
-
-if __name__ == "__main__":  # as a script: find the package `training`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from training.arguments import DataArguments
-from training.data import open_dataset
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.files import check_new_folder, write_json
 
 
 def tile_corners(size: tuple[int, int], tile: int) -> list[tuple[int, int]]:
@@ -56,11 +53,7 @@ def tile_rows(dataset, tile: int, min_area: int):
             label = np.stack((part % 256, part // 256 % 256, part // 65536), -1).astype(np.uint8)
             pixels = image[:, top : top + tile, left : left + tile].permute(1, 2, 0).numpy()
             infos = [{"id": i, "category_id": segments.classes[i], "isthing": 1, "iscrowd": 0} for i, _ in kept]
-            yield {
-                "image": PILImage.fromarray(pixels),
-                "label": PILImage.fromarray(label),
-                "segments_info": infos,
-            }
+            yield {"image": PILImage.fromarray(pixels), "label": PILImage.fromarray(label), "segments_info": infos}
 
 
 def main() -> None:
@@ -71,12 +64,11 @@ def main() -> None:
     parser.add_argument("--min_area", type=int, default=8, help="smallest part of an object that is kept, in pixels")
     parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="splits of the source")
     args = parser.parse_args()
-    if args.output.exists() and any(args.output.iterdir()):
-        sys.exit(f"error: Folder {args.output} is not empty; name another one.")
     segment = {name: Value("int64") for name in ("id", "category_id", "isthing", "iscrowd")}
     features = Features({"image": Image(), "label": Image(), "segments_info": [segment]})
     data = DataArguments(dataset_name=args.source, task="instance")
     try:
+        check_new_folder(args.output)
         for split in args.splits:
             dataset = open_dataset(data, split)
             rows = Dataset.from_list(list(tile_rows(dataset, args.tile, args.min_area)), features=features)
@@ -86,8 +78,7 @@ def main() -> None:
             print(f"{name}: {len(dataset)} images, {len(rows)} tiles, {objects} objects")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    names = dict(enumerate(dataset.labels.names))
-    (args.output / "id2label.json").write_text(json.dumps(names, indent=2) + "\n")
+    write_json(dataset.labels.id2label, args.output / "id2label.json")
 
 
 if __name__ == "__main__":

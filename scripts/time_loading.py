@@ -1,51 +1,47 @@
-"""How many training images a second one loader worker reads, augments and collates.
+"""Measure how many training images per second a loader worker reads, augments and collates.
 
-python scripts/time_loading.py --config training/recipes/camvid_semantic.yaml --dataset_name path/to/camvid
-python scripts/time_loading.py --config training/recipes/coco_panoptic_r50.yaml --dataset_name path/to/coco \\
+python -m scripts.time_loading --config training/recipes/camvid_semantic.yaml --dataset_name path/to/camvid
+python -m scripts.time_loading --config training/recipes/coco_panoptic_r50.yaml --dataset_name path/to/coco \\
     --train_split train2017 --dataloader_num_workers 8
 
-Takes the flags of `training/finetune.py` and loads `--max_train_steps` batches, 50 at most; no model is built. A
-training step that takes less time than this waits for its images; more workers help as long as there are cores.
+Takes the flags of training.finetune and loads `--max_train_steps` batches, at most 50, without a model. Training waits
+for images if its steps are faster than the loader; more workers help if there are enough cores.
 """
 
-import sys
 import time
 from itertools import islice
-from pathlib import Path
-
-if __name__ == "__main__":  # as a script: find the package `training`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from accelerate import PartialState
 
-from training.arguments import RECIPE_CLASSES, parse
+from mpformer_hf.cli.main import run_command
+from mpformer_hf.data.dataset import open_dataset
+from training.arguments import parse_arguments
 from training.building import build_processor
-from training.data import open_dataset
-from training.finetune import run, training_loader
+from training.finetune import training_loader
 
-MOST = 50  # batches
+MAX_BATCHES = 50
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Images per second, in all and per worker (0 workers: this process).
+    """Images per second, in total and per worker (0 workers: this process).
 
     Raises:
-        ValueError: as `training/finetune.py`.
+        ValueError: as training.finetune.
     """
-    groups = parse(RECIPE_CLASSES, argv, description=__doc__)
-    _, _, data, transforms, optimization, _ = groups
-    split = open_dataset(data, data.train_split, data.max_train_samples)
-    loader = training_loader(groups, split, build_processor(data, transforms, split.labels), PartialState(), 0)
-    batches = iter(loader)
-    for _ in range(1 + 2 * data.dataloader_num_workers):  # those that were loaded ahead
+    args = parse_arguments(argv, description=__doc__)
+    workers, steps = args.data.dataloader_num_workers, args.optimization.max_train_steps or MAX_BATCHES
+    split = open_dataset(args.data, args.data.train_split, args.data.max_train_samples)
+    processor = build_processor(args.data, args.transforms, split.labels)
+    batches = iter(training_loader(args, split, processor, PartialState(), 0))
+    for _ in range(1 + 2 * workers):  # prefetched batches
         next(batches)
     start = time.perf_counter()
-    images = sum(len(rows) for _, rows in islice(batches, min(MOST, optimization.max_train_steps or MOST)))
-    rate = images / (time.perf_counter() - start)
-    found = {"images_per_second": rate, "per_worker": rate / max(1, data.dataloader_num_workers)}
-    print(f"{rate:.2f} images/s, {found['per_worker']:.2f} per worker ({images} images)")
-    return found
+    images = sum(len(rows) for _, rows in islice(batches, min(MAX_BATCHES, steps)))
+    speed = images / (time.perf_counter() - start)
+    result = {"images_per_second": speed, "per_worker": speed / max(1, workers)}
+    print(f"{speed:.2f} images/s, {result['per_worker']:.2f} per worker ({images} images)")
+    return result
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -105,7 +105,7 @@ def coco_instances(folder: Path) -> Path:
             "images": [{"id": 7, "file_name": f"{split}.jpg", "height": 40, "width": 60}],
             "categories": [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}],
             "annotations": [
-                {"image_id": 7, "category_id": 18, "iscrowd": 0, "segmentation": [[1, 1, 20, 1, 20, 20, 1, 20]]},
+                {"image_id": 7, "category_id": 18, "iscrowd": 0, "segmentation": [[1, 1, 20, 1, 20, 20, 1, 20]]}
             ],
         }
         (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))

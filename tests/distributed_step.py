@@ -1,6 +1,6 @@
 """One process of two: a training step on half of a batch. Run twice by `test_distributed.py`.
 
-python tests/distributed_step.py FOLDER RANK
+python -m tests.distributed_step FOLDER RANK
 """
 
 import sys
@@ -9,15 +9,12 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from mpformer_hf import MPFormerForUniversalSegmentation
 from mpformer_hf.criterion import MPFormerCriterion
 
 
 def step(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """Loss and gradients with batch norms at rest, at points that do not depend on the number of images."""
+    """Loss and gradients with frozen batch norms, at points that do not depend on the number of images."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -45,7 +42,7 @@ def main() -> None:
     if rank == 0:
         grads = {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}
         torch.save({"loss": loss / 2, "grads": grads}, folder / "result.pt")
-    del model  # before its group: with torch 2.11, a group that dies with its last model may wait for itself
+    del model  # before the process group: otherwise torch 2.11 may hang
     torch.distributed.destroy_process_group()
 
 

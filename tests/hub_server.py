@@ -120,10 +120,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
             objects = [
-                {
-                    **wanted,
-                    "actions": {"upload": {"href": f"{hub.endpoint}/upload/{wanted['oid']}", "header": {}}},
-                }
+                {**wanted, "actions": {"upload": {"href": f"{hub.endpoint}/upload/{wanted['oid']}", "header": {}}}}
                 for wanted in json.loads(body)["objects"]
             ]
             return self.answer(200, {"transfer": "basic", "objects": objects})

@@ -4,8 +4,11 @@ import json
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 from tests.tiny import BACKBONES, SIZES
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def flags(data, output, **more):
@@ -34,8 +37,7 @@ def flags(data, output, **more):
 
 
 def run_together(command: list, processes: int, **environment: str) -> list[str]:
-    """A command in several processes that find each other, as launchers start them on a machine without GPUs; what each
-    one said. `environment` comes on top.
+    """Run a command in several processes of one group, as launchers do; returns the output of each process.
 
     Raises:
         AssertionError: one of them failed.
@@ -57,6 +59,7 @@ def run_together(command: list, processes: int, **environment: str) -> list[str]
         subprocess.Popen(
             [str(part) for part in command],
             env={**os.environ, **shared, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,20 +1,14 @@
-"""`training/finetune.py` with weights spread over processes without GPUs. Accelerate offers FSDP on GPUs only; what it
-then calls works on the CPU too.
-"""
-
-import sys
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+"""training.finetune with FSDP on the CPU. Accelerate enables FSDP on GPUs only, but what it calls works on the CPU
+too."""
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
+from mpformer_hf.cli.main import run_command
 from training import finetune
 
 
 class ShardingState(AcceleratorState):
-    """Takes the plugin that the environment asked for, whatever the device."""
+    """Uses the FSDP plugin on every device."""
 
     def __init__(self, *args, fsdp_plugin=None, **options):
         first = not self.initialized
@@ -28,4 +22,4 @@ if __name__ == "__main__":
     import accelerate.accelerator
 
     accelerate.accelerator.AcceleratorState = ShardingState
-    finetune.run(finetune.main)
+    run_command(finetune.main)

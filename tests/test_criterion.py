@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mpformer_hf.criterion import Assignment, MPFormerCriterion, Part, Prediction, mask_costs
+from mpformer_hf.criterion import LossGroup, MPFormerCriterion
 from mpformer_hf.mask_piloting import build_pilot
+from mpformer_hf.matcher import Assignment, HungarianMatcher, Prediction, mask_costs
 from mpformer_hf.point_sampling import ByteMasks
 from mpformer_hf.targets import collect_targets
 from tests.tiny import GoldenDecoder, random_targets, tiny_config
@@ -21,9 +22,9 @@ def golden():
 
 
 def golden_losses(golden, monkeypatch, variant):
-    """Losses, assignments and what the mask losses were made from, at the recorded points of a variant."""
+    """Losses and the arguments of the mask losses, at the recorded points of a variant."""
     case, rand = golden.criterion["cases"]["train"][variant], torch.rand
-    if variant == "fixed":  # all points are given, none is chosen
+    if variant == "fixed":  # all points are given, none is selected
         draws = iter((golden.points["match_points"], golden.points["loss_points"].expand(2, -1, -1)))
         monkeypatch.setattr(torch, "rand", lambda *a, **k: next(draws))
         monkeypatch.setattr(golden.model.criterion.config, "importance_sample_ratio", 0.0)
@@ -37,11 +38,11 @@ def golden_losses(golden, monkeypatch, variant):
         Prediction(model.class_predictor(state), embedding)
         for state, embedding in zip(decoded.normed_states, decoded.mask_embeddings, strict=True)
     ]
-    made, mask_losses = [], MPFormerCriterion.mask_losses
-    monkeypatch.setattr(MPFormerCriterion, "mask_losses", lambda *args: made.append(args) or mask_losses(*args))
+    calls, mask_losses = [], MPFormerCriterion.mask_losses
+    monkeypatch.setattr(MPFormerCriterion, "mask_losses", lambda *args: calls.append(args) or mask_losses(*args))
     losses = model.criterion(predictions, golden.mask_features, golden.targets, pilot)
     monkeypatch.setattr(MPFormerCriterion, "mask_losses", mask_losses)
-    return case, losses, made[0]
+    return case, losses, calls[0]
 
 
 def seeded():
@@ -50,15 +51,15 @@ def seeded():
 
 @pytest.mark.parametrize("variant", ["fixed", "seeded_rand"])
 def test_losses_and_assignments_equal_official(golden, monkeypatch, variant):
-    """With `seeded_rand` every mask has candidate points of its own officially; the next test looks at those."""
-    case, losses, (_, parts, *_) = golden_losses(golden, monkeypatch, variant)
+    """With `seeded_rand` every mask has its own candidates in the official code; see the next test."""
+    case, losses, (_, groups, *_) = golden_losses(golden, monkeypatch, variant)
     for official, value in case["losses_unweighted"].items():
         kind = official.split("_")[1]
         ours = losses[official.replace("loss_ce", "loss_cross_entropy")].item()
         if variant == "fixed" or kind == "ce":
             assert ours == pytest.approx(value * WEIGHTS[kind], rel=1e-5), official
     assert len(losses) == len(case["losses_unweighted"])
-    assignments = [part.assignment for part in parts[: len(case["hungarian"])]]
+    assignments = [group.assignment for group in groups[: len(case["hungarian"])]]
     for index, assignment in enumerate(assignments):
         pairs = case["hungarian"]["last" if index == len(assignments) - 1 else f"aux_{index}"]
         for image, (queries, targets) in enumerate(pairs):
@@ -69,22 +70,22 @@ def test_losses_and_assignments_equal_official(golden, monkeypatch, variant):
         assert sum(losses.values()).item() == pytest.approx(case["weighted_total"], rel=1e-5)
 
 
-def test_the_choice_of_points_equals_official(golden, monkeypatch):
-    """Mask after mask, each with its own candidates of the official draw: all predictions, matching and pilot."""
-    case, _, (criterion, parts, *rest) = golden_losses(golden, monkeypatch, "seeded_rand")
+def test_selected_points_equal_official(golden, monkeypatch):
+    """Each mask with its own candidates of the official draw: all predictions, matching and pilot."""
+    case, _, (criterion, groups, *rest) = golden_losses(golden, monkeypatch, "seeded_rand")
     monkeypatch.undo()
     uncertain, random = criterion.point_counts()
     candidates = torch.rand(6, 3 * (uncertain + random), 2, generator=seeded())
     candidates = torch.cat((candidates, torch.rand(6, random, 2, generator=seeded())), dim=1)
-    for part in parts:
-        pairs, sums = part.assignment, torch.zeros(2)
+    for group in groups:
+        pairs, sums = group.assignment, torch.zeros(2)
         for row, points in enumerate(candidates):
             monkeypatch.setattr(criterion, "candidate_points", lambda *_, p=points: p.expand(2, -1, -1))
             image = int(pairs.batch_index[row])
-            alone = [values[row : row + 1] for values in (pairs.batch_index, pairs.query, pairs.target)]
-            one = replace(part, assignment=Assignment(*alone, counts=[1 - image, image]))
+            single = [values[row : row + 1] for values in (pairs.batch_index, pairs.query, pairs.target)]
+            one = replace(group, assignment=Assignment(*single, counts=[1 - image, image]))
             sums += torch.cat(criterion.mask_losses([one], *rest)).detach()
-        official = [case["losses_unweighted"][f"loss_{kind}{part.suffix}"] for kind in ("mask", "dice")]
+        official = [case["losses_unweighted"][f"loss_{kind}{group.suffix}"] for kind in ("mask", "dice")]
         torch.testing.assert_close(sums / 6, torch.tensor(official), rtol=1e-5, atol=0)
 
 
@@ -123,7 +124,7 @@ def losses_of(counts, num_queries=8, mutate=None, **fields):
         mutate(masks)
     targets = collect_targets(masks, labels, (64, 96))
     pilot = build_pilot(targets, [(2, 3), (4, 6), (8, 12)], config)
-    queries = num_queries + (pilot.num_queries if pilot else 0)
+    queries = num_queries + pilot.num_queries
     predictions = [
         Prediction(torch.randn(len(counts), queries, 5), torch.randn(len(counts), queries, 32, requires_grad=True))
         for _ in range(3)
@@ -162,7 +163,7 @@ def test_pilot_options_of_the_criterion_act():
     assert "loss_mask_pilot" in without
 
 
-def test_unused_slots_of_the_pilot_count_in_no_loss():
+def test_unused_pilot_slots_are_excluded_from_the_loss():
     config = tiny_config(pilot_label_noise=0.0)
     criterion = MPFormerCriterion(config).train()
     targets = collect_targets(*random_targets((3, 1)), (64, 96))
@@ -171,21 +172,52 @@ def test_unused_slots_of_the_pilot_count_in_no_loss():
     changed, features = logits.clone(), torch.randn(2, 32, 16, 24)
     assert pilot.valid.tolist() == [[True] * 3, [True, False, False]]
     changed[:, :3][~pilot.valid] = torch.randn(2, 5)
-    found = [
+    losses = [
         criterion([Prediction(x, embeddings)], features, targets, pilot, torch.Generator().manual_seed(0))
         for x in (logits, changed)
     ]
-    assert found[0] == found[1] and found[0]["loss_cross_entropy_pilot"] > 0
+    assert losses[0] == losses[1] and losses[0]["loss_cross_entropy_pilot"] > 0
 
 
-def test_broken_predictions_do_not_break_the_matching():
+def test_matching_accepts_nan_predictions():
     config = tiny_config()
     targets = collect_targets(*random_targets((2,)), (64, 96))
     embeddings = torch.full((1, 8, 32), float("nan"))
-    [found] = MPFormerCriterion(config).match(
-        [Prediction(torch.zeros(1, 8, 5), embeddings)], torch.randn(1, 32, 16, 24), targets, ByteMasks(targets.masks)
-    )
-    assert sorted(found.target.tolist()) == [0, 1]
+    prediction, features = Prediction(torch.zeros(1, 8, 5), embeddings), torch.randn(1, 32, 16, 24)
+    [assignment] = HungarianMatcher(config)([prediction], features, targets, ByteMasks(targets.masks))
+    assert sorted(assignment.target.tolist()) == [0, 1]
+
+
+def test_another_cost_can_be_used():
+    class ByIndex(HungarianMatcher):
+        def cost(self, class_logits, mask_logits, labels, truth):
+            queries, targets = torch.arange(len(class_logits)), torch.arange(len(labels))
+            return (queries[:, None] - 3 - targets).abs().float()  # target t prefers query t + 3
+
+    criterion = MPFormerCriterion(tiny_config())
+    criterion.matcher = ByIndex(criterion.config)
+    targets = collect_targets(*random_targets((2,)), (64, 96))
+    prediction, features = Prediction(torch.zeros(1, 8, 5), torch.randn(1, 8, 32)), torch.randn(1, 32, 16, 24)
+    [assignment] = criterion.matcher([prediction], features, targets, ByteMasks(targets.masks))
+    assert assignment.query.tolist() == [3, 4] and assignment.target.tolist() == [0, 1]
+
+
+def test_loss_weights_are_read_from_the_config():
+    criterion = MPFormerCriterion(tiny_config())
+    targets = collect_targets(*random_targets((2,)), (64, 96))
+    prediction, features = Prediction(torch.randn(1, 8, 5), torch.randn(1, 8, 32)), torch.randn(1, 32, 16, 24)
+
+    def losses():
+        return criterion([prediction], features, targets, generator=torch.Generator().manual_seed(0))
+
+    def costs():
+        truth = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
+        return criterion.matcher.cost(prediction.class_logits[0], torch.ones(8, 16), targets.labels, truth)
+
+    before, cost_before = losses(), costs()
+    criterion.config.class_weight = criterion.config.mask_weight = criterion.config.dice_weight = 0.0
+    assert any(before.values()) and not any(losses().values())
+    assert cost_before.any() and not costs().any()
 
 
 def test_mask_losses_are_sums_over_predictions_and_masks():
@@ -195,14 +227,14 @@ def test_mask_losses_are_sums_over_predictions_and_masks():
     images, queries, target = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 4, 7, 2]), torch.tensor([2, 0, 1, 3])
 
     def losses(embeddings, chosen):
-        parts, one = [], torch.ones(())
+        groups, one = [], torch.ones(())
         for embedding, rows in zip(embeddings, chosen, strict=True):
             counts = [int((images[rows] == i).sum()) for i in (0, 1)]
             pairs = Assignment(images[rows], queries[rows], target[rows], counts)
-            parts.append(Part("", Prediction(torch.zeros(2, 8, 5), embedding), pairs, 4, one, one, {}))
+            groups.append(LossGroup("", Prediction(torch.zeros(2, 8, 5), embedding), pairs, 4, one, one, {}))
         generator = torch.Generator().manual_seed(0)
         truth = ByteMasks(targets.masks)
-        return torch.stack(criterion.mask_losses(parts, features, targets, truth, generator))
+        return torch.stack(criterion.mask_losses(groups, features, targets, truth, generator))
 
     first, second = torch.randn(2, 8, 32), torch.randn(2, 8, 32)
     together = losses([first, second], [[0, 1, 2, 3], [3, 1]])

@@ -83,7 +83,7 @@ def test_both_ways_to_differentiate_agree():
 
 def test_initial_offsets_point_in_all_directions():
     attention = MultiScaleDeformableAttention(32, num_heads=4)
-    offsets = attention.initial_offsets().view(4, 3, 4, 2)
+    offsets = attention.sampling_offsets.initial_bias().view(4, 3, 4, 2)
     assert torch.allclose(offsets[0, 0], torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0]]))
     assert torch.allclose(offsets[1, 2, 0], torch.tensor([0.0, 1.0]), atol=1e-6)
     assert torch.equal(offsets[:, 0], offsets[:, 2])

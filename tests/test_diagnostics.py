@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mpformer_hf.diagnostics import LayerDiagnostics, diagnose, mask_iou
+from mpformer_hf.evaluation.plots import plot_diagnostics
 from tests.tiny import batch_of, tiny_config, tiny_model
-from training.plots import plot_diagnostics
 
 
 def box(x0, x1):

@@ -18,11 +18,13 @@ def test_two_processes_equal_one(counts, tmp_path):
     model.save_pretrained(tmp_path / "model")
     batch = batch_of(counts)
     torch.save(batch, tmp_path / "case.pt")
-    script = Path(__file__).parent / "distributed_step.py"
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     runs = [
         subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path), str(rank)], env=environment, stderr=subprocess.PIPE
+            [sys.executable, "-m", "tests.distributed_step", str(tmp_path), str(rank)],
+            env=environment,
+            cwd=Path(__file__).parents[1],
+            stderr=subprocess.PIPE,
         )
         for rank in range(2)
     ]

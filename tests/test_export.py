@@ -1,9 +1,11 @@
-"""`scripts/export.py`: files that answer like the model, at sizes they were not traced with."""
+"""`mpformer export`: exported files have the outputs of the model, also at other sizes than the traced ones."""
 
 import pytest
 import torch
 
-from scripts import export as script
+from mpformer_hf import exporting
+from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.loading import load_model
 from tests.tiny import tiny_model
 
 
@@ -21,24 +23,23 @@ def saved(tmp_path_factory):
 def test_the_file_is_the_model(saved, tmp_path, backbone, name, capsys):
     if name.endswith("onnx"):
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    script.main([str(saved[backbone]), str(tmp_path / name), "--height", "64", "--width", "96"])
+    mpformer(["export", str(saved[backbone]), str(tmp_path / name), "--height", "64", "--width", "96"])
     assert "largest difference of a logit" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == [name]
     size = (96, 64) if backbone == "resnet" else (64, 96)
     pixel_values = torch.randn(1, 3, *size)
-    logits = script.load(str(saved[backbone]))
+    logits = exporting.ExportableModel(load_model(str(saved[backbone])))
     with torch.no_grad():
         expected = logits(pixel_values)
-    for ours, theirs in zip(script.run(tmp_path / name, pixel_values), expected, strict=True):
+    for ours, theirs in zip(exporting.run_exported(tmp_path / name, pixel_values), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def test_what_differs_is_not_kept(saved, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        script, "run", lambda file, pixel_values: [torch.zeros(3, 8, 5), torch.full((3, 8, 24, 40), 9.0)]
-    )
-    with pytest.raises(SystemExit, match=r"differs from this one by .* not kept"):
-        script.main([str(saved["resnet"]), str(tmp_path / "model.pt2"), "--height", "64", "--width", "96"])
+    wrong = [torch.zeros(3, 8, 5), torch.full((3, 8, 24, 40), 9.0)]
+    monkeypatch.setattr(exporting, "run_exported", lambda file, pixel_values: wrong)
+    with pytest.raises(SystemExit, match=r"differs from the original by .* not saved"):
+        mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--height", "64", "--width", "96"])
     assert not list(tmp_path.iterdir())
 
 
@@ -46,7 +47,7 @@ def test_what_differs_is_not_kept(saved, tmp_path, monkeypatch, capsys):
     "argv, message",
     [
         (["{resnet}", "model.txt"], "must end in .onnx or .pt2"),
-        (["{resnet}", "{resnet}/config.pt2"], "exists; name another file"),
+        (["{resnet}", "{resnet}/config.pt2"], "exists; choose another file"),
         (["{resnet}", "model.pt2", "--height", "100"], "multiples of 32"),
         (["no/such folder", "model.pt2"], "Cannot load no/such folder"),
     ],
@@ -55,5 +56,5 @@ def test_bad_arguments(saved, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     (saved["resnet"] / "config.pt2").touch()
     with pytest.raises(SystemExit, match=message):
-        script.main([part.format(resnet=saved["resnet"]) for part in argv])
+        mpformer(["export", *(part.format(resnet=saved["resnet"]) for part in argv)])
     assert not list(tmp_path.iterdir())

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor, MPFormerImageProcessorPil
+from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.publishing import stage
-from scripts import push_to_hub as script
 from tests.hub_server import Hub
 from tests.tiny import tiny_model
 
@@ -80,7 +80,8 @@ def run(code: str, hub: Hub, home: Path, argv: list[str] = ()) -> subprocess.Com
 
 def push(*argv, hub, home, before=""):
     code = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); {before}\n"
-    return run(f"{code}from scripts.push_to_hub import main; main(sys.argv[1:])", hub, home, [str(a) for a in argv])
+    code += "from mpformer_hf.cli.main import main; main(['push', *sys.argv[1:]])"
+    return run(code, hub, home, [str(a) for a in argv])
 
 
 def result(done: subprocess.CompletedProcess) -> list:
@@ -155,7 +156,7 @@ MPFormerImageProcessor.from_pretrained({str(saved)!r}).push_to_hub("somebody/thr
 def test_folders_that_are_no_model(saved, tmp_path, capsys):
     def refused(folder):
         with pytest.raises(SystemExit) as stopped:
-            script.main([str(folder), "somebody/four"])
+            mpformer(["push", str(folder), "somebody/four"])
         return str(stopped.value)
 
     assert "has no config.json, preprocessor_config.json" in refused(tmp_path)
@@ -164,7 +165,7 @@ def test_folders_that_are_no_model(saved, tmp_path, capsys):
     assert "has no model.safetensors" in refused(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text('{"model_type": "mask2former"}')
-    assert "is of a mask2former" in refused(tmp_path)
+    assert "has model_type 'mask2former'" in refused(tmp_path)
 
 
 def test_a_model_without_class_names_gets_a_card(tmp_path):

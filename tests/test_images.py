@@ -54,7 +54,11 @@ def test_broken_files_are_refused(tmp_path, monkeypatch):
     (tmp_path / "truncated.jpg").write_bytes(buffer.getvalue()[:400])
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.jpg").touch()
-    for name, message in (("truncated", "cannot be decoded"), ("text", "no image file"), ("empty", "no image file")):
+    for name, message in (
+        ("truncated", "cannot be decoded"),
+        ("text", "not an image file"),
+        ("empty", "not an image file"),
+    ):
         with pytest.raises(ValueError, match=message):
             read_image(next(tmp_path.glob(f"{name}.*")))
     Image.new("1", (400, 300)).save(tmp_path / "huge.png")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mpformer_hf import MPFormerImageProcessor
-from mpformer_hf.inference import Options, Piece, Predictor, align, join, paint, window_places
+from mpformer_hf.inference import InferenceOptions, Predictor, WindowSegment, align, join, paint_panoptic, window_boxes
 from tests.tiny import tiny_model
 
 
@@ -17,7 +17,7 @@ def model():
 
 def predictor(model, task="semantic", size=64, **options):
     processor = MPFormerImageProcessor(size={"shortest_edge": size, "longest_edge": 2 * size}, label_ids_to_fuse=[3])
-    return Predictor(model, processor, task, Options(**{"threshold": 0.0, **options}))
+    return Predictor(model, processor, task, InferenceOptions(**{"threshold": 0.0, **options}))
 
 
 def picture(height=64, width=96, seed=0):
@@ -92,34 +92,39 @@ def test_several_windows_cover_the_image(model, task):
         assert all(0 <= segment["score"] <= 1 for segment in result["segments_info"])
 
 
-def test_window_places():
-    places = window_places((50, 100), 40, 0.25)
+def test_window_boxes():
+    boxes = window_boxes((50, 100), 40, 0.25)
     covered = np.zeros((50, 100), dtype=int)
-    for y0, y1, x0, x1 in places:
+    for y0, y1, x0, x1 in boxes:
         assert y1 - y0 == 40 and x1 - x0 == 40
         covered[y0:y1, x0:x1] += 1
-    assert covered.min() == 1 and len(places) == len(set(places)) == 2 * 3
-    assert window_places((30, 20), 40, 0.5) == [(0, 30, 0, 20)]
+    assert covered.min() == 1 and len(boxes) == len(set(boxes)) == 2 * 3
+    assert window_boxes((30, 20), 40, 0.5) == [(0, 30, 0, 20)]
 
 
-def piece(x0, x1, seen, label=1, score=0.5):
+def segment(x0, x1, columns, label=1, score=0.5):
     mask = torch.zeros(4, 20, dtype=torch.bool)
     mask[1:3, x0:x1] = True
-    window = (0, 4, *seen)
-    return Piece(mask[:, seen[0] : seen[1]], window, [window], label, score)
+    window = (0, 4, *columns)
+    return WindowSegment(mask[:, columns[0] : columns[1]], window, [window], label, score)
 
 
-def test_pieces_of_one_object_are_joined_and_others_are_not():
+def test_segments_of_one_object_are_joined_and_others_are_not():
     found = []
-    join(found, [piece(4, 12, (0, 12)), piece(0, 2, (0, 12))])
-    join(found, [piece(8, 16, (8, 20), score=0.9), piece(8, 12, (8, 20), label=2), piece(17, 19, (8, 20))])
+    join(found, [segment(4, 12, (0, 12)), segment(0, 2, (0, 12))])
+    join(found, [segment(8, 16, (8, 20), score=0.9), segment(8, 12, (8, 20), label=2), segment(17, 19, (8, 20))])
     assert [(p.label, int(p.mask.sum())) for p in found] == [(1, 24), (1, 4), (2, 8), (1, 4)]
     assert found[0].score == 0.9 and found[0].box == (0, 4, 0, 20) and len(found[0].windows) == 2
 
 
 def test_painting_gives_each_pixel_to_the_best_and_fuses_stuff():
-    pieces = [piece(0, 8, (0, 20)), piece(4, 12, (0, 20), label=2), piece(0, 4, (0, 20), 2), piece(14, 18, (0, 20), 2)]
-    result = paint(pieces, (4, 20), {2})
+    segments = [
+        segment(0, 8, (0, 20)),
+        segment(4, 12, (0, 20), label=2),
+        segment(0, 4, (0, 20), 2),
+        segment(14, 18, (0, 20), 2),
+    ]
+    result = paint_panoptic(segments, (4, 20), {2})
     assert [(s["id"], s["label_id"], s["was_fused"]) for s in result["segments_info"]] == [(1, 1, False), (2, 2, True)]
     assert result["segmentation"][1].tolist() == [1] * 8 + [2] * 4 + [0] * 2 + [2] * 4 + [0] * 2
 
@@ -134,7 +139,7 @@ def test_painting_gives_each_pixel_to_the_best_and_fuses_stuff():
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        Options(**options)
+        InferenceOptions(**options)
 
 
 def test_an_image_that_would_vanish(model):

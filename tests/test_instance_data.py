@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.evaluation.scores import instance_reference
 from tests import datasets_on_disk as make
-from training.arguments import DataArguments, TransformArguments
+from training.arguments import TransformArguments
 from training.batches import TrainingBatches
-from training.data import open_dataset
-from training.evaluation import instance_result
 
 
 def opened(folder, task="instance", split="train", **fields):
@@ -19,7 +20,7 @@ def opened(folder, task="instance", split="train", **fields):
 
 
 def masks_of(segments):
-    result = instance_result(segments)
+    result = instance_reference(segments)
     return result["masks"], result["label_ids"], result["iscrowd"]
 
 
@@ -98,11 +99,11 @@ def test_coco_folders_that_do_not_fit(tmp_path):
     assert len(opened(folder)) == 1
     (folder / "twice").mkdir()
     make.photo().save(folder / "twice" / "train.jpg")
-    with pytest.raises(ValueError, match=r"train.jpg, which is there 2 times in"):
+    with pytest.raises(ValueError, match=r"train.jpg, which was found 2 times in"):
         opened(folder)
     (folder / "twice" / "train.jpg").unlink()
     (folder / "again" / "train.jpg").unlink()
-    with pytest.raises(ValueError, match=r"names the file train.jpg, which is not in"):
+    with pytest.raises(ValueError, match=r"refers to train.jpg, which was found 0 times in"):
         opened(folder)
 
 
@@ -110,7 +111,7 @@ def test_coco_folders_that_do_not_fit(tmp_path):
     "change, message",
     [
         ({"category": 5}, "Row 0: object 0 has category 5, which is not in id2label"),
-        ({"segmentation": [[1.0]]}, "Row 0: object 0 has a segmentation that is neither polygons nor run lengths"),
+        ({"segmentation": [[1.0]]}, "Row 0: object 0 has a segmentation that is neither polygons nor RLE"),
         ({"segmentation": {"size": [4, 4], "counts": [16]}}, "Row 0: object 0 has a mask of"),
         ({"segmentation": None}, "Row 0: object 0 has a segmentation that is neither"),
     ],
@@ -137,7 +138,9 @@ def test_images_without_objects_can_be_left_out(tmp_path):
     panoptic = DataArguments(dataset_name=str(make.coco_panoptic(tmp_path / "panoptic")), task="instance")
     assert len(open_dataset(panoptic, "train", drop_empty=True)) == 1
     maps = DataArguments(dataset_name=str(make.instance_maps(tmp_path / "maps")), task="instance")
-    with pytest.raises(ValueError, match="drop_empty needs a column objects or segments_info, there are image, annot"):
+    with pytest.raises(
+        ValueError, match="drop_empty needs a column objects or segments_info; the columns are image, annot"
+    ):
         open_dataset(maps, "train", drop_empty=True)
 
 

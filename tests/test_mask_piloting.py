@@ -46,15 +46,17 @@ def test_slots_groups_and_targets():
 
 def test_who_sees_whom():
     pilot = pilot_of((3, 1), pilot_groups=2)
-    seen = pilot.self_attention[:, 0]
+    seen = pilot.self_attention_mask[:, 0]
     assert not seen[:, 6:, :6].any(), "matching queries see the pilot"
     assert seen[:, :, 6:].all(), "a query does not see the matching queries"
     assert seen[0, :3, :3].all() and not seen[0, :3, 3:6].any() and not seen[0, 3:6, :3].any()
     assert seen[1, :6, :6].any(0).tolist() == [True, False, False, True, False, False], "unused slots are seen"
 
 
-def test_nothing_to_pilot():
-    assert pilot_of((0, 0)) is None
+def test_a_batch_without_targets_has_no_pilot_queries():
+    pilot = pilot_of((0, 0))
+    assert pilot.num_queries == 0 and pilot.counts == [0, 0]
+    assert pilot.self_attention_mask.all() and pilot.sample_attention_mask(0).shape[2] == 0
     assert pilot_of((2, 1), mask_piloting=False) is None
 
 
@@ -65,9 +67,9 @@ def test_query_budget_sets_the_groups():
 
 
 def test_piloted_layers():
-    assert [pilot_of(pilot_layers=2).steers(i) for i in range(4)] == [True, True, False, False]
-    assert not pilot_of(pilot_layers=0).steers(0)
-    assert pilot_of().steers(100)
+    assert [pilot_of(pilot_layers=2).uses_gt_mask(i) for i in range(4)] == [True, True, False, False]
+    assert not pilot_of(pilot_layers=0).uses_gt_mask(0)
+    assert pilot_of().uses_gt_mask(100)
 
 
 # --- Ground truth at the levels ---
@@ -88,7 +90,8 @@ def test_any_mask_dtype(dtype):
     masks, labels = random_targets((2,))
     targets = collect_targets([masks[0].to(dtype)], labels, (64, 96))
     plain = collect_targets(masks, labels, (64, 96))
-    assert torch.equal(pilot_of(targets=targets).cross_attention(2), pilot_of(targets=plain).cross_attention(2))
+    masks = [pilot_of(targets=t).sample_attention_mask(2) for t in (targets, plain)]
+    assert torch.equal(*masks)
 
 
 @pytest.mark.parametrize("noise", PILOT_NOISES)
@@ -97,7 +100,7 @@ def test_no_noise_is_the_clean_mask(noise):
     pilot = pilot_of(targets=targets, pilot_noise=noise, pilot_groups=2)
     for level, shape in enumerate(SHAPES):
         clean = pool_masks(targets.masks, shape).flatten(1)
-        cells = pilot.cross_attention(level)
+        cells = pilot.sample_attention_mask(level)
         for row in range(len(pilot.target)):
             assert torch.equal(cells[pilot.batch_index[row], 0, pilot.slot[row]], clean[pilot.target[row]])
         assert not cells[~pilot.valid[:, None].expand(-1, cells.shape[1], -1)].any()
@@ -118,7 +121,7 @@ def test_every_noise_changes_the_mask_and_none_inverts_it(noise, scale):
     masks = square().expand(50, -1, -1)
     pilot = grid(noise, scale, masks=masks)
     clean = pool_masks(masks, SHAPES[2]).flatten(1)
-    noisy = pilot.cross_attention(2)[0, 0]
+    noisy = pilot.sample_attention_mask(2)[0, 0]
     assert (noisy != clean).any()
     if scale <= 1:
         assert (noisy & clean).sum() / clean.sum() > (noisy & ~clean).sum() / (~clean).sum(), "background is preferred"
@@ -127,24 +130,24 @@ def test_every_noise_changes_the_mask_and_none_inverts_it(noise, scale):
 @pytest.mark.parametrize("noise", PILOT_NOISES)
 def test_cell_noise_is_fresh_at_each_use_and_geometry_is_not(noise):
     pilot = grid(noise, 0.6)
-    first, second = pilot.cross_attention(2), pilot.cross_attention(2)
+    first, second = pilot.sample_attention_mask(2), pilot.sample_attention_mask(2)
     assert torch.equal(first, second) == (noise in GEOMETRIC)
 
 
 @pytest.mark.parametrize("noise", GEOMETRIC)
 def test_geometry_is_the_same_object_at_all_levels(noise):
     pilot = grid(noise, 1.0)
-    fine = pilot.cross_attention(2)[0, 0].view(1, *SHAPES[2])
+    fine = pilot.sample_attention_mask(2)[0, 0].view(1, *SHAPES[2])
     for level in (0, 1):
-        cells = pilot.cross_attention(level)[0, 0].view(1, *SHAPES[level])
+        cells = pilot.sample_attention_mask(level)[0, 0].view(1, *SHAPES[level])
         assert torch.equal(pool_masks(fine.to(torch.uint8), SHAPES[level]), cells)
 
 
 @pytest.mark.parametrize("noise", PILOT_NOISES)
 def test_noise_per_head(noise):
     # Wide objects: at the finest level heads that draw alone all but surely differ.
-    together = grid(noise, 0.6).cross_attention(2)
-    apart = grid(noise, 0.6, per_head=True).cross_attention(2)
+    together = grid(noise, 0.6).sample_attention_mask(2)
+    apart = grid(noise, 0.6, per_head=True).sample_attention_mask(2)
     assert together.shape[1] == 1 and apart.shape[1] == 4
     assert not all(torch.equal(apart[:, 0], apart[:, head]) for head in range(1, 4))
 
@@ -184,11 +187,11 @@ def test_shift_moves_along_its_own_axis_within_its_bound():
 
 def test_what_leaves_the_frame_is_lost_and_nothing_is_smeared():
     masks, one = square(box=(0, 0, 8, 8)), torch.ones(1)
-    inward = room.move_and_zoom(masks, torch.tensor([[5.0, 3.0]]), one)
+    inward = room.transform_masks(masks, torch.tensor([[5.0, 3.0]]), one)
     assert torch.equal(inward, square(box=(3, 5, 8, 8)))
-    outward = room.move_and_zoom(masks, torch.tensor([[-5.0, 0.0]]), one)
+    outward = room.transform_masks(masks, torch.tensor([[-5.0, 0.0]]), one)
     assert torch.equal(outward, square(box=(0, 0, 8, 3)))
-    assert not room.move_and_zoom(masks, torch.tensor([[-50.0, 0.0]]), one).any()
+    assert not room.transform_masks(masks, torch.tensor([[-50.0, 0.0]]), one).any()
 
 
 def test_zoom_keeps_the_centre_and_the_bounds():
@@ -216,7 +219,7 @@ def test_boxes_and_empty_masks():
     masks = torch.cat((square(), torch.zeros(1, 64, 96, dtype=torch.uint8)))
     assert mask_boxes(masks).tolist() == [[30, 20, 54, 36], [0, 0, 0, 0]]
     for noise in ("shift", "scale", "shift_scale"):
-        assert not grid(noise, 1.0, masks=masks).cross_attention(2)[0, 0, 1].any()
+        assert not grid(noise, 1.0, masks=masks).sample_attention_mask(2)[0, 0, 1].any()
 
 
 # --- In the model ---

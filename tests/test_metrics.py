@@ -1,6 +1,5 @@
 """Metrics against straightforward computations."""
 
-import evaluate
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -8,15 +7,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mpformer_hf.label_maps import encode_rle
-from training.evaluation import METRICS
+from mpformer_hf.metrics.average_precision import AveragePrecision
+from mpformer_hf.metrics.mean_iou import MeanIoU
+from mpformer_hf.metrics.panoptic_quality import PanopticQuality
 
 
 def mean_iou(**kwargs):
-    return evaluate.load(str(METRICS / "mean_iou"), **kwargs)
+    return MeanIoU(**kwargs)
 
 
 def panoptic_quality(**kwargs):
-    return evaluate.load(str(METRICS / "panoptic_quality"), **kwargs)
+    return PanopticQuality(**kwargs)
 
 
 def test_mean_iou_equals_counting_pixels():
@@ -143,7 +144,7 @@ def test_half_a_segment_is_no_match():
 
 def test_panoptic_quality_refuses_nameless_segments():
     truth = {"segmentation": np.ones((2, 2), int), "segments_info": [{"id": 1, "label_id": 0}]}
-    with pytest.raises(ValueError, match=r"The prediction has pixels of segments without a row: \[7\]"):
+    with pytest.raises(ValueError, match=r"The prediction has pixels of segments that have no segments_info: \[7\]"):
         panoptic_quality(num_labels=1).add(
             prediction={"segmentation": np.full((2, 2), 7), "segments_info": []}, reference=truth
         )
@@ -189,7 +190,7 @@ def test_a_perfect_prediction_next_to_void_is_perfect():
 
 
 def average_precision(**kwargs):
-    return evaluate.load(str(METRICS / "average_precision"), **kwargs)
+    return AveragePrecision(**kwargs)
 
 
 def rectangles(rng, count, size=(160, 200)):
@@ -268,5 +269,5 @@ def test_average_precision_reads_run_lengths_and_scores_single_images():
     nothing = {"masks": [], "label_ids": [], "scores": []}
     assert metric.add(prediction=nothing, reference=nothing) == 1.0
     assert metric.add(prediction=found, reference=nothing) == 0.0
-    with pytest.raises(ValueError, match="found: 11 masks, 10 labels"):
+    with pytest.raises(ValueError, match="prediction: 11 masks, 10 labels"):
         metric.add(prediction={**found, "label_ids": found["label_ids"][:-1]}, reference=truth)

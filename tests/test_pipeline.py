@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, pipeline
+from transformers.pipelines import ImageSegmentationPipeline
 from transformers.utils import logging as hf_logging
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor, MPFormerImageSegmentationPipeline
@@ -44,7 +45,7 @@ def test_default_is_the_processors_task_and_threshold(folder, caplog):
     assert {value for r in result for value in np.unique(r["mask"])} <= {0, 255}
     segmenter.image_processor.threshold = 1.0
     assert segmenter(image()) == []
-    assert "No segment in the image passed threshold 1.0" in caplog.text
+    assert "No segment is above threshold 1.0" in caplog.text
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
@@ -71,7 +72,7 @@ def test_batches_paths_and_overrides(folder, tmp_path):
         segmenter(image(), subtask="depth")
 
 
-def test_other_models_behave_as_before(tmp_path):
+def test_other_models_get_transformers_own_pipeline(tmp_path):
     fields = {
         k: v for k, v in tiny_config("swin").to_dict().items() if not k.startswith(("pilot", "model_type", "arch"))
     }
@@ -83,4 +84,6 @@ def test_other_models_behave_as_before(tmp_path):
     model.save_pretrained(tmp_path)
     Mask2FormerImageProcessor(size=SIZE).save_pretrained(tmp_path)
     segmenter = pipeline("image-segmentation", model=str(tmp_path))
+    assert type(segmenter) is ImageSegmentationPipeline
+    assert type(segmenter) is not MPFormerImageSegmentationPipeline
     assert len(segmenter(image(), subtask="semantic")) >= 1

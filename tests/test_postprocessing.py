@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from mpformer_hf import MPFormerImageProcessor, postprocessing
 from mpformer_hf.postprocessing import (
-    Frame,
-    compete,
+    ResizeGeometry,
+    argmax_queries,
     find_instances,
     find_panoptic_segments,
     resize_masks,
@@ -23,13 +23,13 @@ from tests.tiny import FIXTURES
 
 GOLDEN = load_file(FIXTURES / "postprocess.safetensors")
 FACTS = json.loads((FIXTURES / "postprocess.json").read_text())
-SAME = Frame((24, 32), (24, 32), (24, 32))
+SAME = ResizeGeometry((24, 32), (24, 32), (24, 32))
 THINGS, STUFF = {0, 1, 2, 3}, {4, 5}
 
 
 @pytest.fixture(params=[16, 3], ids=["usual", "three at a time"], autouse=True)
 def queries_at_a_time(request, monkeypatch):
-    monkeypatch.setattr(postprocessing, "QUERIES_AT_A_TIME", request.param)
+    monkeypatch.setattr(postprocessing, "CHUNK", request.param)
 
 
 def test_semantic_equals_official():
@@ -66,7 +66,7 @@ def test_instances_equal_official(top, things_only):
 
 def test_resizing_equals_official():
     sizes = FACTS["resize"]
-    frame = Frame(*(tuple(sizes[k]) for k in ("padded_input", "image_size_before_padding", "output_size")))
+    frame = ResizeGeometry(*(tuple(sizes[k]) for k in ("padded_input", "image_size_before_padding", "output_size")))
     resized = resize_masks(GOLDEN["pred_masks"][:4], frame)
     torch.testing.assert_close(resized, GOLDEN["upsampled_masks_final"], atol=1e-4, rtol=1e-4)
 
@@ -177,7 +177,7 @@ def test_rle_decodes_to_the_mask():
 
 
 def test_return_options_exclude_each_other():
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="mutually exclusive"):
         MPFormerImageProcessor().post_process_instance_segmentation(
             outputs_of([box(0, 8, 0, 8)], [0]), return_coco_annotation=True, return_binary_maps=True
         )
@@ -225,8 +225,8 @@ def test_competing_in_tiles_equals_competing_everywhere(target, sharpness, monke
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(7, 4, 5, generator=generator)
     logits = sharpness * F.interpolate(coarse[None], size=(12, 16), mode="bicubic")[0]
-    scores, frame = torch.rand(7, generator=generator), Frame((48, 64), (40, 56), target)
-    winner, covered, areas = compete(logits, scores, 0.5, frame)
+    scores, frame = torch.rand(7, generator=generator), ResizeGeometry((48, 64), (40, 56), target)
+    winner, covered, areas = argmax_queries(logits, scores, 0.5, frame)
     probability = resize_masks(logits, frame).sigmoid()
     expected = (probability * scores[:, None, None]).argmax(0)
     close = (probability - 0.5).abs().amin(0) < 1e-5

@@ -1,4 +1,4 @@
-"""`scripts/predict.py` on real files: every kind of source and output, bad images, going on, several processes."""
+"""`mpformer predict` on real files: all sources and outputs, bad images, resuming, several processes."""
 
 import io
 import json
@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mpformer_hf import MPFormerImageProcessor
-from scripts import predict as script
+from mpformer_hf.cli import predict as script
+from mpformer_hf.cli.main import main as mpformer
 from tests import datasets_on_disk as make
 from tests.runs import run_together
 from tests.tiny import tiny_model
@@ -43,7 +44,7 @@ def photos(tmp_path):
 
 
 def run(saved, source, output, *flags):
-    script.main([str(saved), str(source), str(output), *flags])
+    mpformer(["predict", str(saved), str(source), str(output), *flags])
 
 
 def read(file):
@@ -105,7 +106,7 @@ def test_frames_of_a_video(saved, tmp_path):
         "drive_000003.png",
     ]
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with pytest.raises(SystemExit, match="is no video that can be read"):
+    with pytest.raises(SystemExit, match="cannot be read as a video"):
         run(saved, tmp_path / "broken.mp4", tmp_path / "out2")
 
 
@@ -120,9 +121,9 @@ def test_it_goes_on_where_it_was_and_a_half_written_result_does_not_count(saved,
     (tmp_path / "out" / "results" / ".b.json").write_text('{"name": "b", "segm')
     run(saved, photos, tmp_path / "out")
     assert len(seen) == 5 and read(tmp_path / "out" / "predictions.json") == whole
-    with pytest.raises(SystemExit, match="was made with another flip"):
+    with pytest.raises(SystemExit, match="has results of another flip"):
         run(saved, photos, tmp_path / "out", "--flip")
-    with pytest.raises(SystemExit, match="holds no predictions"):
+    with pytest.raises(SystemExit, match="is not an empty folder"):
         run(saved, photos, photos)
 
 
@@ -170,18 +171,18 @@ def test_no_file_ends_in_a_traceback(saved, tmp_path, capsys):
     told = capsys.readouterr()
     done = {file.stem for file in (tmp_path / "out" / "results").iterdir()}
     assert good <= done
-    left_out = [line for line in told.err.splitlines() if line.startswith("left out ")]
+    skipped = [line for line in told.err.splitlines() if line.startswith("skipped ")]
     files = {file.stem for file in (tmp_path / "files").iterdir()}
-    assert {line.split()[2].rstrip(":") for line in left_out} == files - done
+    assert {line.split()[1].rstrip(":") for line in skipped} == files - done
     assert {"text", "empty", "float", "line"} <= files - done
-    assert "left out line: the image is 30000x1 pixels, too narrow" in told.err
-    assert "left out text: it is no image file that can be read" in told.err
+    assert "skipped line: the image is 30000x1 pixels, too narrow" in told.err
+    assert "skipped text: it is not an image file" in told.err
     assert read(tmp_path / "out" / "results" / "turned.json")["height"] == 36
 
 
 def test_two_processes_share_the_work(saved, photos, tmp_path):
-    told = run_together([sys.executable, ROOT / "scripts/predict.py", saved, photos, tmp_path / "out"], processes=2)
-    assert sum("4 of 4 images" in text for text in told) == 1, "each process thought that it was alone"
+    told = run_together([sys.executable, "-m", "mpformer_hf.cli.predict", saved, photos, tmp_path / "out"], processes=2)
+    assert sum("4 of 4 images" in text for text in told) == 1, "the processes did not find each other"
     run(saved, photos, tmp_path / "alone")
     assert read(tmp_path / "out" / "predictions.json") == read(tmp_path / "alone" / "predictions.json")
 
@@ -191,9 +192,9 @@ def test_two_processes_share_the_work(saved, photos, tmp_path):
     [
         (["photos", "--every", "0"], "--every and --batch_size must be at least 1"),
         (["photos", "--scales", "0"], "scales must be positive"),
-        (["nothing/*.png"], "No file fits nothing"),
-        (["empty"], "empty holds no image"),
-        (["./nowhere"], "There is no folder ./nowhere"),
+        (["nothing/*.png"], "No file matches nothing"),
+        (["empty"], "empty has no image"),
+        (["./nowhere"], "Folder ./nowhere does not exist"),
     ],
 )
 def test_bad_arguments(saved, photos, tmp_path, monkeypatch, flags, message):

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.cli import evaluate
+from mpformer_hf.evaluation.report import confusion_table, write_report
+from mpformer_hf.evaluation.scoring import EvaluationDetails
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
-from training import evaluate
-from training.report import Details, confusion_table, write_report
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -60,10 +61,10 @@ def test_a_browser_draws_it(page, tmp_path):
 
 
 def test_extremes_are_disjoint_and_ordered():
-    details = Details([(0.5, 0), (0.1, 1), (0.9, 2), (0.3, 3), (0.7, 4)])
+    details = EvaluationDetails([(0.5, 0), (0.1, 1), (0.9, 2), (0.3, 3), (0.7, 4)])
     assert details.extremes(2) == ([1, 3], [2, 4])
     assert details.extremes(9) == ([1, 3], [2, 4])
-    assert Details([(0.5, 7)]).extremes(2) == ([7], [])
+    assert EvaluationDetails([(0.5, 7)]).extremes(2) == ([7], [])
 
 
 def test_many_classes_become_a_list_of_mistakes():
@@ -75,6 +76,6 @@ def test_many_classes_become_a_list_of_mistakes():
 
 def test_names_cannot_inject_anything(tmp_path):
     scores = {"mean_iou": 0.5, "images": 1, "images_per_second": 1.0, "per_class_iou": {"<b>x": None}}
-    write_report(tmp_path / "a.html", "<i>", scores, Details([], np.ones((1, 1))), ["<b>x"], [], [])
+    write_report(tmp_path / "a.html", "<i>", scores, EvaluationDetails([], np.ones((1, 1))), ["<b>x"], [], [])
     text = (tmp_path / "a.html").read_text()
     assert "<b>x" not in text and "&lt;b&gt;x" in text and "<i>" not in text

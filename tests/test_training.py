@@ -12,20 +12,16 @@ from PIL import Image
 from transformers import Mask2FormerImageProcessor, pipeline
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from mpformer_hf.arguments import parse
+from mpformer_hf.cli import evaluate
+from mpformer_hf.data.labels import Labels
 from scripts import time_loading
 from tests import datasets_on_disk as make
 from tests.runs import flags
 from tests.tiny import BACKBONES, SIZES, tiny_config, tiny_model
-from training import checkpoints, engine, evaluate, finetune
-from training.arguments import (
-    DataArguments,
-    ModelArguments,
-    OptimizationArguments,
-    PilotArguments,
-    parse,
-)
+from training import checkpoints, engine, finetune
+from training.arguments import DataArguments, ModelArguments, OptimizationArguments, PilotArguments, parse_arguments
 from training.building import build_model, load_checkpoint
-from training.data import Labels
 from training.optimization import build_optimizer, build_scheduler, parameter_groups
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +44,7 @@ def test_flags_override_recipes_and_recipes_their_base(tmp_path):
     (tmp_path / "bad.yaml").write_text("learning_rat: 1\n")
     with pytest.raises(ValueError, match="unknown flags: learning_rat"):
         parse(classes, ["--config", str(tmp_path / "bad.yaml")])
-    with pytest.raises(ValueError, match=r"does not exist; there are: .*shapes_panoptic"):
+    with pytest.raises(ValueError, match=r"Recipe nothing\.yaml does not exist"):
         parse(classes, ["--config", "nothing.yaml"])
 
 
@@ -66,12 +62,12 @@ def test_pilot_flags_reach_the_configuration(tmp_path):
     assert again.config.pilot_groups == 3 and not again.config.mask_piloting
     weight = "model.pixel_level_module.decoder.mask_projection.weight"
     assert torch.equal(again.state_dict()[weight], model.state_dict()[weight])
-    with pytest.raises(ValueError, match="does not know: hiden_dim"):
+    with pytest.raises(ValueError, match="does not have: hiden_dim"):
         build_model(ModelArguments(model_fields='{"hiden_dim": 3}'), PilotArguments(), LABELS)
     with pytest.raises(ValueError, match="model_fields do not fit the checkpoint"):
         args = ModelArguments(model_name_or_path=str(tmp_path), model_fields='{"hidden_dim": 64}')
         build_model(args, PilotArguments(), LABELS)
-    with pytest.raises(ValueError, match="model_name_or_path: cannot load"):
+    with pytest.raises(ValueError, match="Cannot load"):
         build_model(ModelArguments(model_name_or_path=str(tmp_path / "none")), PilotArguments(), LABELS)
     with pytest.raises(ValueError, match="backbone_config has no model_type"):
         build_model(ModelArguments(model_fields='{"backbone_config": {}}'), PilotArguments(), LABELS)
@@ -143,8 +139,6 @@ def test_schedules(fields, expected):
         optimizer.step()
         scheduler.step()
     assert {step: rates[step] for step in expected} == pytest.approx({k: 2 * v for k, v in expected.items()})
-    with pytest.raises(ValueError, match="lr_schedule must be"):
-        build_scheduler(optimizer, OptimizationArguments(lr_schedule="cosine"), 10)
 
 
 # --- The whole run ---
@@ -218,7 +212,7 @@ def test_evaluate_gives_the_runs_numbers(trained, shapes, tmp_path, capsys):
     for name in ("pq", "mean_iou", "per_class_pq"):
         assert scores[name] == pytest.approx(results["best"][name])
     assert json.loads(file.read_text())["pq"] == scores["pq"] and '"pq"' in capsys.readouterr().out
-    with pytest.raises(ValueError, match="exists; name another one"):
+    with pytest.raises(ValueError, match="exists; choose another name"):
         evaluate.main([*args, "--model_name_or_path", str(output)])
     frequent = evaluate.main([*args[:-2], "--most_frequent_class"])
     assert frequent["class"] in ("grass", "water", "sand", "brick") and 0 < frequent["pq"] < 0.5
@@ -239,7 +233,7 @@ def test_evaluating_a_plain_mask2former(trained, shapes, tmp_path):
     model.config.id2label = {i: name for i, name in enumerate(reversed(model.config.id2label.values()))}
     model.save_pretrained(tmp_path / "other")
     MPFormerImageProcessor().save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="Class 0 is 'brick' for the model and 'disc' in the dataset"):
+    with pytest.raises(ValueError, match="Class 0 is 'brick' in the model and 'disc' in the dataset"):
         evaluate.main([*args, str(tmp_path / "other")])
 
 
@@ -337,7 +331,7 @@ def test_metric_for_best_acts(shapes, tmp_path):
 
 def test_nothing_is_overwritten(shapes, tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty; name another one, or"):
+    with pytest.raises(ValueError, match="is not empty; choose another one, or"):
         finetune.main(flags(shapes, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     with pytest.raises(ValueError, match="--output_dir is missing"):
@@ -364,25 +358,30 @@ def test_the_speed_of_loading(tmp_path, capsys, workers):
     assert "per worker (6 images)" in capsys.readouterr().out and not (tmp_path / "unused").exists()
 
 
-@pytest.mark.parametrize("script", ["finetune.py", "evaluate.py"])
-def test_scripts_run_from_anywhere_and_end_in_one_sentence(script, tmp_path):
-    command = [sys.executable, str(ROOT / "training" / script)]
-    helped = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("module", ["training.finetune", "mpformer_hf.cli.main"])
+def test_help_is_readable_and_errors_are_one_sentence(module, tmp_path):
+    command = [sys.executable, "-m", module, *(["evaluate"] if "cli" in module else [])]
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
+    helped = subprocess.run([*command, "--help"], **options)
     assert helped.returncode == 0
     usage, *groups = re.split(r"\n\n(?=[a-z ]+:\n)", helped.stdout)
     assert len(usage.splitlines()) < 20 and all(len(group.splitlines()) <= 24 for group in groups)
     flags = [line.split() for group in groups for line in group.splitlines()[1:]]
     assert {"--config", "--dataset_name"} <= {words[0] for words in flags}
     assert all(words[0].startswith("-") and len(words) > 3 for words in flags), "a flag and its help on one line"
-    failed = subprocess.run(
-        [*command, "--dataset_name", str(tmp_path), "--output_dir", "x"][: 4 if script == "evaluate.py" else None],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    output = [] if "cli" in module else ["--output_dir", str(tmp_path / "out")]
+    failed = subprocess.run([*command, "--dataset_name", str(tmp_path), *output], **options)
     assert failed.returncode == 1 and failed.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("flag", ["task", "augmentation", "lr_schedule", "pilot_noise", "mixed_precision"])
+def test_flags_with_choices_refuse_other_values(flag, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(f"{flag}: nonsense\n")
+    for argv in ([f"--{flag}", "nonsense"], ["--config", str(tmp_path / "recipe.yaml")]):
+        with pytest.raises(SystemExit):
+            parse_arguments(argv)
+        assert f"argument --{flag}" in capsys.readouterr().err
 
 
 def test_another_number_of_queries_starts_the_queries_afresh_and_nothing_else(tmp_path):

@@ -17,12 +17,13 @@ from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainingArguments
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
 from tests.runs import flags, run_together
 from tests.tiny import tiny_model
 from training import checkpoints, engine, finetune
-from training.arguments import DataArguments, TransformArguments
+from training.arguments import TransformArguments
 from training.batches import SeededOrder, TrainingBatches
-from training.data import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,10 +37,12 @@ def losses_of(output):
 
 
 def launch(*argv):
-    """`training/finetune.py` in a process of its own."""
+    """Start training.finetune in a new process."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "training" / "finetune.py"), *map(str, argv)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-m", "training.finetune", *map(str, argv)]
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
@@ -77,7 +80,7 @@ def test_a_half_written_checkpoint_is_none(tmp_path):
     for step in (4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert checkpoints.find_checkpoint(tmp_path, "latest").name == "checkpoint-10"
-    with pytest.raises(ValueError, match="is no checkpoint folder"):
+    with pytest.raises(ValueError, match="is not a checkpoint folder"):
         checkpoints.find_checkpoint(tmp_path, str(tmp_path / "checkpoint-12"))
 
 
@@ -137,7 +140,7 @@ def test_a_streamed_dataset_trains_and_needs_a_number_of_steps(shapes, tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
     argv = flags(shapes, tmp_path / "b", **options)
     place = argv.index("--max_train_steps")
-    with pytest.raises(ValueError, match="streaming: the length of the training split is unknown"):
+    with pytest.raises(ValueError, match="streaming: the length of the dataset is unknown"):
         finetune.main(argv[:place] + argv[place + 2 :])
 
 
@@ -175,9 +178,9 @@ def test_spread_weights_train_like_copies_and_go_on(shapes, tmp_path):
     options = {"max_train_steps": 4, "eval_steps": 2, "checkpointing_steps": 3, "num_pictures": 0}
     options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "ema_decay": 0.5}
     copies, spread = (flags(shapes, tmp_path / name, **options) for name in ("copies", "spread"))
-    run_together([sys.executable, ROOT / "training" / "finetune.py", *copies], processes=2)
+    run_together([sys.executable, "-m", "training.finetune", *copies], processes=2)
     environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml")
-    command = [sys.executable, ROOT / "tests" / "sharded_run.py", *spread]
+    command = [sys.executable, "-m", "tests.sharded_run", *spread]
     told = run_together(command, processes=2, **environment)
     checkpoint = tmp_path / "spread" / "checkpoint-3"
     assert len(list(checkpoint.rglob("*.distcp"))) == 4, told[0]  # weights and optimizer of either process

@@ -77,7 +77,5 @@ def test_largest_share_ignores_void():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="augmentation must be lsj, crop or none"):
-        build_transform(TransformArguments(augmentation="mosaic"))
     with pytest.raises(ValueError, match="crop_size must be height and width"):
         build_transform(TransformArguments(crop_size=[64]))

@@ -1,21 +1,14 @@
-"""Every flag of the training scripts, one dataclass per concern; `--config recipe.yaml` sets them, flags override."""
+"""All flags of the training scripts, one dataclass per concern; `--config recipe.yaml` sets them, flags override."""
 
-import argparse
-import json
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
-import yaml
-from transformers import HfArgumentParser
+from mpformer_hf.arguments import option, parse
+from mpformer_hf.configuration_mpformer import PILOT_NOISES
+from mpformer_hf.data.arguments import DataArguments
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-def option(default, help: str, **kwargs):
-    """A dataclass field with its help line."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help, **kwargs})
-    return field(default=default, metadata={"help": help, **kwargs})
 
 
 @dataclass
@@ -31,18 +24,19 @@ class ModelArguments:
 
 @dataclass
 class PilotArguments:
-    """The mask pilot; what is not given stays as the checkpoint or MPFormerConfig has it."""
+    """Mask-piloted training; the default of each flag is the checkpoint's value or MPFormerConfig's."""
 
     _argument_group_name = "pilot"
+    _advanced = ("pilot_query_budget", "pilot_layers", "pilot_per_head_noise", "pilot_class_loss", "pilot_loss_weight")
 
     mask_piloting: bool | None = option(None, "Train with pilot queries; false trains a plain Mask2Former.")
     pilot_groups: int | None = option(None, "Independent groups of pilot queries.")
-    pilot_query_budget: int | None = option(None, "Groups = budget // most targets of an image in the batch.")
-    pilot_layers: int | None = option(None, "Number of first cross-attentions that use ground-truth masks.")
-    pilot_noise: str | None = option(None, "Mask noise: point, shift, scale, shift_scale, patch or dropout.")
+    pilot_query_budget: int | None = option(None, "Groups = budget // largest number of targets in the batch.")
+    pilot_layers: int | None = option(None, "Number of cross-attentions, from the first, that use ground-truth masks.")
+    pilot_noise: Literal[PILOT_NOISES] | None = option(None, "Kind of mask noise.")
     pilot_noise_scale: float | None = option(None, "Strength of the mask noise, 0 = clean masks.")
-    pilot_label_noise: float | None = option(None, "Share of pilot queries that are shown a random class.")
-    pilot_per_head_noise: bool | None = option(None, "Draw the mask noise anew for each attention head.")
+    pilot_label_noise: float | None = option(None, "Share of pilot queries that get the embedding of a random class.")
+    pilot_per_head_noise: bool | None = option(None, "Draw separate mask noise for each attention head.")
     pilot_class_loss: bool | None = option(None, "Classify the pilot queries too.")
     pilot_loss_weight: float | None = option(None, "Factor on all pilot losses.")
 
@@ -52,42 +46,19 @@ class PilotArguments:
 
 
 @dataclass
-class DataArguments:
-    """The dataset and how to read it."""
-
-    _argument_group_name = "data"
-
-    dataset_name: str | None = option(None, "Dataset: Hub name, or a local folder in the Hub's layout.")
-    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
-    task: str = option("panoptic", "semantic, instance or panoptic.")
-    train_split: str = option("train", "Split to train on.")
-    eval_split: str = option("validation", "Split to evaluate on.")
-    image_column: str | None = option(None, "Column of the images; default: image or pixel_values.")
-    label_column: str | None = option(None, "Column of the maps; default: label, annotation or segmentation.")
-    id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
-    do_reduce_labels: bool = option(False, "Class 0 of the maps is void, every other class one less.")
-    void_label: int = option(255, "Id of void in semantic maps, beside 255.")
-    streaming: bool = option(False, "Read the dataset while it is used, for sets that do not fit on the disk.")
-    shuffle_buffer: int = option(1000, "streaming: images to choose the next one from.")
-    drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")
-    max_train_samples: int | None = option(None, "Use only the first images of the training split.")
-    max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.")
-    dataloader_num_workers: int = option(2, "Processes that load and augment images.")
-
-
-@dataclass
 class TransformArguments:
     """Augmentation and sizes."""
 
     _argument_group_name = "augmentation and sizes"
+    _advanced = ("longest_edge", "max_category_share")
 
-    augmentation: str = option("lsj", "lsj (large-scale jitter), crop (shortest edge, then crop) or none.")
+    augmentation: Literal["lsj", "crop", "none"] = option("lsj", "lsj: large-scale jitter; crop: resize, then crop.")
     crop_size: list[int] = option([1024, 1024], "Height and width of training images, for lsj and crop.")
     scale_range: list[float] = option([0.1, 2.0], "lsj: image scale relative to crop_size.")
     shortest_edges: list[int] = option([], "crop: shortest edges to choose from; default: 0.5 to 2 x crop height.")
     longest_edge: int = option(4096, "crop: limit of the longest edge.")
     max_category_share: float = option(1.0, "crop: largest share of one class in a crop; 1 = any.")
-    color_jitter: bool = option(False, "SSD colour jitter.")
+    color_jitter: bool = option(False, "SSD photometric distortion.")
     horizontal_flip: bool = option(True, "Flip every second image.")
     eval_shortest_edge: int = option(800, "Shortest edge in evaluation, stored in the processor.")
     eval_longest_edge: int = option(1333, "Limit of the longest edge in evaluation, stored in the processor.")
@@ -99,25 +70,26 @@ class OptimizationArguments:
     """AdamW and its schedule; defaults are the official recipe."""
 
     _argument_group_name = "optimization"
+    _advanced = ("poly_power", "freeze_batch_norm", "torch_compile")
 
     learning_rate: float = option(1e-4, "Peak learning rate.")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.")
     weight_decay: float = option(0.05, "Weight decay, 0 for norms and embeddings.")
     max_grad_norm: float = option(0.01, "Clip the L2 norm of all gradients.")
-    lr_schedule: str = option("step", "step, poly or constant.")
+    lr_schedule: Literal["step", "poly", "constant"] = option("step", "Learning-rate schedule.")
     lr_milestones: list[float] = option([0.9, 0.95], "step: divide by 10 after these shares of all steps.")
     poly_power: float = option(0.9, "poly: power of the decay.")
-    warmup_steps: int = option(0, "Linear warm-up.")
+    warmup_steps: int = option(0, "Steps of linear warm-up.")
     num_train_epochs: float = option(50.0, "Passes over the training split.")
     max_train_steps: int | None = option(None, "Optimizer steps; overrides num_train_epochs.")
     per_device_train_batch_size: int = option(2, "Images per process and forward pass.")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.")
-    mixed_precision: str | None = option(None, "no, bf16 or fp16; default: as accelerate is configured.")
-    gradient_checkpointing: bool = option(False, "Compute activations again in the backward pass to save memory.")
-    freeze_batch_norm: bool = option(False, "Keep the backbone's batch norms as they are.")
-    freeze_backbone: bool = option(False, "Train the decoders alone.")
-    ema_decay: float | None = option(None, "Evaluate and save moving averages of the weights, e.g. with 0.999.")
-    torch_compile: bool = option(False, "Compile backbone and decoders; worth it for long runs at one image size.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "Default: as accelerate is configured.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    freeze_batch_norm: bool = option(False, "Freeze the backbone's batch norms.")
+    freeze_backbone: bool = option(False, "Freeze the backbone.")
+    ema_decay: float | None = option(None, "Evaluate and save a moving average of the weights, e.g. 0.999.")
+    torch_compile: bool = option(False, "Compile backbone and decoders; pays off in long runs at one image size.")
 
 
 @dataclass
@@ -125,127 +97,47 @@ class RunArguments:
     """Output, evaluation and randomness."""
 
     _argument_group_name = "run"
+    _advanced = ("eval_on_start", "diagnostics", "metric_for_best", "num_pictures")
 
     output_dir: str | None = option(None, "New or empty folder for weights, results, log and pictures.")
-    eval_steps: int | None = option(None, "Evaluate every so many steps; default: only at the end.")
-    eval_on_start: bool = option(False, "Evaluate the model before training too.")
-    per_device_eval_batch_size: int = option(1, "Images per process in evaluation.")
+    eval_steps: int | None = option(None, "Steps between evaluations; default: only at the end.")
+    eval_on_start: bool = option(False, "Also evaluate before training.")
+    per_device_eval_batch_size: int = option(1, "Images per process and forward pass in evaluation.")
     diagnostics: bool = option(False, "Mask consistency and query utilisation by layer in every evaluation.")
-    metric_for_best: str | None = option(None, "Metric that picks the best weights; default: pq or mean_iou.")
-    num_pictures: int = option(4, "Overlays of evaluation images in the output folder.")
-    max_detections: int = option(100, "Instances of an image that count for AP.")
-    early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better score.")
-    checkpointing_steps: int | None = option(None, "Keep a checkpoint to resume from every so many steps.")
-    resume_from_checkpoint: str | None = option(None, "latest, or a checkpoint folder; goes on exactly where it was.")
+    metric_for_best: str | None = option(None, "Metric that selects the best weights; default: pq, ap or mean_iou.")
+    num_pictures: int = option(4, "Number of overlays of evaluation images in the output folder.")
+    max_detections: int = option(100, "Best-scored instances of an image that are counted for AP.")
+    early_stopping_patience: int | None = option(None, "Stop after this many evaluations without a better score.")
+    checkpointing_steps: int | None = option(None, "Steps between checkpoints to resume from.")
+    resume_from_checkpoint: str | None = option(None, "latest, or a checkpoint folder.")
     report_to: str | None = option(
-        None, "Trackers of accelerate: tensorboard, wandb, ...; several with commas, or all."
+        None, "Trackers of accelerate: tensorboard, wandb, ...; a comma-separated list, or all."
     )
     push_to_hub: bool = option(False, "Publish the best weights at the end.")
     hub_model_id: str | None = option(None, "push_to_hub: name on the Hub; default: the output folder's.")
     seed: int = option(0, "Seed of initial weights, data order, augmentation and pilot noise.")
 
 
-RECIPE_CLASSES = [
-    ModelArguments,
-    PilotArguments,
-    DataArguments,
-    TransformArguments,
-    OptimizationArguments,
-    RunArguments,
-]
+@dataclass
+class Arguments:
+    """All arguments of a training run."""
+
+    model: ModelArguments
+    pilot: PilotArguments
+    data: DataArguments
+    transforms: TransformArguments
+    optimization: OptimizationArguments
+    run: RunArguments
+
+    def as_dict(self) -> dict:
+        """All flags by name."""
+        return {name: value for group in asdict(self).values() for name, value in group.items()}
 
 
-def read_recipe(path: str) -> dict:
-    """A yaml file as a mapping; its `base`, one file or several, relative to it, comes first. Later values replace
-    earlier ones; mappings (`model_fields`) are merged.
-
-    Raises:
-        ValueError: no such file, or no mapping of flags.
-    """
-    file = Path(path)
-    if not file.is_file():
-        known = ", ".join(sorted(str(recipe.relative_to(RECIPES)) for recipe in RECIPES.rglob("*.yaml")))
-        raise ValueError(f"Recipe {path} does not exist; there are: {known}.")
-    content = yaml.safe_load(file.read_text()) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"Recipe {path} must be a mapping of flags to values.")
-    bases = content.pop("base", [])
-    merged: dict = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_recipe(str(file.parent / base)))
-    return merge(merged, content)
-
-
-def merge(first: dict, second: dict) -> dict:
-    """`second` over `first`, mappings inside merged too; a mapping of another `model_type` replaces."""
-    result = dict(first)
-    for key, value in second.items():
-        both = isinstance(value, dict) and isinstance(first.get(key), dict)
-        if both and value.get("model_type") == first[key].get("model_type"):
-            value = merge(first[key], value)
-        result[key] = value
-    return result
-
-
-def as_flags(recipe: dict) -> list[str]:
-    """`{"a": 1, "b": [2, 3], "c": {"d": 4}}` -> `["--a", "1", "--b", "2", "3", "--c", '{"d": 4}']`."""
-    flags = []
-    for name, value in recipe.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        if not values:
-            continue
-        flags += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
-    return flags
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """One line for each flag, with its default; of `--a_b` and `--a-b`, which both work, the first."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=40, width=150)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if action.nargs == 0:
-            return action.option_strings[0]
-        kind = {"string_to_bool": "bool"}.get(action.type.__name__, action.type.__name__)
-        return f"{action.option_strings[0]} {kind}{' ...' if action.nargs == '+' else ''}"
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        unset = action.default is None or action.nargs == 0
-        return action.help if unset else super()._get_help_string(action)
-
-
-def parse(classes: list[type], argv: list[str] | None = None, description: str | None = None) -> tuple:
-    """One instance of each dataclass, from `--config` and flags.
+def parse_arguments(argv: list[str] | None = None, description: str | None = None) -> Arguments:
+    """Parse recipes and flags; `argv` defaults to the command line of the process.
 
     Raises:
-        ValueError: the recipe is missing or has an unknown flag.
+        ValueError: a recipe does not exist or has an unknown flag.
     """
-    recipe_parser = argparse.ArgumentParser(add_help=False)
-    recipe_parser.add_argument(
-        "--config",
-        nargs="+",
-        type=str,
-        help="Recipes, yaml files of flags: later ones override earlier ones, flags override all.",
-    )
-    recipe_args, flags = recipe_parser.parse_known_args(argv)
-    own = {f.name for cls in classes for f in fields(cls)}
-    if recipe_args.config:
-        recipe: dict = {}
-        for path in recipe_args.config:
-            recipe = merge(recipe, read_recipe(path))
-        unknown = sorted(set(recipe) - own - {f.name for cls in RECIPE_CLASSES for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"Recipe {', '.join(recipe_args.config)} has unknown flags: {', '.join(unknown)}.")
-        recipe = {name: value for name, value in recipe.items() if name in own}  # evaluate.py has no optimizer
-        flags = as_flags(recipe) + flags
-    parser = HfArgumentParser(
-        classes,
-        description=description,
-        usage="%(prog)s [--config RECIPE ...] [--flag value ...]",
-        parents=[recipe_parser],
-        formatter_class=HelpFormatter,
-    )
-    return parser.parse_args_into_dataclasses(flags)[: len(classes)]
+    return Arguments(*parse([group.type for group in fields(Arguments)], argv, description))

@@ -1,6 +1,6 @@
-"""Batches for training and evaluation, and the order of training images."""
+"""Training batches, and the order of training images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from datasets.distributed import split_dataset_by_node
@@ -8,23 +8,23 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.data.dataset import SegmentationDataset
+from mpformer_hf.data.layouts import Segments
 
-from .adapters import Segments
 from .arguments import TransformArguments
-from .data import SegmentationDataset
 from .transforms import augment, build_transform
 
 
 class SeededOrder(Sampler):
-    """An endless shuffled order that depends on the seed alone: epoch after epoch, each a permutation of its own.
+    """An endless shuffled order that depends on the seed only, with a new permutation in each epoch.
 
-    Yields pairs (row, seed of its augmentation). The model's random numbers, the number of processes and of loader
-    workers do not change it, so runs that differ elsewhere see the same images, and a run can go on at any place.
+    Yields pairs (row, seed of its augmentation). The order does not depend on the model's random numbers, the number of
+    processes or of loader workers, so different runs use the same images, and a run can resume anywhere.
 
     Args:
-        length: rows of the dataset.
-        seed: of orders and augmentations.
-        start: pairs to leave out at the beginning.
+        length: number of rows of the dataset.
+        seed: seed of orders and augmentations.
+        start: number of pairs to skip.
     """
 
     def __init__(self, length: int, seed: int, start: int = 0):
@@ -41,12 +41,12 @@ class SeededOrder(Sampler):
 
 
 class TrainingBatches(Dataset):
-    """Augmented images and segments, and their collation into model inputs.
+    """Augmented images with segments; `collate` makes model inputs.
 
     Args:
         dataset: the split.
         transforms: augmentation.
-        processor: normalises, pads and splits segments into masks.
+        processor: normalises, pads and converts segments to masks.
     """
 
     def __init__(self, dataset: SegmentationDataset, transforms: TransformArguments, processor: MPFormerImageProcessor):
@@ -56,18 +56,18 @@ class TrainingBatches(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor, dict[int, int], int]:
-        """Image, map, classes and row of a pair of `SeededOrder`."""
+        """Image, map of segment ids, classes of the ids, and row, for a pair of `SeededOrder`."""
         index, seed = draw
         return self.augmented(*self.dataset[index], index, seed)
 
     def augmented(self, image: Tensor, segments: Segments, index: int, seed: int):
-        """See `__getitem__`; the global random numbers are left alone."""
+        """See `__getitem__`; the global random state is restored."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # the CPU's; a device's belongs to the model
+            torch.default_generator.manual_seed(seed)  # the CPU's only; a device's is for the model
             return *augment(self.transform, image, segments.map, segments.classes), segments.classes, index
 
     def collate_with_rows(self, examples: list) -> tuple[dict, list[int]]:
-        """`collate`, and the rows that the examples come from."""
+        """Result of `collate`, and the rows of the examples."""
         return self.collate(examples), [example[3] for example in examples]
 
     def collate(self, examples: list) -> dict:
@@ -77,13 +77,13 @@ class TrainingBatches(Dataset):
 
 
 class StreamedBatches(IterableDataset):
-    """The same from a dataset that is read while it is used: endless, each process its own shards.
+    """Endless training examples from a streamed dataset; each process reads its own shards.
 
     Args:
         batches: augments and collates.
-        seed: of order and augmentation.
-        buffer: images to choose the next one from.
-        process, processes: this process and their number.
+        seed: seed of order and augmentation.
+        buffer: size of the shuffle buffer, in images.
+        process, processes: index of this process, and number of processes.
     """
 
     def __init__(self, batches: TrainingBatches, seed: int, buffer: int, process: int = 0, processes: int = 1):
@@ -104,33 +104,3 @@ class StreamedBatches(IterableDataset):
             if index < 0:
                 return  # a worker without a shard
             epoch += 1
-
-
-class EvaluationBatches(Dataset):
-    """Images as the processor resizes them, with their segments at the original size.
-
-    Args:
-        dataset: the split.
-        processor: resizes, normalises and pads.
-        rows: the rows to yield.
-    """
-
-    def __init__(self, dataset: SegmentationDataset, processor: MPFormerImageProcessor, rows: Sequence[int]):
-        self.dataset, self.processor, self.rows = dataset, processor, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor, Segments]:
-        return self.rows[index], *self.dataset[self.rows[index]]
-
-    def collate(self, examples: list) -> dict:
-        """`inputs` of the model, and lists: `index`, `images` (uint8), `segments`, `sizes` (height, width)."""
-        index, images, segments = (list(column) for column in zip(*examples, strict=True))
-        return {
-            "inputs": dict(self.processor(images, return_tensors="pt")),
-            "index": index,
-            "images": images,
-            "segments": segments,
-            "sizes": [tuple(image.shape[1:]) for image in images],
-        }

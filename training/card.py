@@ -1,39 +1,23 @@
-"""The model card of a run, from its numbers."""
+"""The model card of a run."""
 
 import json
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult
 
-from mpformer_hf.publishing import card_metadata
+from mpformer_hf.evaluation.scores import TASK_METRICS
+from mpformer_hf.model_card import use_section, write_card
 
-from .evaluation import TASK_METRICS
-
-TEXT = """---
-{metadata}
----
-
-# {title}
-
-MP-Former (mask-piloted Mask2Former, CVPR 2023) for {task} segmentation, fine-tuned on `{dataset}` with `mpformer-hf`.
+BODY = """MP-Former (mask-piloted Mask2Former, CVPR 2023) for {task} segmentation, fine-tuned on `{dataset}` with
+`mpformer-hf`.
 
 | metric | `{split}` split, {images} images, original size |
 |---|---|
 {rows}
 
-Scores of the best weights (by `{metric}`), after {step} of {steps} optimizer steps; training took {minutes} minutes,
-evaluation apart.
-
-## Use
-
-```python
-import mpformer_hf
-from transformers import pipeline
-
-segmenter = pipeline("image-segmentation", model="path/to/{title}")
-segmenter("image.jpg")
-```
-
+Scores of the best weights (by `{metric}`), after {step} of {steps} optimizer steps. Training took {minutes} minutes
+without evaluation.
+{use}
 ## Training
 
 ```json
@@ -44,12 +28,12 @@ Classes: {classes}.
 """
 
 
-def write_card(folder: Path, results: dict, arguments: dict, classes: list[str]) -> None:
-    """Write `README.md` with the run's scores as metadata and table.
+def write_run_card(folder: Path, results: dict, arguments: dict, classes: list[str]) -> None:
+    """Write `README.md` with the scores of a run as table and metadata.
 
     Args:
         folder: the output folder.
-        results: what `Trainer.train` returned.
+        results: result of `FineTuner.train`.
         arguments: all flags of the run.
         classes: class names.
     """
@@ -58,26 +42,8 @@ def write_card(folder: Path, results: dict, arguments: dict, classes: list[str])
     dataset = Path(dataset).name if Path(dataset).exists() else dataset
     metrics = [name for name in TASK_METRICS[task] if name in best]
     title = folder.resolve().name
-    origin = arguments["model_name_or_path"] or arguments["backbone"]
-    metadata = card_metadata(
-        tags=["image-segmentation", f"{task}-segmentation"],
-        base_model=None if origin is None or Path(origin).exists() else origin,  # a folder is nobody else's model
-        model_name=title,
-        eval_results=[
-            EvalResult(
-                task_type="image-segmentation",
-                dataset_type=dataset,
-                dataset_name=dataset,
-                dataset_split=arguments["eval_split"],
-                metric_type=name,
-                metric_value=round(best[name], 4),
-            )
-            for name in metrics
-        ],
-    )
-    text = TEXT.format(
-        metadata=metadata,
-        title=title,
+    base_model = arguments["model_name_or_path"] or arguments["backbone"]
+    body = BODY.format(
         task=task,
         dataset=dataset,
         split=arguments["eval_split"],
@@ -87,7 +53,26 @@ def write_card(folder: Path, results: dict, arguments: dict, classes: list[str])
         step=best["step"],
         steps=results["steps"],
         minutes=round(results["train_seconds"] / 60, 1),
+        use=use_section(f"path/to/{title}"),
         arguments=json.dumps(arguments, indent=2),
         classes=", ".join(classes),
     )
-    ModelCard(text).save(folder / "README.md")
+    scores = [
+        EvalResult(
+            task_type="image-segmentation",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=arguments["eval_split"],
+            metric_type=name,
+            metric_value=round(best[name], 4),
+        )
+        for name in metrics
+    ]
+    write_card(
+        folder,
+        body,
+        tags=["image-segmentation", f"{task}-segmentation"],
+        base_model=None if base_model is None or Path(base_model).exists() else base_model,  # not a local folder
+        model_name=title,
+        eval_results=scores,
+    )

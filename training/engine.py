@@ -1,4 +1,4 @@
-"""The training loop: accelerate owns devices, precision, accumulation, processes, checkpoints and trackers."""
+"""The training loop. Accelerate handles devices, precision, accumulation, processes, checkpoints and trackers."""
 
 import copy
 import json
@@ -17,13 +17,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from mpformer_hf.evaluation.scores import TASK_METRICS
+from mpformer_hf.evaluation.scoring import diagnose_model, evaluate_model
+from mpformer_hf.files import write_json
 
 from .arguments import OptimizationArguments, RunArguments
-from .checkpoints import EVALUATIONS, LOG, RESULTS, save_checkpoint, save_model, write_json
-from .evaluation import TASK_METRICS, diagnose_model, evaluate_model
+from .checkpoints import EVALUATIONS, LOG, RESULTS, save_checkpoint, save_model
 from .memory import peak_memory
 from .optimization import build_optimizer, build_scheduler
-from .sharding import gather_weights, prepare_sharding, share_buffers
+from .sharding import broadcast_buffers, gather_parameters, prepare_sharding
 
 
 def images_per_step(args: OptimizationArguments, processes: int) -> int:
@@ -32,14 +34,14 @@ def images_per_step(args: OptimizationArguments, processes: int) -> int:
 
 
 def count_steps(args: OptimizationArguments, images: int | None, processes: int) -> int:
-    """Optimizer steps of the run, on a training split of `images` (None: a stream).
+    """Optimizer steps of the run, for a training split of `images` images (None: unknown, a stream).
 
     Raises:
-        ValueError: there would be none, or nobody knows how many.
+        ValueError: there are none, or their number is unknown.
     """
     total = args.max_train_steps
     if total is None and images is None:
-        raise ValueError("streaming: the length of the training split is unknown, so give --max_train_steps.")
+        raise ValueError("streaming: the length of the dataset is unknown, so give --max_train_steps.")
     if total is None:
         total = math.ceil(args.num_train_epochs * images / images_per_step(args, processes))
     if total < 1:
@@ -53,7 +55,7 @@ def batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def freeze(model: MPFormerForUniversalSegmentation, args: OptimizationArguments) -> None:
-    """Take what is not trained out of the gradients, before DDP and the optimizer see the parameters."""
+    """Freeze parameters. Called before DDP and the optimizer collect the trainable parameters."""
     if args.freeze_backbone:
         model.model.pixel_level_module.encoder.requires_grad_(False)
     if args.freeze_batch_norm:
@@ -61,18 +63,18 @@ def freeze(model: MPFormerForUniversalSegmentation, args: OptimizationArguments)
             module.requires_grad_(False)
 
 
-class Trainer:
-    """One run.
+class FineTuner:
+    """A training run.
 
     Args:
-        model, processor: what is trained and how its images are made.
-        optimization, run: the recipe.
-        accelerator: prepares everything.
-        train_loader: endless pairs of model inputs and row numbers, for this process alone if it is a stream.
-        eval_loader: see `evaluation.evaluation_loader`.
+        model, processor: the model to train and its image processor.
+        optimization, run_args: the recipe.
+        accelerator: prepares model, optimizer and data.
+        train_loader: endless batches of model inputs and row numbers; of a stream, those of this process.
+        eval_loader: see `evaluation_loader`.
         output: the output folder.
-        total: optimizer steps.
-        checkpoint: where to go on from; the loader begins there already.
+        total: number of optimizer steps.
+        checkpoint: checkpoint to resume from; the loader starts at its step.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Trainer:
         model: MPFormerForUniversalSegmentation,
         processor: MPFormerImageProcessor,
         optimization: OptimizationArguments,
-        run: RunArguments,
+        run_args: RunArguments,
         accelerator: Accelerator,
         train_loader: DataLoader,
         eval_loader: DataLoader,
@@ -88,16 +90,17 @@ class Trainer:
         total: int,
         checkpoint: Path | None = None,
     ):
-        self.processor, self.optimization, self.run, self.accelerator = processor, optimization, run, accelerator
-        self.eval_loader, self.output, self.total = eval_loader, output, total
-        known = TASK_METRICS[processor.task]
-        self.metric = run.metric_for_best or known[0]
-        if self.metric not in known:
-            raise ValueError(f"metric_for_best must be one of {', '.join(known)}, got {self.metric!r}.")
+        self.processor, self.optimization, self.run_args = processor, optimization, run_args
+        self.accelerator, self.eval_loader, self.output, self.total = accelerator, eval_loader, output, total
+        metrics = TASK_METRICS[processor.task]
+        self.metric = run_args.metric_for_best or metrics[0]
+        if self.metric not in metrics:
+            raise ValueError(f"metric_for_best must be one of {', '.join(metrics)}, got {self.metric!r}.")
         freeze(model, optimization)
         if optimization.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        self.copy = copy.deepcopy(model).to(accelerator.device) if prepare_sharding(accelerator) else None
+        # With FSDP, evaluation and saving use an unsharded copy of the model.
+        self.unsharded = copy.deepcopy(model).to(accelerator.device) if prepare_sharding(accelerator) else None
         if optimization.torch_compile:
             model.model.compile()
         self.ema = None
@@ -111,14 +114,14 @@ class Trainer:
         self.loader = train_loader if streamed else accelerator.prepare(train_loader)
         self.scheduler = build_scheduler(self.optimizer.optimizer, optimization, total)
         accelerator.register_for_checkpointing(self.scheduler, self)
-        self.step, self.best, self.since_best, self.results = 0, None, 0, {}
+        self.step, self.best, self.evaluations_since_best, self.results = 0, None, 0, {}
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0}
         if checkpoint is not None:
             accelerator.load_state(str(checkpoint))
 
     def state_dict(self) -> dict:
-        """What a checkpoint has to know of the run itself."""
-        names = ("step", "best", "since_best", "results", "spent")
+        """State of the run in a checkpoint, besides that of model and optimizer."""
+        names = ("step", "best", "evaluations_since_best", "results", "spent")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
@@ -126,24 +129,24 @@ class Trainer:
             setattr(self, name, value)
 
     def train(self) -> dict:
-        """Train to the end and return all results, which are in the output folder too.
+        """Train to the end. Returns all results, which are also written to the output folder.
 
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        if self.run.eval_on_start and self.step == 0:
+        if self.run_args.eval_on_start and self.step == 0:
             self.results["before_training"] = self.evaluate()
         batches, main = iter(self.loader), self.accelerator.is_main_process
         log = (self.output / LOG).open("a") if main else None
         bar = tqdm(
             total=self.total, initial=self.step, desc="train", disable=not self.accelerator.is_local_main_process
         )
-        self.set_training()
+        self.set_training_mode()
         while self.step < self.total:
-            began = time.perf_counter()
+            start = time.perf_counter()
             self.step += 1
             losses, images, norm = self.optimize(batches)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             self.spent["train_seconds"] += seconds
             speed = images * self.accelerator.num_processes / seconds
             bar.update()
@@ -156,19 +159,20 @@ class Trainer:
                 log.write(json.dumps({"step": self.step, **row, **cost}) + "\n")
                 log.flush()
             self.scheduler.step()
-            if self.step == self.total or (self.run.eval_steps and self.step % self.run.eval_steps == 0):
-                began = time.perf_counter()
-                self.save(self.output / "last")  # first: an image that cannot be scored must not cost the weights
+            if self.step == self.total or is_due(self.step, self.run_args.eval_steps):
+                start = time.perf_counter()
+                self.save(self.output / "last")  # before the evaluation, which may fail
                 self.results["last"] = self.evaluate()
                 self.keep_best()
-                self.set_training()
-                self.spent["eval_seconds"] += time.perf_counter() - began
-            if self.run.checkpointing_steps and self.step % self.run.checkpointing_steps == 0:
-                if self.copy is not None:
-                    share_buffers(self.model)
+                self.set_training_mode()
+                self.spent["eval_seconds"] += time.perf_counter() - start
+            if is_due(self.step, self.run_args.checkpointing_steps):
+                if self.unsharded is not None:
+                    broadcast_buffers(self.model)
                 save_checkpoint(self.accelerator, self.output, self.step)
-            if self.run.early_stopping_patience and self.since_best >= self.run.early_stopping_patience:
-                self.accelerator.print(f"Stopped in step {self.step}: no better {self.metric} for {self.since_best}.")
+            patience = self.run_args.early_stopping_patience
+            if patience and self.evaluations_since_best >= patience:
+                self.accelerator.print(f"Early stopping at step {self.step}: {self.metric} has not improved.")
                 break
         bar.close()
         results = {**self.results, "steps": self.step, **{name: round(x, 1) for name, x in self.spent.items()}}
@@ -177,18 +181,23 @@ class Trainer:
             write_json(results, self.output / RESULTS)
         return results
 
-    def set_training(self) -> None:
-        """Training mode; what is frozen stays in evaluation mode."""
+    def set_training_mode(self) -> None:
+        """Set the model to training mode, and frozen modules to evaluation mode."""
         self.model.train()
-        bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=True)
         if self.optimization.freeze_backbone:
-            bare.model.pixel_level_module.encoder.eval()
+            model.model.pixel_level_module.encoder.eval()
         if self.optimization.freeze_batch_norm:
-            for module in batch_norms(bare):
+            for module in batch_norms(model):
                 module.eval()
 
     def optimize(self, batches: Iterator[tuple[dict, list[int]]]) -> tuple[dict[str, float], int, float]:
-        """One optimizer step: mean losses of this process, its images, gradient norm before clipping."""
+        """One optimizer step. Returns the mean losses of this process, its number of images, and the gradient norm
+        before clipping.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
         accumulation = self.optimization.gradient_accumulation_steps
         sums: dict[str, torch.Tensor] = {}
         images, norm = 0, None
@@ -202,57 +211,57 @@ class Trainer:
                 for name, loss in (("loss", output.loss), *output.loss_dict.items()):
                     sums[name] = sums.get(name, 0) + loss.detach().float() / accumulation
                 if not torch.isfinite(output.loss):
-                    shown = ", ".join(map(str, rows))
-                    raise FloatingPointError(f"The loss is {output.loss.item()} in step {self.step}, images {shown}.")
+                    names = ", ".join(map(str, rows))
+                    raise FloatingPointError(f"The loss is {output.loss.item()} in step {self.step}, images {names}.")
                 self.accelerator.backward(output.loss)
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update_parameters(self.whole())
-        values = torch.stack(list(sums.values())).tolist()  # one transfer for all numbers of the log
+            self.ema.update_parameters(self.unwrapped_model())
+        values = torch.stack(list(sums.values())).tolist()  # one device-to-host transfer
         return dict(zip(sums, values, strict=True)), images, float(norm)
 
-    def whole(self) -> MPFormerForUniversalSegmentation:
-        """The model in one piece; of weights that are spread over processes, a copy as they are now."""
-        bare = self.accelerator.unwrap_model(self.model)
-        if self.copy is None:
-            return bare
-        gather_weights(bare, self.copy)
-        return self.copy
+    def unwrapped_model(self) -> MPFormerForUniversalSegmentation:
+        """The model without wrappers; with FSDP, an unsharded copy of its current state."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.unsharded is None:
+            return model
+        gather_parameters(model, self.unsharded)
+        return self.unsharded
 
-    def scored(self) -> MPFormerForUniversalSegmentation:
-        """What is evaluated and saved: the moving averages, if there are any."""
-        return self.whole() if self.ema is None else self.ema.module
+    def evaluated_model(self) -> MPFormerForUniversalSegmentation:
+        """The model that is evaluated and saved: the moving average, if there is one."""
+        return self.unwrapped_model() if self.ema is None else self.ema.module
 
     def evaluate(self) -> dict:
-        """Scores of the model as it is, a line of `evaluations.jsonl`; overlays go to the output folder."""
-        pictures, model = self.output / "pictures", self.scored()
+        """Scores of the current model; a line of `evaluations.jsonl`. Overlays are written to the output folder."""
+        pictures, model = self.output / "pictures", self.evaluated_model()
         scores = evaluate_model(
             model,
             self.processor,
             self.eval_loader,
             self.accelerator,
             pictures if self.step and self.accelerator.is_main_process else None,
-            self.run.num_pictures,
-            self.run.max_detections,
+            self.run_args.num_pictures,
+            self.run_args.max_detections,
         )
-        if self.run.diagnostics:
-            found = diagnose_model(model, self.processor, self.eval_loader, self.accelerator)
-            scores |= {"mask_consistency": found.mask_consistency, "query_utilisation": found.query_utilisation}
+        if self.run_args.diagnostics:
+            layers = diagnose_model(model, self.processor, self.eval_loader, self.accelerator)
+            scores |= {"mask_consistency": layers.mask_consistency, "query_utilisation": layers.query_utilisation}
         results = {"step": self.step, **scores}
         self.accelerator.log({f"eval_{k}": v for k, v in scores.items() if isinstance(v, float)}, step=self.step)
         if self.accelerator.is_main_process:
             with (self.output / EVALUATIONS).open("a") as file:
                 file.write(json.dumps(results) + "\n")
             self.log_pictures(pictures)
-        shown = (f"{name} {scores[name]:.4f}" for name in ("pq", "ap", "mean_iou") if name in scores)
-        self.accelerator.print(f"step {self.step}: {', '.join(shown)}")
+        main_scores = (f"{name} {scores[name]:.4f}" for name in ("pq", "ap", "mean_iou") if name in scores)
+        self.accelerator.print(f"step {self.step}: {', '.join(main_scores)}")
         return results
 
     def log_pictures(self, folder: Path) -> None:
-        """Hand the overlays to the trackers that take images."""
+        """Log the overlays to the trackers that accept images."""
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -261,18 +270,24 @@ class Trainer:
                     tracker.log_images({f"samples/{file.stem}": picture}, step=self.step, **layout)
 
     def save(self, folder: Path) -> None:
-        """The weights as they are, with the processor."""
-        model = self.scored()
+        """Save the current weights and the processor."""
+        model = self.evaluated_model()
         if self.accelerator.is_main_process:
             save_model(model, self.processor, folder)
         self.accelerator.wait_for_everyone()
 
     def keep_best(self) -> None:
-        """Save the weights in the output folder itself if they are the best so far, and the results."""
-        self.since_best += 1
-        if self.best is None or self.results["last"][self.metric] > self.best:
-            self.best, self.since_best = self.results["last"][self.metric], 0
+        """Save the weights in the output folder if their score is the best so far; write the results."""
+        self.evaluations_since_best += 1
+        score = self.results["last"][self.metric]
+        if self.best is None or score > self.best:
+            self.best, self.evaluations_since_best = score, 0
             self.results["best"] = self.results["last"]
             self.save(self.output)
         if self.accelerator.is_main_process:
             write_json(self.results, self.output / RESULTS)
+
+
+def is_due(step: int, every: int | None) -> bool:
+    """Whether something that is done every so many steps (None: never) is done after this step."""
+    return bool(every) and step % every == 0

@@ -1,52 +1,49 @@
-"""Fine-tune MP-Former on a dataset of the Hub, or train it from scratch.
+"""Fine-tune MP-Former on a dataset, or train it from scratch. Run it from a clone of the repository:
 
-accelerate launch training/finetune.py --config training/recipes/shapes_panoptic.yaml --output_dir outputs/shapes
-accelerate launch training/finetune.py --config training/recipes/camvid_semantic.yaml --dataset_name path/to/camvid \\
+accelerate launch -m training.finetune --config training/recipes/shapes_panoptic.yaml --output_dir outputs/shapes
+accelerate launch -m training.finetune --config training/recipes/camvid_semantic.yaml --dataset_name path/to/camvid \\
     --output_dir outputs/camvid
-accelerate launch training/finetune.py --model_name_or_path facebook/mask2former-swin-tiny-coco-panoptic \\
+accelerate launch -m training.finetune --model_name_or_path facebook/mask2former-swin-tiny-coco-panoptic \\
     --dataset_name you/your-dataset --task panoptic --output_dir outputs/yours
 
-The output folder gets model.safetensors, config.json and preprocessor_config.json (best weights), last/ (last weights),
+The output folder has model.safetensors, config.json and preprocessor_config.json (best weights), last/ (last weights),
 log.jsonl (every step), evaluations.jsonl, all_results.json, pictures/ (ground truth and prediction) and README.md (the
 model card).
 """
 
 import logging
-import sys
-from dataclasses import asdict
 from pathlib import Path
-
-if __name__ == "__main__":  # as a script: find the package `training`, and the library `evaluate`, not the file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader
 
+from mpformer_hf.cli.main import run_command
+from mpformer_hf.data.dataset import load_stream, open_dataset
+from mpformer_hf.evaluation.scoring import evaluation_loader
+from mpformer_hf.files import write_json
 from mpformer_hf.publishing import push
-from training.arguments import RECIPE_CLASSES, parse
+from training.arguments import Arguments, parse_arguments
 from training.batches import SeededOrder, StreamedBatches, TrainingBatches
 from training.building import build_model, build_processor
-from training.card import write_card
-from training.checkpoints import find_checkpoint, forget_after, prepare_output, step_of, write_json
-from training.data import materialise, open_dataset
-from training.engine import Trainer, count_steps, images_per_step
-from training.evaluation import evaluation_loader
+from training.card import write_run_card
+from training.checkpoints import find_checkpoint, prepare_output, step_of, truncate_logs
+from training.engine import FineTuner, count_steps, images_per_step
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Parse, build, train; returns all results.
+    """Parse the command line, build everything and train; returns all results.
 
     Raises:
-        ValueError: an argument, the dataset or the output folder cannot be used; the message says which and why.
+        ValueError: an argument, the dataset or the output folder is invalid.
     """
-    groups = parse(RECIPE_CLASSES, argv, description=__doc__)
-    model_args, pilot_args, data_args, transform_args, optimization_args, run_args = groups
+    args = parse_arguments(argv, description=__doc__)
+    optimization, run_args = args.optimization, args.run
     accelerator = Accelerator(
-        mixed_precision=optimization_args.mixed_precision,
+        mixed_precision=optimization.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=optimization_args.gradient_accumulation_steps, sync_with_dataloader=False
+            num_steps=optimization.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         log_with=run_args.report_to.split(",") if run_args.report_to else None,
         project_dir=run_args.output_dir,
@@ -58,72 +55,62 @@ def main(argv: list[str] | None = None) -> dict:
     output = Path(run_args.output_dir or ".")
     checkpoint = find_checkpoint(output, run_args.resume_from_checkpoint)
     if accelerator.is_main_process and run_args.resume_from_checkpoint:
-        forget_after(output, step_of(checkpoint) if checkpoint else 0)
-    train_split = open_dataset(
-        data_args, data_args.train_split, data_args.max_train_samples, drop_empty=data_args.drop_empty
-    )
-    eval_split = open_dataset(data_args, data_args.eval_split, data_args.max_eval_samples, train_split.labels)
-    if data_args.streaming:
-        eval_split = materialise(eval_split)
+        truncate_logs(output, step_of(checkpoint) if checkpoint else 0)
+    data = args.data
+    train_split = open_dataset(data, data.train_split, data.max_train_samples, drop_empty=data.drop_empty)
+    eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
+    if data.streaming:
+        eval_split = load_stream(eval_split)
     set_seed(run_args.seed)
-    model = build_model(model_args, pilot_args, train_split.labels)
-    processor = build_processor(data_args, transform_args, train_split.labels)
-    length = None if data_args.streaming else len(train_split)
-    images = "streamed" if length is None else length
-    accelerator.print(f"{model.num_parameters():,} parameters, {images} training images")
+    model = build_model(args.model, args.pilot, train_split.labels)
+    processor = build_processor(data, args.transforms, train_split.labels)
+    length = None if data.streaming else len(train_split)
+    accelerator.print(f"{model.num_parameters():,} parameters, {length or 'streamed'} training images")
     set_seed(run_args.seed, device_specific=True)
 
-    total = count_steps(optimization_args, length, accelerator.num_processes)
-    done = step_of(checkpoint) * images_per_step(optimization_args, accelerator.num_processes) if checkpoint else 0
-    loader = training_loader(groups, train_split, processor, accelerator, done)
+    total = count_steps(optimization, length, accelerator.num_processes)
+    done = step_of(checkpoint) * images_per_step(optimization, accelerator.num_processes) if checkpoint else 0
+    train_loader = training_loader(args, train_split, processor, accelerator, done)
     eval_loader = evaluation_loader(eval_split, processor, accelerator, run_args.per_device_eval_batch_size)
-    loaders = (loader, eval_loader)
-    trainer = Trainer(model, processor, optimization_args, run_args, accelerator, *loaders, output, total, checkpoint)
-    arguments = {name: value for group in groups for name, value in asdict(group).items()}
+    tuner = FineTuner(
+        model, processor, optimization, run_args, accelerator, train_loader, eval_loader, output, total, checkpoint
+    )
+    flags = args.as_dict()
     if run_args.report_to:
-        plain = {name: value for name, value in arguments.items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers("mpformer", config=plain)
+        scalars = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
+        accelerator.init_trackers("mpformer", config=scalars)
     if accelerator.is_main_process:
-        write_json(arguments, output / "arguments.json")
-    results = trainer.train()
+        write_json(flags, output / "arguments.json")
+    results = tuner.train()
     if accelerator.is_main_process:
-        write_card(output, results, arguments, train_split.labels.names)
-        accelerator.print(f"Best {trainer.metric} {results['best'][trainer.metric]:.4f}; everything is in {output}")
+        write_run_card(output, results, flags, train_split.labels.names)
+        accelerator.print(f"Best {tuner.metric} {results['best'][tuner.metric]:.4f}; results are in {output}")
         if run_args.push_to_hub:
             accelerator.print(push(output, run_args.hub_model_id or output.resolve().name))
     accelerator.end_training()
     return results
 
 
-def training_loader(groups: tuple, split, processor, accelerator: Accelerator, done: int) -> DataLoader:
+def training_loader(args: Arguments, split, processor, accelerator: Accelerator, done: int) -> DataLoader:
     """Endless batches of model inputs and row numbers, after `done` images of the run.
 
     Raises:
-        ValueError: a stream cannot go on in the middle.
+        ValueError: a stream cannot resume.
     """
-    _, _, data_args, transform_args, optimization_args, run_args = groups
-    batches = TrainingBatches(split, transform_args, processor)
+    batches = TrainingBatches(split, args.transforms, processor)
     options = {
-        "batch_size": optimization_args.per_device_train_batch_size,
+        "batch_size": args.optimization.per_device_train_batch_size,
         "collate_fn": batches.collate_with_rows,
-        "num_workers": data_args.dataloader_num_workers,
-        "generator": torch.Generator().manual_seed(run_args.seed),  # the global one belongs to the model
+        "num_workers": args.data.dataloader_num_workers,
+        "generator": torch.Generator().manual_seed(args.run.seed),  # the global one is for the model
     }
-    if not data_args.streaming:
-        return DataLoader(batches, sampler=SeededOrder(len(split), run_args.seed, done), **options)
+    if not args.data.streaming:
+        return DataLoader(batches, sampler=SeededOrder(len(split), args.run.seed, done), **options)
     if done:
-        raise ValueError("resume_from_checkpoint: a stream cannot go on in the middle; train without --streaming.")
-    place = (accelerator.process_index, accelerator.num_processes)
-    return DataLoader(StreamedBatches(batches, run_args.seed, data_args.shuffle_buffer, *place), **options)
-
-
-def run(entry) -> None:
-    """Call an entry point; what the user can mend ends in one sentence and exit code 1."""
-    try:
-        entry()
-    except (ValueError, FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
+        raise ValueError("resume_from_checkpoint: streamed datasets cannot resume; train without --streaming.")
+    process = (accelerator.process_index, accelerator.num_processes)
+    return DataLoader(StreamedBatches(batches, args.run.seed, args.data.shuffle_buffer, *process), **options)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,4 +1,4 @@
-"""How much memory a process has taken at most."""
+"""Peak memory of a process."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: what tensors took at most on a GPU, else the largest resident memory of this process."""
+    """Peak in MiB: of allocated tensors on a GPU, else of the resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
-    if status.is_file():  # `getrusage` would count what the parent had taken, too
+    if status.is_file():  # `getrusage` includes the parent's memory
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows

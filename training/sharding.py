@@ -1,4 +1,4 @@
-"""Models whose weights are spread over processes (FSDP), and the whole ones that are evaluated and saved."""
+"""Sharded training (FSDP), and unsharded copies of the model for evaluation and saving."""
 
 import torch
 from accelerate import Accelerator
@@ -8,12 +8,12 @@ from torch.distributed.tensor import DTensor
 
 
 def prepare_sharding(accelerator: Accelerator) -> bool:
-    """Whether the run spreads its weights; then they and their gradients stay float32 and the arithmetic is under
-    autocast, as without.
+    """Whether the run uses FSDP. If so, parameters and gradients are kept in float32 and autocast sets the precision of
+    computations, as without FSDP.
 
     Raises:
-        ValueError: accelerate is configured for the first version of FSDP, or to load the model in one process only,
-            which it cannot do with running statistics.
+        ValueError: accelerate is configured for the first version of FSDP, or for `cpu_ram_efficient_loading`, which
+            fails for models with running statistics.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
@@ -29,18 +29,18 @@ def prepare_sharding(accelerator: Accelerator) -> bool:
 
 
 @torch.no_grad()
-def share_buffers(model: nn.Module) -> None:
-    """Give all processes the first one's buffers, running statistics for one: only weights are spread, and a checkpoint
-    takes each buffer from any process."""
+def broadcast_buffers(model: nn.Module) -> None:
+    """Copy the buffers (running statistics) of the first process to all processes: FSDP shards parameters only, and a
+    checkpoint may take a buffer from any process."""
     for buffer in model.buffers():
         torch.distributed.broadcast(buffer, 0)
 
 
 @torch.no_grad()
-def gather_weights(sharded: nn.Module, whole: nn.Module) -> None:
-    """Copy all weights and buffers into the same model in one piece; all processes call it together."""
-    share_buffers(sharded)
-    parts = sharded.state_dict()
-    for name, tensor in whole.state_dict().items():
-        part = parts[name]
-        tensor.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
+def gather_parameters(sharded: nn.Module, unsharded: nn.Module) -> None:
+    """Copy all parameters and buffers into an unsharded copy of the model. A collective call of all processes."""
+    broadcast_buffers(sharded)
+    shards = sharded.state_dict()
+    for name, tensor in unsharded.state_dict().items():
+        shard = shards[name]
+        tensor.copy_(shard.full_tensor() if isinstance(shard, DTensor) else shard)

@@ -1,4 +1,4 @@
-"""Augmentation on image and segment map together, with torchvision v2 (the official recipes' transforms)."""
+"""Augmentation of images and segment maps with torchvision v2 (the transforms of the official recipes)."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from torchvision.transforms import v2
 
 from .arguments import TransformArguments
 
-VOID = -1  # id of no segment, for the padding of maps
+VOID = -1  # padding of segment maps
 IMAGE_FILL = 128
 
 
 class CategoryCappedCrop(v2.Transform):
-    """Random crop in which no class fills more than a share of the labelled pixels; ten tries, then any crop.
+    """Random crop in which no class covers more than a share of the labelled pixels; after ten tries any crop.
 
-    Images smaller than the crop are padded. Maps hold segment ids; `tables` on the map give their classes.
+    Images smaller than the crop are padded.
 
     Args:
         size: (height, width).
@@ -27,32 +27,30 @@ class CategoryCappedCrop(v2.Transform):
         fill = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: VOID}
         self.crop = v2.RandomCrop(size, pad_if_needed=True, fill=fill)
 
-    def forward(self, image: Tensor, segments: Tensor, table: dict[int, int]):
+    def forward(self, image: Tensor, segments: Tensor, classes: dict[int, int]):
         for _ in range(10):
             cropped = self.crop(image, segments)
-            if self.max_share >= 1 or largest_share(cropped[1], table) <= self.max_share:
+            if self.max_share >= 1 or largest_share(cropped[1], classes) <= self.max_share:
                 break
-        return *cropped, table
+        return *cropped, classes
 
 
-def largest_share(segments: Tensor, table: dict[int, int]) -> float:
-    """Share of the most frequent class among the labelled pixels of a map of segment ids; 0 without any."""
+def largest_share(segments: Tensor, classes: dict[int, int]) -> float:
+    """Share of the most frequent class among the labelled pixels of a map of segment ids; 0 if there are none."""
     areas: dict[int, int] = {}
     for segment, area in zip(*(x.tolist() for x in segments.unique(return_counts=True)), strict=True):
-        if segment in table:
-            areas[table[segment]] = areas.get(table[segment], 0) + area
+        if segment in classes:
+            areas[classes[segment]] = areas.get(classes[segment], 0) + area
     return max(areas.values()) / sum(areas.values()) if areas else 0.0
 
 
 def build_transform(args: TransformArguments) -> v2.Compose:
-    """Augmentation of `(image, segments, table)`: uint8 image `[3, H, W]`, int32 map of segment ids `[1, H, W]`, and
-    the classes of the ids, which pass through.
+    """Augmentation of `(image, segments, classes)`: uint8 image `[3, H, W]`, int32 map of segment ids `[L, H, W]`, and
+    the classes of the ids, which are returned unchanged.
 
     Raises:
-        ValueError: unknown augmentation or a crop size that is not two numbers.
+        ValueError: the crop size is not two numbers.
     """
-    if args.augmentation not in ("lsj", "crop", "none"):
-        raise ValueError(f"augmentation must be lsj, crop or none, got {args.augmentation!r}.")
     if len(args.crop_size) != 2:
         raise ValueError(f"crop_size must be height and width, got {args.crop_size}.")
     size = tuple(args.crop_size)
@@ -72,19 +70,19 @@ def build_transform(args: TransformArguments) -> v2.Compose:
     return v2.Compose(steps or [v2.Identity()])
 
 
-def augment(transform: v2.Compose, image: Tensor, segments: Tensor, table: dict[int, int]) -> tuple[Tensor, Tensor]:
+def augment(transform: v2.Compose, image: Tensor, segments: Tensor, classes: dict[int, int]) -> tuple[Tensor, Tensor]:
     """Apply a transform of `build_transform`.
 
     Args:
         image: uint8 `[3, H, W]`.
         segments: int32 `[H, W]` or `[L, H, W]`.
-        table: classes of the segment ids.
+        classes: classes of the segment ids.
 
     Returns:
         uint8 `[3, h, w]` and int32 `[h, w]` or `[L, h, w]`; padding is `VOID`.
     """
     shape = segments.shape
     layers = tv_tensors.Mask(segments.view(-1, *shape[-2:]))
-    image, layers, _ = transform(tv_tensors.Image(image), layers, table)
+    image, layers, _ = transform(tv_tensors.Image(image), layers, classes)
     layers = layers.as_subclass(torch.Tensor)
     return image.as_subclass(torch.Tensor), layers.view(*shape[:-2], *layers.shape[-2:])

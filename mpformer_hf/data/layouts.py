@@ -1,7 +1,7 @@
-"""Layouts of annotations: one adapter each, from a row of the dataset to `Segments`.
+"""Annotation layouts: one reader per layout, from a row of the dataset to `Segments`.
 
-Every layout becomes the same thing: maps of segment ids and a table of their classes. Pixels whose id is not in the
-table are void. Class ids are 0..K-1.
+All layouts are converted to a map of segment ids and the class of each id. Pixels whose id has no class are void. Class
+ids are 0..K-1.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch import Tensor
 from .labels import Labels, as_rows
 
 VOID_CLASS = 255
-Adapter = Callable[[dict], "Segments"]
+Reader = Callable[[dict], "Segments"]
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Segments:
 
     Attributes:
         map: int32 `[H, W]`, segment ids; or `[L, H, W]` where segments overlap, each in one of L layers.
-        classes: class of each id; ids that are not in it are void.
-        crowds: ids of crowd segments, which are in no table of classes to train on.
+        classes: class of each segment id; other ids are void.
+        crowds: class of each crowd segment; crowds are not trained on.
     """
 
     map: Tensor
@@ -35,7 +35,11 @@ class Segments:
 
 
 def read_map(image) -> np.ndarray:
-    """A label image as int32 `[H, W]`: one channel as it is, RGB as id = R + 256 G + 65536 B."""
+    """Label image to int32 ids `[H, W]`: one channel as it is, RGB as id = R + 256 G + 65536 B.
+
+    Raises:
+        ValueError: neither one nor three channels.
+    """
     values = np.array(image)
     if values.ndim == 3 and values.shape[2] >= 3:
         values = values.astype(np.int32)
@@ -45,8 +49,8 @@ def read_map(image) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def semantic_adapter(column: str, labels: Labels, reduce_labels: bool, void: int = VOID_CLASS) -> Adapter:
-    """Maps of class ids, `void` (255) = void; each class is one segment."""
+def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int = VOID_CLASS) -> Reader:
+    """Label maps of class ids; `void` and 255 are void. Each class is one segment."""
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
@@ -55,20 +59,21 @@ def semantic_adapter(column: str, labels: Labels, reduce_labels: bool, void: int
             present = present[present != 0]
         present = present[(present != void) & (present != VOID_CLASS)]
         classes = {int(i): int(i) - reduce_labels for i in present}
-        strange = sorted(i for i, c in classes.items() if c not in labels.of_category)
-        if strange:
-            raise ValueError(f"{column} has ids {strange[:5]} that are not in id2label (0..{len(labels.names) - 1})")
+        unknown = sorted(i for i, c in classes.items() if c not in labels.of_category)
+        if unknown:
+            raise ValueError(f"{column} has ids {unknown[:5]} that are not in id2label (0..{len(labels.names) - 1})")
         return Segments(torch.from_numpy(map_), {i: labels.of_category[c] for i, c in classes.items()})
 
     return read
 
 
-def panoptic_adapter(column: str, labels: Labels) -> Adapter:
-    """RGB maps of segment ids and `segments_info`; 0 = void, crowds are no targets, nor is what `labels` leaves out."""
+def panoptic_reader(column: str, labels: Labels) -> Reader:
+    """RGB maps of segment ids and `segments_info`; 0 = void. Crowds and the categories that `labels` leaves out are not
+    targets."""
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
-        found, left_out = {True: {}, False: {}}, set()
+        classes, crowds, left_out = {}, {}, set()
         for segment in as_rows(row["segments_info"]):
             category = segment["category_id"]
             if category in labels.left_out:
@@ -76,17 +81,17 @@ def panoptic_adapter(column: str, labels: Labels) -> Adapter:
                 continue
             if category not in labels.of_category:
                 raise ValueError(f"segment {segment['id']} has category_id {category}, which is not in id2label")
-            found[is_crowd(segment)][segment["id"]] = labels.of_category[category]
-        nameless = set(np.unique(map_).tolist()) - set(found[True]) - set(found[False]) - left_out - {0}
-        if nameless:
-            raise ValueError(f"{column} has segment ids {sorted(nameless)[:5]} that are not in segments_info")
-        return Segments(torch.from_numpy(map_), classes=found[False], crowds=found[True])
+            (crowds if is_crowd(segment) else classes)[segment["id"]] = labels.of_category[category]
+        unknown = set(np.unique(map_).tolist()) - set(classes) - set(crowds) - left_out - {0}
+        if unknown:
+            raise ValueError(f"{column} has segment ids {sorted(unknown)[:5]} that are not in segments_info")
+        return Segments(torch.from_numpy(map_), classes, crowds)
 
     return read
 
 
-def instance_map_adapter(column: str, labels: Labels, reduce_labels: bool) -> Adapter:
-    """Images with the class in the red and the number of the instance in the green channel, 0 = none."""
+def instance_map_reader(column: str, labels: Labels, reduce_labels: bool) -> Reader:
+    """RGB label images with the class in the red channel and the instance number in the green one, 0 = no instance."""
 
     def read(row: dict) -> Segments:
         values = np.array(row[column])
@@ -107,8 +112,8 @@ def instance_map_adapter(column: str, labels: Labels, reduce_labels: bool) -> Ad
     return read
 
 
-def objects_adapter(image_column: str, labels: Labels) -> Adapter:
-    """COCO's objects: polygons or run lengths, which may overlap; crowds are no targets."""
+def objects_reader(image_column: str, labels: Labels) -> Reader:
+    """COCO objects: polygons or RLE, which may overlap. Crowds are not targets."""
 
     def read(row: dict) -> Segments:
         objects = row["objects"]
@@ -121,7 +126,7 @@ def objects_adapter(image_column: str, labels: Labels) -> Adapter:
                 raise ValueError(f"object {number - 1} has category {category}, which is not in id2label")
             mask = decode_object(first_key(item, ("segmentation", "mask")), height, width, number - 1)
             (segments.crowds if is_crowd(item) else segments.classes)[number] = labels.of_category[category]
-            put(layers, mask, number)
+            add_to_layers(layers, mask, number)
         layers = layers or [np.zeros((height, width), dtype=np.int32)]
         segments.map = torch.from_numpy(layers[0] if len(layers) == 1 else np.stack(layers))
         return segments
@@ -130,7 +135,7 @@ def objects_adapter(image_column: str, labels: Labels) -> Adapter:
 
 
 def has_targets(objects: str | list[dict] | dict[str, list], labels: Labels) -> bool:
-    """Whether `objects` or `segments_info` of a row has anything to train on."""
+    """Whether `objects` or `segments_info` of a row has a segment to train on."""
     for item in as_rows(json.loads(objects) if isinstance(objects, str) else objects):
         category = first_key(item, ("category_id", "category", "label"))
         if category not in labels.left_out and not is_crowd(item):
@@ -143,9 +148,10 @@ def is_crowd(item: dict) -> bool:
 
 
 def first_key(item: dict, names: tuple[str, ...]):
-    """
+    """Value of the first of several keys that the object has.
+
     Raises:
-        ValueError: the object has none of the keys.
+        ValueError: it has none of them.
     """
     for name in names:
         if name in item:
@@ -154,10 +160,10 @@ def first_key(item: dict, names: tuple[str, ...]):
 
 
 def decode_object(segmentation, height: int, width: int, index: int) -> np.ndarray:
-    """Polygons `[[x, y, x, y, ...], ...]` or run lengths to a bool mask `[H, W]`.
+    """Polygons `[[x, y, x, y, ...], ...]` or RLE to a bool mask `[H, W]`.
 
     Raises:
-        ValueError: neither, or of another size than the image.
+        ValueError: it is neither, or its size is not the image's.
     """
     try:
         if isinstance(segmentation, dict):
@@ -166,15 +172,15 @@ def decode_object(segmentation, height: int, width: int, index: int) -> np.ndarr
         else:
             rle = coco_mask.merge(coco_mask.frPyObjects([list(map(float, p)) for p in segmentation], height, width))
         mask = coco_mask.decode(rle).astype(bool)
-    except Exception as error:  # pycocotools raises whatever its C code meets
-        raise ValueError(f"object {index} has a segmentation that is neither polygons nor run lengths") from error
+    except Exception as error:  # pycocotools raises many types
+        raise ValueError(f"object {index} has a segmentation that is neither polygons nor RLE") from error
     if mask.shape != (height, width):
         raise ValueError(f"object {index} has a mask of {mask.shape}, the image {(height, width)} (height, width)")
     return mask
 
 
-def put(layers: list[np.ndarray], mask: np.ndarray, number: int) -> None:
-    """Write a segment into the first layer where it covers no other; a new one if there is none."""
+def add_to_layers(layers: list[np.ndarray], mask: np.ndarray, number: int) -> None:
+    """Write a segment into the first layer where it overlaps no other, or into a new layer."""
     for layer in layers:
         if not layer[mask].any():
             layer[mask] = number

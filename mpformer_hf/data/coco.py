@@ -1,61 +1,65 @@
-"""Folders as COCO distributes them: a JSON of annotations, the images, and for panoptic labels PNG maps."""
+"""COCO folders: a JSON of annotations, the images and, for panoptic labels, PNG maps."""
 
 import json
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 
+from ..files import IMAGE_SUFFIXES, TABLE_SUFFIXES
+
 SEGMENT = {"id": Value("int64"), "category_id": Value("int64"), "iscrowd": Value("int64")}
 OBJECT = ("category_id", "segmentation", "iscrowd")
 COCO = ("instances", "panoptic", "person_keypoints", "captions", "stuff", "image_info")
-TABLES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")
 SPLITS = {"train": ("train",), "validation": ("val",), "val": ("val",), "test": ("test",)}
 
 
 def is_coco_folder(folder: Path) -> bool:
-    """Whether a folder holds JSON annotations and none of the tables that `datasets` reads."""
+    """Whether a folder has JSON annotations and none of the files that `datasets` reads as tables."""
     if not folder.is_dir() or not annotation_files(folder):
         return False
-    return not any(file.suffix in TABLES for file in folder.rglob("*"))
+    return not any(file.suffix in TABLE_SUFFIXES for file in folder.rglob("*"))
 
 
 def annotation_files(folder: Path) -> list[Path]:
-    """JSON files, apart from those of class names."""
+    """JSON files other than those of class names."""
     files = [*folder.glob("*.json"), *folder.glob("annotations/*.json")]
     return sorted(file for file in files if file.name not in ("id2label.json", "panoptic_categories.json"))
 
 
 def choose_annotations(folder: Path, split: str, task: str) -> Path:
-    """The JSON of a task and split: by the split's name in its own, or one without the name of any split; among several
-    the one whose name begins as COCO's (`instances`, `panoptic`). Instances may come from panoptic annotations.
+    """The JSON file of a task and split: one whose name contains the split's name, or no split's name. If there are
+    several, the one that is named as in COCO (`instances_*`, `panoptic_*`). Instances may also be read from panoptic
+    annotations.
 
     Raises:
         ValueError: there is none, or more than one.
     """
     files = annotation_files(folder)
     words = SPLITS.get(split, (split,))
-    fitting = [file for file in files if any(word in file.stem for word in words)]
-    if not fitting:
+    of_split = [file for file in files if any(word in file.stem for word in words)]
+    if not of_split:
         known = {word for words in SPLITS.values() for word in words}
-        fitting = [file for file in files if not any(word in file.stem for word in known)]
-    kinds = {kind: [file for file in fitting if file.stem.startswith(kind)] for kind in ("instances", "panoptic")}
-    other = [file for file in fitting if not file.stem.startswith(COCO)]
-    fitting = kinds["panoptic"] or other if task == "panoptic" else kinds["instances"] or other or kinds["panoptic"]
-    if task == "semantic" or len(fitting) != 1:
-        names = ", ".join(file.name for file in fitting) if task != "semantic" else ""
-        raise ValueError(
-            f"{folder} must have one JSON of {task} annotations for split {split!r}, found {names or 'none'}."
-        )
-    return fitting[0]
+        of_split = [file for file in files if not any(word in file.stem for word in known)]
+    instances, panoptic = ([f for f in of_split if f.stem.startswith(kind)] for kind in ("instances", "panoptic"))
+    other = [file for file in of_split if not file.stem.startswith(COCO)]
+    candidates = {"panoptic": panoptic or other, "instance": instances or other or panoptic}.get(task, [])
+    if len(candidates) != 1:
+        names = ", ".join(file.name for file in candidates) or "none"
+        raise ValueError(f"{folder} must have one JSON of {task} annotations for split {split!r}, found {names}.")
+    return candidates[0]
 
 
 def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list[dict]]:
-    """Rows with `image` and `objects` or, from panoptic annotations, `label` and `segments_info`; and the categories.
+    """Read a split.
 
     Args:
-        folder: holds the JSON files, or a folder `annotations` of them; images anywhere below.
+        folder: contains the JSON files, or a folder `annotations` of them, and the images at any depth.
         split: see `choose_annotations`.
         task: instance or panoptic.
+
+    Returns:
+        rows with `image` and `objects` (or, from panoptic annotations, `label` and `segments_info`), and the
+        categories.
 
     Raises:
         ValueError: no annotations of the task and split, or files are missing or ambiguous.
@@ -63,17 +67,17 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
     file = choose_annotations(folder, split, task)
     content = json.loads(file.read_text())
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
-        raise ValueError(f"{file} holds no COCO annotations: it needs images, annotations and categories.")
+        raise ValueError(f"{file} is not a COCO file: it must have images, annotations and categories.")
     panoptic = any("segments_info" in row for row in content["annotations"])
     if task == "panoptic" and not panoptic:
-        raise ValueError(f"{file} holds no panoptic annotations.")
+        raise ValueError(f"{file} has no panoptic annotations.")
     below: dict[str, list[Path]] = {}
     for path in folder.rglob("*"):
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             below.setdefault(path.name, []).append(path.relative_to(folder))
 
     def find(name: str, is_map: bool) -> str:
-        """The file that a name means: its whole path must fit, maps lie in folders with panoptic in the name."""
+        """Path of an image or a map by the name in the JSON; maps are in folders with "panoptic" in their names."""
         parts = Path(name).parts
         found = [path for path in below.get(parts[-1], []) if path.parts[-len(parts) :] == parts]
         found = [path for path in found if any("panoptic" in part for part in path.parts[:-1]) == is_map] or found
@@ -81,8 +85,7 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
         if len(found) > 1:
             found = [path for path in found if any(word in str(path.parent) for word in words)] or found
         if len(found) != 1:
-            problem = "is not in" if not found else f"is there {len(found)} times in"
-            raise ValueError(f"{file} names the file {name}, which {problem} {folder}.")
+            raise ValueError(f"{file} refers to {name}, which was found {len(found)} times in {folder}.")
         return str(folder / found[0])
 
     images = {image["id"]: image for image in content["images"]}

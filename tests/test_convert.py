@@ -1,4 +1,4 @@
-"""`scripts/convert_checkpoint.py` on small checkpoints in the official format."""
+"""`mpformer convert` on small checkpoints in the official format."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.conversion import rename
-from scripts import convert_checkpoint as script
 from tests.tiny import FIXTURES, SIZES, STAGES, tiny_model
 
 
@@ -27,7 +27,7 @@ def official_checkpoint(num_labels=80):
     own, weights = model.state_dict(), {}
     for key, *_ in json.loads((FIXTURES / "state_dict_keys_r50.json").read_text())["state_dict"]:
         names = rename(key.removeprefix("sem_seg_head."))
-        if all(name in own for name in names):
+        if names and all(name in own for name in names):
             weights[key] = torch.cat([own[name] for name in names])
     return model, {"model": weights, "iteration": 10}
 
@@ -50,7 +50,7 @@ def test_official_to_a_folder(tmp_path, suffix, capsys):
     model, content = official_checkpoint()
     source = tmp_path / f"model_final.{suffix}"
     torch.save(content, source) if suffix == "pth" else as_pickle(content, source)
-    script.main(["official", str(source), str(tmp_path / "out"), "--dataset", "coco-instance"])
+    mpformer(["convert", "official", str(source), str(tmp_path / "out"), "--dataset", "coco-instance"])
     assert "CC BY-NC 4.0" in capsys.readouterr().out
     loaded, info = MPFormerForUniversalSegmentation.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -74,7 +74,7 @@ def test_official_to_a_folder(tmp_path, suffix, capsys):
 def test_named_datasets(tmp_path, dataset, classes, task, stuff, last):
     _, content = official_checkpoint(classes)
     torch.save(content, tmp_path / "model.pth")
-    script.main(["official", str(tmp_path / "model.pth"), str(tmp_path / "out"), "--dataset", dataset])
+    mpformer(["convert", "official", str(tmp_path / "model.pth"), str(tmp_path / "out"), "--dataset", dataset])
     config = MPFormerConfig.from_pretrained(tmp_path / "out")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert config.id2label[classes - 1] == last and len(config.label2id) == classes
@@ -92,7 +92,7 @@ def test_own_names_and_task(tmp_path):
         "--id2label",
         str(tmp_path / "names.json"),
     ]
-    script.main([*command, "--task", "semantic"])
+    mpformer(["convert", *command, "--task", "semantic"])
     assert MPFormerConfig.from_pretrained(tmp_path / "out").id2label == {0: "a", 1: "b", 2: "c"}
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").task == "semantic"
 
@@ -101,7 +101,7 @@ def test_to_mask2former(tmp_path):
     model = tiny_model("swin", id2label={0: "a", 1: "b", 2: "c", 3: "d"})
     model.save_pretrained(tmp_path / "own")
     MPFormerImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path / "own")
-    script.main(["to-mask2former", str(tmp_path / "own"), str(tmp_path / "plain")])
+    mpformer(["convert", "to-mask2former", str(tmp_path / "own"), str(tmp_path / "plain")])
     plain, info = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "plain", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and plain.config.id2label[3] == "d"
     same(model, plain)
@@ -147,21 +147,21 @@ def broken(kind, path):
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("runs code, pth", "is refused, since reading it could run code"),
-        ("runs code, pkl", "is refused, since reading it could run code"),
-        ("truncated", "is no checkpoint or is truncated"),
-        ("text", "is no checkpoint or is truncated"),
+        ("runs code, pth", "was not loaded, since it could execute code"),
+        ("runs code, pkl", "was not loaded, since it could execute code"),
+        ("truncated", "is not a checkpoint or is truncated"),
+        ("text", "is not a checkpoint or is truncated"),
         ("no model", "has no entry 'model'"),
         ("video", "temporal_embed"),
         ("another architecture", "Not an image checkpoint of MP-Former or Mask2Former"),
         ("missing keys", "mask_projection.bias"),
-        ("absent", "There is no file"),
+        ("absent", "does not exist"),
     ],
 )
 def test_wrong_files_are_one_sentence_and_write_nothing(tmp_path, kind, message):
     source = broken(kind, tmp_path / "model.pth")
     with pytest.raises(SystemExit) as stop:
-        script.main(["official", str(source), str(tmp_path / "out")])
+        mpformer(["convert", "official", str(source), str(tmp_path / "out")])
     assert message in str(stop.value) and str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
     assert not (tmp_path / "out").exists() and not (tmp_path / "ran").exists()
 
@@ -170,6 +170,6 @@ def test_names_must_fit_and_nothing_is_overwritten(tmp_path):
     _, content = official_checkpoint(3)
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(SystemExit, match="3 classes, but there are 150 names"):
-        script.main(["official", str(tmp_path / "model.pth"), str(tmp_path / "out"), "--dataset", "ade20k"])
-    with pytest.raises(SystemExit, match="is not empty"):
-        script.main(["official", str(tmp_path / "model.pth"), str(tmp_path)])
+        mpformer(["convert", "official", str(tmp_path / "model.pth"), str(tmp_path / "out"), "--dataset", "ade20k"])
+    with pytest.raises(SystemExit, match="is not an empty folder"):
+        mpformer(["convert", "official", str(tmp_path / "model.pth"), str(tmp_path)])

@@ -21,7 +21,7 @@ class Labels:
         names: class names, by class id 0..K-1.
         of_category: class id of each category id that annotations use.
         things: class ids that are things.
-        left_out: category ids that the task has no use for, such as stuff for instances.
+        left_out: category ids that the task does not use, such as stuff for instances.
     """
 
     names: list[str]
@@ -39,14 +39,14 @@ class Labels:
 
 
 def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:
-    """`segments_info` as a list of dicts; some datasets hold a dict of lists."""
+    """`segments_info` as a list of dicts; some datasets have a dict of lists."""
     if isinstance(segments, dict):
         return [dict(zip(segments, values, strict=True)) for values in zip(*segments.values(), strict=True)]
     return segments
 
 
 def read_side_file(dataset: str, name: str):
-    """Content of a json file in the dataset's folder or Hub repository, or None."""
+    """Content of a JSON file in the dataset's folder or Hub repository, or None if it has none."""
     if Path(dataset).is_dir():
         file = Path(dataset) / name
         return json.loads(file.read_text()) if file.is_file() else None
@@ -57,24 +57,24 @@ def read_side_file(dataset: str, name: str):
 
 
 def read_names(file: Path) -> dict:
-    """A JSON file of class names by id, or the classes of a named dataset of the releases.
+    """Class names by id, from a JSON file or by the name of a dataset of the public releases (`ade20k`, ...).
 
     Raises:
-        ValueError: no such file, or it holds something else.
+        ValueError: the file cannot be read or is not a mapping of ids to names.
     """
     if str(file) in RELEASES:
         return dict(enumerate(RELEASES[str(file)]["names"]))
     try:
         names = json.loads(file.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"id2label: {file} is no JSON file that can be read.") from error
+        raise ValueError(f"id2label: {file} cannot be read as JSON.") from error
     if not isinstance(names, dict) or not all(str(key).isdigit() for key in names):
         raise ValueError(f'id2label: {file} must map class ids to names, like {{"0": "road"}}.')
     return names
 
 
 def feature_names(rows: Dataset, column: str) -> list[str] | None:
-    """Names of a ClassLabel in a column, in its items, or in its objects' categories."""
+    """Names of the ClassLabel feature of a column, of its items or of its objects' categories, or None."""
     feature = (rows.features or {}).get(column)
     feature = getattr(feature, "feature", feature)
     if isinstance(feature, dict):
@@ -84,21 +84,21 @@ def feature_names(rows: Dataset, column: str) -> list[str] | None:
 
 
 def class_names(rows: Dataset) -> dict[int, str] | None:
-    """Names in a column `semantic_class_to_id`, which repeats them in every row."""
+    """Class names from the column `semantic_class_to_id`, which repeats them in every row, or None."""
     if "semantic_class_to_id" not in rows.column_names:
         return None
     return {index: name for name, index in next(iter(rows))["semantic_class_to_id"].items() if index is not None}
 
 
 def read_labels(args: DataArguments, rows: Dataset, label_column: str, categories: list[dict] | None = None) -> Labels:
-    """Class names: from `--id2label`, the dataset's `id2label.json`, its categories (a COCO folder's or
-    `panoptic_categories.json`), its features, or its `semantic_class_to_id`.
+    """Classes of a dataset.
 
-    Things come from the categories or the `isthing` of all segments; for instances every class is one, and stuff is
-    left out.
+    Names are taken from the first of: `--id2label`, the dataset's `id2label.json`, its categories (of a COCO folder or
+    `panoptic_categories.json`), its features, its column `semantic_class_to_id`. Things are taken from the categories
+    or the `isthing` of all segments; for instance segmentation every class is a thing and stuff is left out.
 
     Raises:
-        ValueError: no names are to be found.
+        ValueError: there are no names.
     """
     categories = categories or read_side_file(args.dataset_name, "panoptic_categories.json")
     names = read_names(Path(args.id2label)) if args.id2label else read_side_file(args.dataset_name, "id2label.json")
@@ -108,7 +108,7 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         names = dict(enumerate(listed))
     names = names or class_names(rows)
     if names is None:
-        raise ValueError(f"{args.dataset_name} names no classes: give --id2label, a JSON file of id to name.")
+        raise ValueError(f"{args.dataset_name} has no class names: give --id2label, a JSON file of id to name.")
     names = {int(category): name for category, name in names.items()}
     if args.do_reduce_labels and "semantic_class_to_id" in rows.column_names and not args.id2label:
         names = {category - 1: name for category, name in names.items() if category > 0}
@@ -119,7 +119,7 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         names = {category: name for category, name in names.items() if category in things}
     twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if twice:
-        raise ValueError(f"{args.dataset_name} has two classes of one name: {', '.join(twice)}.")
+        raise ValueError(f"{args.dataset_name} has classes of the same name: {', '.join(twice)}.")
     of_category = {category: index for index, category in enumerate(sorted(names))}
     if args.task == "instance":
         things = set(names)
@@ -132,10 +132,10 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
 
 
 def find_things(args: DataArguments, rows: Dataset, categories: list[dict] | None) -> set[int] | None:
-    """Category ids of things; None where nothing tells, which is an error for panoptic segmentation only.
+    """Category ids of things, or None if the dataset does not say.
 
     Raises:
-        ValueError: see above.
+        ValueError: it does not say, and the task is panoptic.
     """
     if categories is not None and any("isthing" in category for category in categories):
         return {category["id"] for category in categories if category.get("isthing")}
@@ -145,7 +145,7 @@ def find_things(args: DataArguments, rows: Dataset, categories: list[dict] | Non
     segments = [segment for row in columns for segment in as_rows(row["segments_info"])]
     if any("isthing" not in segment for segment in segments):
         raise ValueError(
-            f"{args.dataset_name} does not say what is a thing: it has neither panoptic_categories.json nor isthing in "
-            "segments_info."
+            f"{args.dataset_name} does not say which classes are things: it has neither panoptic_categories.json nor "
+            "isthing in segments_info."
         )
     return {segment["category_id"] for segment in segments if segment["isthing"]}

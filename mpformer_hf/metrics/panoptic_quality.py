@@ -7,13 +7,13 @@ from accelerate.utils import gather_object
 
 DESCRIPTION = """
 PQ of a class = sum of IoU over matched segments / (matched + half of the unmatched segments) = SQ x RQ. Segments of
-one class match if their IoU is above 1/2; void pixels of the reference do not count in the union. Crowd segments never
-match; a prediction that lies by more than half in void or in a crowd of its class is no error.
+one class match if their IoU is above 1/2; void pixels of the reference are excluded from the union. Crowd segments
+never match; a prediction of which more than half is void or a crowd of its class is ignored.
 """
 
 
 class PanopticQuality(evaluate.Metric):
-    """Accumulates four numbers per class; reduces over all processes in `compute`.
+    """Accumulates four numbers per class; `compute` sums them over all processes.
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
@@ -45,66 +45,73 @@ class PanopticQuality(evaluate.Metric):
         self.statistics = np.zeros((self.num_labels, 4))  # sum of IoU, matched, false positives, false negatives
 
     def add(self, *, prediction, reference) -> float:
-        """One image; returns its own PQ.
+        """Add one image. Returns the PQ of this image.
 
         Raises:
             ValueError: sizes differ, or a pixel has an id without a row in `segments_info`.
         """
-        found, truth = (np.asarray(x["segmentation"], dtype=np.int64) for x in (prediction, reference))
-        if found.shape != truth.shape:
-            raise ValueError(f"The prediction is {found.shape}, the reference {truth.shape}.")
-        found_label = {s["id"]: s["label_id"] for s in prediction["segments_info"]}
-        truth_label = {s["id"]: s["label_id"] for s in reference["segments_info"]}
+        predicted, reference_map = (np.asarray(x["segmentation"], dtype=np.int64) for x in (prediction, reference))
+        if predicted.shape != reference_map.shape:
+            raise ValueError(f"The prediction is {predicted.shape}, the reference {reference_map.shape}.")
+        predicted_label = {s["id"]: s["label_id"] for s in prediction["segments_info"]}
+        reference_label = {s["id"]: s["label_id"] for s in reference["segments_info"]}
         crowd = {s["id"] for s in reference["segments_info"] if s.get("iscrowd")}
-        base = int(found.max(initial=0)) + 1
-        pairs, counts = np.unique(truth * base + found, return_counts=True)
+        base = int(predicted.max(initial=0)) + 1
+        pairs, counts = np.unique(reference_map * base + predicted, return_counts=True)
         overlap = {(int(pair // base), int(pair % base)): int(n) for pair, n in zip(pairs, counts, strict=True)}
-        truth_area: dict[int, int] = {}
-        found_area: dict[int, int] = {}
-        for (t, f), n in overlap.items():
-            truth_area[t] = truth_area.get(t, 0) + n
-            found_area[f] = found_area.get(f, 0) + n
-        for name, areas, labels in (("prediction", found_area, found_label), ("reference", truth_area, truth_label)):
-            nameless = set(areas) - set(labels) - {0}
-            if nameless:
-                raise ValueError(f"The {name} has pixels of segments without a row: {sorted(nameless)[:5]}.")
+        reference_area: dict[int, int] = {}
+        predicted_area: dict[int, int] = {}
+        for (r, p), n in overlap.items():
+            reference_area[r] = reference_area.get(r, 0) + n
+            predicted_area[p] = predicted_area.get(p, 0) + n
+        sides = (("prediction", predicted_area, predicted_label), ("reference", reference_area, reference_label))
+        for name, areas, labels in sides:
+            unknown = set(areas) - set(labels) - {0}
+            if unknown:
+                raise ValueError(
+                    f"The {name} has pixels of segments that have no segments_info: {sorted(unknown)[:5]}."
+                )
 
         own = np.zeros_like(self.statistics)
-        matched_truth, matched_found = set(), set()
-        for (t, f), n in overlap.items():
-            if not t or not f or t in crowd or truth_label[t] != found_label[f]:
+        matched_reference, matched_predicted = set(), set()
+        for (r, p), n in overlap.items():
+            if not r or not p or r in crowd or reference_label[r] != predicted_label[p]:
                 continue
-            iou = n / (truth_area[t] + found_area[f] - n - overlap.get((0, f), 0))
+            iou = n / (reference_area[r] + predicted_area[p] - n - overlap.get((0, p), 0))
             if iou > 0.5:
-                own[truth_label[t], :2] += iou, 1
-                matched_truth.add(t)
-                matched_found.add(f)
-        for t in set(truth_area) - matched_truth - crowd - {0}:
-            own[truth_label[t], 3] += 1
-        for f in set(found_area) - matched_found - {0}:
-            excused = overlap.get((0, f), 0)
-            excused += sum(overlap.get((t, f), 0) for t in crowd if truth_label[t] == found_label[f])
-            if excused / found_area[f] <= 0.5:
-                own[found_label[f], 2] += 1
+                own[reference_label[r], :2] += iou, 1
+                matched_reference.add(r)
+                matched_predicted.add(p)
+        for r in set(reference_area) - matched_reference - crowd - {0}:
+            own[reference_label[r], 3] += 1
+        for p in set(predicted_area) - matched_predicted - {0}:
+            ignored = overlap.get((0, p), 0)
+            ignored += sum(overlap.get((r, p), 0) for r in crowd if reference_label[r] == predicted_label[p])
+            if ignored / predicted_area[p] <= 0.5:
+                own[predicted_label[p], 2] += 1
         self.statistics += own
         return self.summarise(own)["pq"]
 
     def add_batch(self, *, predictions, references) -> None:
-        """Several images, see `add`."""
+        """Add several images, see `add`."""
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference)
 
     def compute(self) -> dict:
-        """`pq`, `sq`, `rq` in [0, 1], the same with `_things` and `_stuff` (means over the classes that occur), and
-        `per_class_pq` (None where a class never occurs); resets."""
+        """Scores of all images since the last call.
+
+        Returns:
+            `pq`, `sq`, `rq` in [0, 1] (means over the classes that occur), the same with `_things` and `_stuff`, and
+            `per_class_pq` (None for classes that do not occur).
+        """
         statistics = np.sum(gather_object([self.statistics]), axis=0)
         self.reset()
         return self.summarise(statistics)
 
     def summarise(self, statistics: np.ndarray) -> dict:
-        """Scores of the four numbers per class, `[K, 4]`."""
-        iou, matched, wrong, missed = statistics.T
-        weight = matched + wrong / 2 + missed / 2
+        """Scores from float `[K, 4]`: sum of IoU, true positives, false positives, false negatives."""
+        iou, matched, false_positives, false_negatives = statistics.T
+        weight = matched + false_positives / 2 + false_negatives / 2
         occurs = weight > 0
         sq, rq = iou / np.maximum(matched, 1), matched / np.maximum(weight, 0.5)
         is_thing = np.isin(np.arange(self.num_labels), sorted(self.thing_ids))

@@ -1,4 +1,4 @@
-"""Mean intersection over union of regions and of their boundaries, from small matrices of counts."""
+"""Mean intersection over union of classes and of their boundaries, from confusion matrices."""
 
 import datasets
 import evaluate
@@ -8,15 +8,15 @@ from accelerate.utils import gather_object
 from torch.nn import functional as F
 
 DESCRIPTION = """
-IoU of a class = pixels of it found / pixels that are or were called it; mIoU = mean over the classes that occur in
-predictions or references (PASCAL VOC). Void reference pixels count nowhere. Boundary mIoU is the same on the pixels of
-each class within 2 % of the image diagonal from its border, along rows or columns (Cheng et al., "Boundary IoU",
-section 4).
+IoU of a class = true positive pixels / (true positive + false positive + false negative pixels); mIoU = mean over the
+classes that occur in predictions or references (PASCAL VOC). Pixels that are void in the reference are ignored.
+Boundary mIoU is the same for the pixels of each class within 2 % of the image diagonal from its border, along rows or
+columns (Cheng et al., "Boundary IoU", section 4).
 """
 
 
 class MeanIoU(evaluate.Metric):
-    """Accumulates a confusion matrix per image; reduces over all processes in `compute`.
+    """Accumulates a confusion matrix; `compute` sums it over all processes.
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
@@ -42,7 +42,7 @@ class MeanIoU(evaluate.Metric):
         self.boundaries = np.zeros((2, self.num_labels), dtype=np.int64)  # intersection, union
 
     def add(self, *, prediction, reference) -> float:
-        """One image: two integer maps `[H, W]`; returns its own mean IoU.
+        """Add one image: two integer label maps `[H, W]`. Returns the mean IoU of this image.
 
         Raises:
             ValueError: sizes differ or ids are out of range.
@@ -57,8 +57,8 @@ class MeanIoU(evaluate.Metric):
         flat = np.bincount(pairs[0] * self.num_labels + pairs[1], minlength=self.num_labels**2)
         own = flat.reshape(self.num_labels, self.num_labels)
         self.confusion += own
-        void = np.where(valid, prediction, self.ignore_index)  # what is next to void borders on it in both
-        near = [boundary(labels) & valid for labels in (void, reference)]
+        masked = np.where(valid, prediction, self.ignore_index)  # void makes the same borders in both maps
+        near = [boundary(labels) & valid for labels in (masked, reference)]
         both = near[0] & near[1] & (prediction == reference)
         sizes = [
             np.bincount(labels[mask], minlength=self.num_labels)
@@ -68,13 +68,17 @@ class MeanIoU(evaluate.Metric):
         return summarise(own)["mean_iou"]
 
     def add_batch(self, *, predictions, references) -> None:
-        """Several images, see `add`."""
+        """Add several images, see `add`."""
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference)
 
     def compute(self) -> dict:
-        """`mean_iou`, `pixel_accuracy`, `boundary_mean_iou` in [0, 1] and `per_class_iou` (None where a class never
-        occurs); resets. The confusion matrix of all processes stays in `total`."""
+        """Scores of all images since the last call. The confusion matrix of all processes is kept in `total`.
+
+        Returns:
+            `mean_iou`, `pixel_accuracy`, `boundary_mean_iou` in [0, 1], and `per_class_iou` (None for classes that do
+            not occur).
+        """
         self.total = np.sum(gather_object([self.confusion]), axis=0)
         hit, union = np.sum(gather_object([self.boundaries]), axis=0)
         self.reset()
@@ -84,11 +88,11 @@ class MeanIoU(evaluate.Metric):
 
 
 def boundary(labels: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """Pixels with another label, or the image's border, within a square window around them: bool `[H, W]`.
+    """Pixels that have another label or the image border in a square window around them: bool `[H, W]`.
 
     Args:
         labels: integers `[H, W]`.
-        share: half of the window's side, relative to the image diagonal.
+        share: half the side of the window, relative to the image diagonal.
     """
     reach = max(1, round(share * float(np.hypot(*labels.shape))))
     inside = torch.from_numpy(labels.astype(np.float32))[None, None]

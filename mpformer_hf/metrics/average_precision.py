@@ -1,4 +1,4 @@
-"""COCO's average precision of instance masks, by pycocotools."""
+"""COCO's average precision of instance masks, computed by pycocotools."""
 
 import contextlib
 import io
@@ -12,26 +12,26 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 DESCRIPTION = """
-AP = precision averaged over recall (101 points), classes, and IoU thresholds 0.5, 0.55, ..., 0.95; AP50 and AP75 at one
-threshold; small, medium, large: objects below 32^2, below 96^2, and above, in pixels; AR = recall averaged over IoU
-thresholds. Crowds match anything and count for nothing.
+AP = precision averaged over recall (101 points), classes and IoU thresholds 0.5, 0.55, ..., 0.95; AP50 and AP75 at one
+threshold; small, medium, large: objects of area below 32^2, below 96^2 and above, in pixels; AR = recall averaged over
+IoU thresholds. Detections that match a crowd are ignored.
 """
 SIZES = ("small", "medium", "large")
 
 
 def as_rle(mask) -> dict:
-    """A bool `[H, W]` mask, or run lengths of it, as pycocotools' compressed run lengths."""
+    """A bool `[H, W]` mask or an RLE as pycocotools' compressed RLE."""
     if not isinstance(mask, dict):
         return coco_mask.encode(np.asfortranarray(np.asarray(mask, dtype=np.uint8)))
     return coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
 
 
 class AveragePrecision(evaluate.Metric):
-    """Keeps compressed run lengths per image; reduces over all processes in `compute`.
+    """Stores RLE masks per image; `compute` gathers them from all processes.
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
-        max_detections: best instances of an image that count.
+        max_detections: number of best-scored instances per image that are counted.
     """
 
     def __init__(self, *args, num_labels: int, max_detections: int = 100, **kwargs):
@@ -44,8 +44,8 @@ class AveragePrecision(evaluate.Metric):
             description=DESCRIPTION,
             citation="",
             inputs_description=(
-                "predictions and references: per image a dict of `masks`, bool (n, height, width) or a list of run "
-                "lengths, and `label_ids`; in predictions `scores`, in references, if there are any, `iscrowd`"
+                "predictions and references: per image a dict of `masks`, bool (n, height, width) or a list of RLE, "
+                "and `label_ids`; predictions also have `scores`, references may have `iscrowd`"
             ),
             features=datasets.Features({"predictions": {}, "references": {}}),
         )
@@ -54,14 +54,17 @@ class AveragePrecision(evaluate.Metric):
         self.images: list[dict] = []
 
     def add(self, *, prediction, reference) -> float:
-        """One image; returns the mean IoU of its objects with the best instance of their class (crowds apart; 1 without
-        objects if nothing was found, else 0).
+        """Add one image.
+
+        Returns:
+            mean over its objects (without crowds) of the IoU with the best instance of their class; without objects 1
+            if nothing was predicted, else 0.
 
         Raises:
             ValueError: numbers of masks, labels and scores differ.
         """
-        image = {"found": [], "truth": []}
-        for name, content, key in (("found", prediction, "scores"), ("truth", reference, "iscrowd")):
+        image = {"prediction": [], "reference": []}
+        for name, content, key in (("prediction", prediction, "scores"), ("reference", reference, "iscrowd")):
             extra = content.get(key, [0] * len(content["label_ids"]))
             if not len(content["masks"]) == len(content["label_ids"]) == len(extra):
                 raise ValueError(f"{name}: {len(content['masks'])} masks, {len(content['label_ids'])} labels.")
@@ -69,26 +72,30 @@ class AveragePrecision(evaluate.Metric):
             image[name] = [(as_rle(mask), int(label), float(x)) for mask, label, x in rows]
         self.images.append(image)
         best = []
-        for rle, label, crowd in image["truth"]:
+        for rle, label, crowd in image["reference"]:
             if not crowd:
-                same = [found for found, other, _ in image["found"] if other == label]
-                best.append(coco_mask.iou(same, [rle], [0]).max() if same else 0.0)
-        return float(np.mean(best)) if best else float(not image["found"])
+                same_class = [mask for mask, other, _ in image["prediction"] if other == label]
+                best.append(coco_mask.iou(same_class, [rle], [0]).max() if same_class else 0.0)
+        return float(np.mean(best)) if best else float(not image["prediction"])
 
     def add_batch(self, *, predictions, references) -> None:
-        """Several images, see `add`."""
+        """Add several images, see `add`."""
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference)
 
     def compute(self) -> dict:
-        """`ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar` in [0, 1] (0 where there are no objects of a
-        size), and `per_class_ap` (None where a class never occurs); resets."""
+        """Scores of all images since the last call.
+
+        Returns:
+            `ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar` in [0, 1] (0 if there is no object of a
+            size), and `per_class_ap` (None for classes without objects).
+        """
         images = gather_object(self.images)
         self.reset()
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = self.evaluate(images)
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-        # precision: [IoU thresholds, recall points, classes, areas, detections]; -1 where there is no object
+        # precision: [IoU thresholds, recall points, classes, areas, max detections]; -1 = no object
 
         def mean(values: np.ndarray) -> float:
             return float(values[values > -1].mean()) if (values > -1).any() else 0.0
@@ -104,26 +111,23 @@ class AveragePrecision(evaluate.Metric):
         }
 
     def evaluate(self, images: list[dict]) -> COCOeval:
-        """pycocotools' own evaluation of all images."""
-        truth, found = [], []
+        """Run pycocotools' evaluation."""
+        annotations, detections, sizes = [], [], []
         for index, image in enumerate(images):
-            for rle, label, crowd in image["truth"]:
-                area = float(coco_mask.area(rle))
-                row = {"image_id": index, "category_id": label, "segmentation": rle, "area": area}
-                truth.append({**row, "iscrowd": int(crowd), "id": len(truth) + 1})
-            for rle, label, score in image["found"]:
-                row = {"image_id": index, "category_id": label, "segmentation": rle, "score": score}
-                found.append({**row, "area": float(coco_mask.area(rle)), "iscrowd": 0, "id": len(found) + 1})
-        sizes = []
-        for index, image in enumerate(images):
-            height, width = next((rle["size"] for rle, *_ in image["truth"] + image["found"]), (0, 0))
+            for rle, label, crowd in image["reference"]:
+                row = {"image_id": index, "category_id": label, "segmentation": rle, "iscrowd": int(crowd)}
+                annotations.append({**row, "area": float(coco_mask.area(rle)), "id": len(annotations) + 1})
+            for rle, label, score in image["prediction"]:
+                row = {"image_id": index, "category_id": label, "segmentation": rle, "iscrowd": 0, "score": score}
+                detections.append({**row, "area": float(coco_mask.area(rle)), "id": len(detections) + 1})
+            height, width = next((rle["size"] for rle, *_ in image["reference"] + image["prediction"]), (0, 0))
             sizes.append({"id": index, "height": height, "width": width})
         categories = [{"id": label} for label in range(self.num_labels)]
-        ours, theirs = COCO(), COCO()
-        ours.dataset = {"images": sizes, "categories": categories, "annotations": truth}
-        theirs.dataset = {"images": sizes, "categories": categories, "annotations": found}
-        ours.createIndex(), theirs.createIndex()
-        evaluation = COCOeval(ours, theirs, "segm")
+        ground_truth, results = COCO(), COCO()
+        for coco, rows in ((ground_truth, annotations), (results, detections)):
+            coco.dataset = {"images": sizes, "categories": categories, "annotations": rows}
+            coco.createIndex()
+        evaluation = COCOeval(ground_truth, results, "segm")
         evaluation.params.maxDets = [1, 10, self.max_detections]
         evaluation.evaluate()
         evaluation.accumulate()

@@ -1,16 +1,15 @@
-"""One HTML page of an evaluation: scores by class, worst and best images, confusion, layer diagnostics. Nothing in it
-is loaded from elsewhere."""
+"""A self-contained HTML page of an evaluation: scores by class, worst and best images, confusion, layer diagnostics."""
 
 import base64
 import html
 import io
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .checkpoints import write_text
+from ..files import write_text
+from .scoring import EvaluationDetails
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -24,30 +23,11 @@ tr:nth-child(even) td { background: #f6f6f6; }
 .confusion th.turned { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; font-weight: normal; }
 figure { margin: 1em 0; } img { max-width: 100%; } figcaption { color: #555; }
 """
-LARGEST_TABLE = 40  # classes of a confusion table; with more, the most frequent mistakes are listed
-
-
-@dataclass
-class Details:
-    """What a report shows beside the scores; filled by `evaluate_model`.
-
-    Attributes:
-        image_scores: (score of one image, row of the split).
-        confusion: pixels `[K, K]`, [reference, prediction].
-    """
-
-    image_scores: list[tuple[float, int]] = field(default_factory=list)
-    confusion: np.ndarray | None = None
-
-    def extremes(self, count: int) -> tuple[list[int], list[int]]:
-        """Rows of the worst and of the best images, at most `count` each, none in both."""
-        order = [row for _, row in sorted(self.image_scores)]
-        count = min(count, len(order) // 2) or len(order)
-        return order[:count], order[count:][::-1][:count]
+LARGEST_TABLE = 40  # classes of a confusion table; with more classes, the most frequent confusions are listed
 
 
 def picture(image: Image.Image, caption: str) -> str:
-    """A figure with the picture inside the page."""
+    """An HTML figure with an embedded picture."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -56,35 +36,35 @@ def picture(image: Image.Image, caption: str) -> str:
 
 
 def class_table(scores: dict) -> str:
-    """Scores by class, worst first, with bars of the first one."""
+    """Scores by class, worst first, with bars of the first score."""
     columns = {
         name.removeprefix("per_class_"): values for name, values in scores.items() if name.startswith("per_class")
     }
     first = next(iter(columns.values()))
     rows = []
     for name in sorted(first, key=lambda name: (first[name] is None, first[name])):
-        cells = "".join(f"<td>{show(values[name])}</td>" for values in columns.values())
+        cells = "".join(f"<td>{format_score(values[name])}</td>" for values in columns.values())
         bar = f'<span class="bar" style="width: {100 * (first[name] or 0):.0f}px"></span>'
         rows.append(f'<tr><td>{html.escape(name)}</td>{cells}<td style="text-align: left">{bar}</td></tr>')
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     return f"<table><tr><th>class</th>{head}<th></th></tr>{''.join(rows)}</table>"
 
 
-def show(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
 def confusion_table(confusion: np.ndarray, names: list[str]) -> str:
-    """Where the pixels of each class went, in percent of the class."""
+    """Predicted classes of the pixels of each class, in percent of the class."""
     share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     if len(names) > LARGEST_TABLE:
-        wrong = share - np.diag(np.diag(share))
-        pairs = [divmod(int(i), len(names)) for i in np.argsort(wrong, axis=None)[::-1][:30]]
+        errors = share - np.diag(np.diag(share))
+        pairs = [divmod(int(i), len(names)) for i in np.argsort(errors, axis=None)[::-1][:30]]
         rows = "".join(
-            f"<tr><td>{html.escape(names[t])}</td><td>{html.escape(names[p])}</td><td>{wrong[t, p]:.1f}</td></tr>"
+            f"<tr><td>{html.escape(names[t])}</td><td>{html.escape(names[p])}</td><td>{errors[t, p]:.1f}</td></tr>"
             for t, p in pairs
         )
-        return f"<table><tr><th>class</th><th>was called</th><th>% of its pixels</th></tr>{rows}</table>"
+        return f"<table><tr><th>class</th><th>predicted as</th><th>% of its pixels</th></tr>{rows}</table>"
     head = "".join(f'<th class="turned">{html.escape(name)}</th>' for name in names)
     rows = []
     for name, values in zip(names, share, strict=True):
@@ -99,20 +79,22 @@ def write_report(
     file: Path,
     title: str,
     scores: dict,
-    details: Details,
+    details: EvaluationDetails,
     names: list[str],
     worst: list[tuple[Image.Image, str]],
     best: list[tuple[Image.Image, str]],
     diagnostics: Image.Image | None = None,
 ) -> None:
-    """Write the page aside, then put it in place.
+    """Write the page.
 
     Args:
-        scores: what `evaluate_model` returned.
-        details: see `Details`.
+        file: HTML file.
+        title: heading of the page.
+        scores: result of `evaluate_model`.
+        details: scores of the images and confusion matrix.
         names: class names.
         worst, best: pictures of ground truth and prediction, with captions.
-        diagnostics: the plot of `training/plots.py`.
+        diagnostics: plot of `plot_diagnostics`.
     """
     numbers = "".join(
         f"<div><b>{value:.3f}</b>{html.escape(name)}</div>"
@@ -127,13 +109,13 @@ def write_report(
         class_table(scores),
     ]
     if details.confusion is not None:
-        text = "Rows: what the pixels are; columns: what they were called; in percent of the row."
+        text = "Rows: ground truth; columns: prediction; in percent of the row."
         parts.append(f"<h2>Confusion</h2><p>{text}</p>{confusion_table(details.confusion, names)}")
     for heading, pictures in (("Worst images", worst), ("Best images", best)):
         shown = "".join(picture(image, caption) for image, caption in pictures)
         parts.append(f"<h2>{heading}</h2><p>Left: ground truth. Right: prediction.</p>{shown}")
     if diagnostics is not None:
-        text = "How much a query's mask changes from layer to layer, and when a target has its final query."
+        text = "Mask consistency between consecutive layers, and targets that are matched to their final query."
         parts.append(f"<h2>Layers</h2>{picture(diagnostics, text)}")
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'

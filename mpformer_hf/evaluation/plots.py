@@ -1,4 +1,4 @@
-"""Plots of results."""
+"""Plots of layer-wise diagnostics."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -8,17 +8,19 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from mpformer_hf.diagnostics import LayerDiagnostics
+from ..diagnostics import LayerDiagnostics
 
 
 def plot_diagnostics(diagnostics: dict[str, LayerDiagnostics], file: Path | BinaryIO) -> None:
-    """Layers on x: mask consistency at the left, query utilisation at the right, one line per name; PNG or SVG."""
+    """Plot mask consistency (left) and query utilisation (right) over layers, one line per name; PNG or SVG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for name, values in diagnostics.items():
         consistency, utilisation = values.mask_consistency, values.query_utilisation
         left.plot(range(1, len(consistency) + 1), consistency, marker="o", label=name)
         right.plot(range(len(utilisation)), utilisation, marker="o", label=name)
-    left.set(title="mask consistency", xlabel="decoder layer", ylabel="mean IoU with the layer before", ylim=(0, 1.02))
+    left.set(
+        title="mask consistency", xlabel="decoder layer", ylabel="mean IoU with the previous layer", ylim=(0, 1.02)
+    )
     right.set(title="query utilisation", xlabel="decoder layer", ylabel="share of targets at their final query")
     right.set_ylim(0, 1.02)
     for axes in (left, right):

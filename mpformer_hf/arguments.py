@@ -1,0 +1,133 @@
+"""Command-line arguments as dataclasses, set by yaml recipes (`--config recipe.yaml`) and by flags, which override."""
+
+import argparse
+import json
+from dataclasses import field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def option(default, help: str, **kwargs):
+    """A dataclass field with its help line."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help, **kwargs})
+    return field(default=default, metadata={"help": help, **kwargs})
+
+
+def read_recipe(path: str) -> dict:
+    """Read a yaml file of flags. Its `base` (one file or a list, relative to it) is read first; later values replace
+    earlier ones, mappings (`model_fields`) are merged.
+
+    Raises:
+        ValueError: the file does not exist or is not a mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        known = ", ".join(sorted(recipe.name for recipe in file.parent.glob("*.yaml")))
+        raise ValueError(f"Recipe {path} does not exist{f'; its folder has {known}' if known else ''}.")
+    content = yaml.safe_load(file.read_text()) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"Recipe {path} must be a mapping of flags to values.")
+    bases = content.pop("base", [])
+    merged: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, read_recipe(str(file.parent / base)))
+    return merge(merged, content)
+
+
+def merge(first: dict, second: dict) -> dict:
+    """`second` over `first`. Nested mappings are merged too, unless their `model_type` differs."""
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(first.get(key), dict)
+        if both and value.get("model_type") == first[key].get("model_type"):
+            value = merge(first[key], value)
+        result[key] = value
+    return result
+
+
+def as_flags(recipe: dict) -> list[str]:
+    """`{"a": 1, "b": [2, 3], "c": {"d": 4}}` -> `["--a", "1", "--b", "2", "3", "--c", '{"d": 4}']`."""
+    flags = []
+    for name, value in recipe.items():
+        values = value if isinstance(value, list) else [value]
+        if value is None or not values:
+            continue
+        flags += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
+    return flags
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """One line per flag, with its default. Of `--a_b` and `--a-b`, which both work, only the first is shown."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=40, width=150)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return action.option_strings[0]
+        kind = {"string_to_bool": "bool"}.get(action.type.__name__, action.type.__name__)
+        if action.choices and len(action.choices) <= 3:
+            kind = "|".join(map(str, action.choices))
+        return f"{action.option_strings[0]} {kind}{' ...' if action.nargs == '+' else ''}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        unset = action.default is None or action.nargs == 0
+        text = action.help if unset else super()._get_help_string(action)
+        return f"{text} One of {', '.join(action.choices)}." if action.choices and len(action.choices) > 3 else text
+
+
+def parse(
+    classes: list[type],
+    argv: list[str] | None = None,
+    description: str | None = None,
+    prog: str | None = None,
+    ignore_unknown: bool = False,
+) -> tuple:
+    """Parse recipes and flags.
+
+    Args:
+        classes: dataclasses whose fields are the flags. Those in `_advanced` are listed in a group "advanced".
+        argv: command line; default: that of the process.
+        description: text above the flags in `--help`.
+        prog: name of the command in `--help`.
+        ignore_unknown: ignore recipe entries of other commands (scoring does not need the optimizer's).
+
+    Returns:
+        one instance of each class.
+
+    Raises:
+        ValueError: a recipe does not exist or has an unknown flag.
+    """
+    recipe_parser = argparse.ArgumentParser(add_help=False)
+    recipe_parser.add_argument(
+        "--config",
+        nargs="+",
+        type=str,
+        help="Recipes (yaml files of flags); later ones override earlier ones, flags override all.",
+    )
+    recipe_args, flags = recipe_parser.parse_known_args(argv)
+    known = {f.name for cls in classes for f in fields(cls)}
+    recipe: dict = {}
+    for path in recipe_args.config or []:
+        recipe = merge(recipe, read_recipe(path))
+    unknown = sorted(set(recipe) - known)
+    if unknown and not ignore_unknown:
+        raise ValueError(f"Recipe {', '.join(recipe_args.config)} has unknown flags: {', '.join(unknown)}.")
+    flags = as_flags({name: value for name, value in recipe.items() if name in known}) + flags
+    parser = HfArgumentParser(
+        classes,
+        prog=prog,
+        description=description,
+        usage="%(prog)s [--config RECIPE ...] [--flag value ...]",
+        parents=[recipe_parser],
+        formatter_class=HelpFormatter,
+    )
+    advanced = {name for cls in classes for name in getattr(cls, "_advanced", ())}
+    moved = [action for action in parser._actions if action.dest in advanced]
+    for group in parser._action_groups:
+        group._group_actions = [action for action in group._group_actions if action not in moved]
+    parser.add_argument_group("advanced")._group_actions += moved
+    return parser.parse_args_into_dataclasses(flags)[: len(classes)]

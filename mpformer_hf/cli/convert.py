@@ -1,0 +1,113 @@
+"""Convert official checkpoints to folders for `from_pretrained`, or an MP-Former to a plain Mask2Former.
+
+mpformer convert official model_final.pth converted --dataset coco-instance
+mpformer convert official model_final.pkl converted --id2label names.json --task panoptic
+mpformer convert to-mask2former outputs/yours plain
+
+`official` reads detectron2 checkpoints of MP-Former and Mask2Former (R50, R101, Swin; image models, not video). Pickles
+are read without executing code in them. `to-mask2former` writes a folder that transformers loads without this package.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from transformers import Mask2FormerImageProcessor
+
+from ..conversion import convert_checkpoint, read_config
+from ..data.labels import RELEASES
+from ..detectron2_checkpoint import read_checkpoint
+from ..files import check_new_folder
+from ..image_processing_mpformer import TASKS, MPFormerImageProcessor
+from ..loading import load_model, load_processor
+from ..publishing import write_card
+
+GENERIC = {"task": "panoptic", "shortest_edge": 800, "longest_edge": 1333, "threshold": 0.5, "names": [], "things": []}
+LICENCE = "The weights of the public MP-Former and Mask2Former releases are licensed CC BY-NC 4.0."
+TEXT = """Converted from the detectron2 checkpoint `{source}`: {queries} queries, {classes} classes, {backbone}
+backbone. {licence}"""
+
+
+def class_names(args: argparse.Namespace, release: dict, count: int) -> tuple[list[str], list[int]]:
+    """Class names and stuff ids of a checkpoint with `count` classes. A checkpoint with as many classes as the dataset
+    has things is an instance model.
+
+    Raises:
+        ValueError: the number of names is not the checkpoint's number of classes.
+    """
+    if args.id2label:
+        names = [name for _, name in sorted((int(i), n) for i, n in json.loads(args.id2label.read_text()).items())]
+        things = set(range(count))
+    else:
+        names, things = release["names"], set(release["things"])
+        if names and count == len(things):
+            names, things = [names[i] for i in sorted(things)], set(range(count))
+    if names and len(names) != count:
+        raise ValueError(f"The checkpoint has {count} classes, but there are {len(names)} names.")
+    return names, sorted(set(range(len(names))) - things)
+
+
+def convert_official(args: argparse.Namespace) -> None:
+    """Convert an official checkpoint; nothing is written unless everything fits."""
+    folder = check_new_folder(args.destination)
+    weights = read_checkpoint(args.source)
+    release = RELEASES.get(args.dataset, GENERIC)
+    names, stuff = class_names(args, release, read_config(weights).num_labels)
+    fields = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}} if names else {}
+    model = convert_checkpoint(weights, **fields)
+    config = model.config
+    processor = MPFormerImageProcessor(
+        task=args.task or ("instance" if release["things"] and not stuff else release["task"]),
+        size={"shortest_edge": release["shortest_edge"], "longest_edge": release["longest_edge"]},
+        threshold=release["threshold"],
+        label_ids_to_fuse=stuff,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    text = TEXT.format(
+        source=args.source.name,
+        queries=config.num_queries,
+        classes=config.num_labels,
+        backbone=config.backbone_config.model_type,
+        licence=LICENCE,
+    )
+    write_card(folder, text, license="cc-by-nc-4.0")
+    print(f"{len(weights)} tensors -> {folder}: {config.num_queries} queries, {config.num_labels} classes. {LICENCE}")
+
+
+def convert_to_mask2former(args: argparse.Namespace) -> None:
+    """Write a plain Mask2Former folder, including the image processor."""
+    folder = check_new_folder(args.destination)
+    plain = load_model(args.source).to_mask2former()
+    own = load_processor(args.source)
+    shared = ("size", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std", "do_reduce_labels")
+    fields = {name: getattr(own, name) for name in (*shared, "ignore_index", "rescale_factor", "size_divisor")}
+    folder.mkdir(parents=True, exist_ok=True)
+    plain.save_pretrained(folder)
+    Mask2FormerImageProcessor(**fields).save_pretrained(folder)
+    print(f"Mask2Former of {plain.num_parameters():,} parameters -> {folder}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    Raises:
+        ValueError: the source cannot be read or converted, or the destination is not empty.
+    """
+    parser = argparse.ArgumentParser(
+        "mpformer convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    official = commands.add_parser("official", help="detectron2 checkpoint to a folder for from_pretrained")
+    official.set_defaults(convert=convert_official)
+    official.add_argument("source", type=Path, help="checkpoint file, .pth or .pkl")
+    official.add_argument("--dataset", choices=sorted(RELEASES), help="its class names, task, sizes and thresholds")
+    official.add_argument("--id2label", type=Path, help="JSON file of class names")
+    official.add_argument("--task", choices=TASKS, help="default task of the pipeline")
+    plain = commands.add_parser("to-mask2former", help="saved MP-Former to a plain Mask2Former")
+    plain.set_defaults(convert=convert_to_mask2former)
+    plain.add_argument("source", help="saved MP-Former: folder or Hub name")
+    for command in (official, plain):
+        command.add_argument("destination", type=Path, help="new or empty folder")
+    args = parser.parse_args(argv)
+    args.convert(args)

@@ -1,0 +1,137 @@
+"""Score a saved MP-Former or Mask2Former on a split, at the original image size.
+
+mpformer evaluate --model_name_or_path outputs/shapes --dataset_name data/shapes --eval_split test --task panoptic
+mpformer evaluate --dataset_name data/camvid --task semantic --eval_split test --most_frequent_class
+mpformer evaluate --model_name_or_path outputs/shapes --dataset_name data/shapes --report outputs/report.html
+
+Prints the scores as JSON; `--output_file` saves them. Needs `pip install "mpformer-hf[data]"`.
+"""
+
+import io
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+from PIL import Image
+
+from ..arguments import option, parse
+from ..data.arguments import DataArguments
+from ..data.dataset import SegmentationDataset, load_stream, open_dataset
+from ..evaluation.plots import plot_diagnostics
+from ..evaluation.report import write_report
+from ..evaluation.scores import most_frequent_class, score_constant
+from ..evaluation.scoring import EvaluationDetails, diagnose_model, draw_rows, evaluate_model, evaluation_loader
+from ..files import write_json
+from ..loading import load_model, load_processor
+
+
+@dataclass
+class EvaluationArguments:
+    """What is scored, and where results are written."""
+
+    _argument_group_name = "evaluation"
+
+    model_name_or_path: str | None = option(None, "Saved model: folder or Hub name.")
+    most_frequent_class: bool = option(False, "Score a constant prediction: the training split's most frequent class.")
+    per_device_eval_batch_size: int = option(1, "Images per process and forward pass.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "Default: as accelerate is configured.")
+    output_file: str | None = option(None, "New JSON file for the scores.")
+    pictures: str | None = option(None, "New folder for overlays.")
+    num_pictures: int = option(8, "Number of overlays.")
+    diagnostics: str | None = option(None, "New picture (png, svg) of mask consistency and query utilisation by layer.")
+    report: str | None = option(None, "New HTML page: scores by class, worst and best images, confusion, layers.")
+    max_detections: int = option(100, "Best-scored instances of an image that are counted for AP.")
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Parse, load and score; returns the scores.
+
+    Raises:
+        ValueError: an argument, the model or the dataset is invalid.
+    """
+    data, args = parse(
+        [DataArguments, EvaluationArguments],
+        argv,
+        description=__doc__,
+        prog="mpformer evaluate",
+        ignore_unknown=True,  # recipes have the trainer's flags too
+    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for path in (args.output_file, args.pictures, args.diagnostics, args.report):
+        if path and Path(path).exists():
+            raise ValueError(f"{path} exists; choose another name.")
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator.wait_for_everyone()  # all processes have checked the paths before one writes
+    split = open_dataset(data, data.eval_split, data.max_eval_samples)
+    if data.streaming:
+        split = load_stream(split)
+    if args.most_frequent_class:
+        train = open_dataset(data, data.train_split)
+        label = most_frequent_class(train, stuff_only=data.task == "panoptic")
+        scores = {"class": split.labels.names[label], **score_constant(data.task, split, label)}
+    elif args.model_name_or_path:
+        scores = score_model(data, args, split, accelerator)
+    else:
+        raise ValueError("Nothing to score: give --model_name_or_path or --most_frequent_class.")
+    if accelerator.is_main_process:
+        print(json.dumps(scores, indent=2))
+        if args.output_file:
+            write_json(scores, Path(args.output_file))
+    return scores
+
+
+def check_classes(of_model: dict[int, str], of_dataset: dict[int, str]) -> None:
+    """Compare the classes of a model and a dataset; generic names (`LABEL_0`, ...) match any name.
+
+    Raises:
+        ValueError: they differ in number, names or order.
+    """
+    if len(of_model) != len(of_dataset):
+        raise ValueError(f"The model has {len(of_model)} classes, the dataset has {len(of_dataset)}.")
+    for index, name in of_model.items():
+        if name not in (of_dataset[index], f"LABEL_{index}"):
+            raise ValueError(f"Class {index} is {name!r} in the model and {of_dataset[index]!r} in the dataset.")
+
+
+def score_model(
+    data: DataArguments, args: EvaluationArguments, split: SegmentationDataset, accelerator: Accelerator
+) -> dict:
+    """Scores of a saved model; also writes the pictures, the plot and the report that `args` ask for.
+
+    Raises:
+        ValueError: its classes are not the dataset's.
+    """
+    model = load_model(args.model_name_or_path).to(accelerator.device)
+    processor = load_processor(args.model_name_or_path)
+    if processor.task != data.task:
+        processor.task = data.task
+        processor.label_ids_to_fuse = split.labels.stuff if data.task == "panoptic" else []
+    check_classes(model.config.id2label, split.labels.id2label)
+    loader = evaluation_loader(split, processor, accelerator, args.per_device_eval_batch_size)
+    pictures = Path(args.pictures) if args.pictures else None
+    details = EvaluationDetails()
+    scores = evaluate_model(
+        model, processor, loader, accelerator, pictures, args.num_pictures, args.max_detections, details
+    )
+    if not (args.diagnostics or args.report):
+        return scores
+    diagnostics = diagnose_model(model, processor, loader, accelerator)
+    scores |= {"mask_consistency": diagnostics.mask_consistency, "query_utilisation": diagnostics.query_utilisation}
+    name = Path(args.model_name_or_path).name
+    if args.diagnostics and accelerator.is_main_process:
+        plot_diagnostics({name: diagnostics}, Path(args.diagnostics))
+    if args.report and accelerator.is_main_process:
+        plot = io.BytesIO()
+        plot_diagnostics({name: diagnostics}, plot)
+        worst, best = (
+            list(zip(draw_rows(model, processor, split, rows, accelerator), (f"image {i}" for i in rows), strict=True))
+            for rows in details.extremes(args.num_pictures // 2)
+        )
+        title = f"{name} on {Path(data.dataset_name).name}, {data.eval_split}"
+        names = split.labels.names
+        write_report(Path(args.report), title, scores, details, names, worst, best, Image.open(plot))
+    return scores

@@ -1,0 +1,153 @@
+"""Segment a folder of images, a glob, a video or a dataset, and write the results.
+
+mpformer predict outputs/yours photos/ predictions
+mpformer predict outputs/yours "photos/*.jpg" predictions --write overlays --flip --scales 1 0.75 1.25
+mpformer predict outputs/yours drive.mp4 predictions --every 5
+mpformer predict outputs/yours you/your-dataset predictions --split test
+accelerate launch --num_processes 4 -m mpformer_hf.cli.predict outputs/yours photos/ predictions
+
+Writes overlays/NAME.png (pictures), maps/NAME.png (semantic: class ids, 255 = void; panoptic: RGB with segment id =
+R + 256 G + 65536 B, 0 = no segment) and results/NAME.json (segments; for instances with masks as RLE), then
+predictions.json: COCO's results list for instances, a COCO panoptic file for panoptic. An interrupted run resumes: an
+image is complete when its results/NAME.json exists, which is written last. Images that cannot be read are skipped and
+listed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.predictions import PICTURES, write_coco, write_result
+from ..data.sources import SourceImage, list_images
+from ..files import check_new_folder, write_json
+from ..image_processing_mpformer import TASKS
+from ..inference import InferenceOptions, Predictor
+from ..loading import load_model, load_processor
+from .main import run_command
+
+
+def batches_by_size(images: Iterator[SourceImage], size: int, skipped: list[str]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Batches of up to `size` images of equal size; images that cannot be read are skipped."""
+    waiting: dict[tuple, list] = {}
+    for image in images:
+        try:
+            pixels = image.read()
+        except ValueError as error:
+            skip(skipped, image.name, error)
+            continue
+        group = waiting.setdefault(tuple(pixels.shape), [])
+        group.append((image.name, pixels))
+        if len(group) == size or sum(map(len, waiting.values())) >= 4 * size:
+            yield waiting.pop(tuple(pixels.shape) if len(group) == size else next(iter(waiting)))
+    yield from waiting.values()
+
+
+def skip(skipped: list[str], name: str, error: Exception) -> None:
+    """Report an image that is skipped."""
+    skipped.append(name)
+    tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Segment all images of the source that have no result yet.
+
+    Raises:
+        ValueError: an argument is invalid.
+    """
+    if args.every < 1 or args.batch_size < 1:
+        raise ValueError("--every and --batch_size must be at least 1.")
+    options = InferenceOptions(args.flip, args.scales, args.window, args.overlap, args.threshold)
+    state = Accelerator()
+    model, processor = load_model(args.model), load_processor(args.model)
+    predictor = Predictor(model.to(state.device), processor, args.task, options)
+    task, id2label = predictor.task, model.config.id2label
+    settings = {"model": args.model, "source": args.source, "split": args.split, "write": sorted(args.write)}
+    settings |= {"task": task, **asdict(options), "scales": list(options.scales)}
+    check_output(args.output, settings)
+    state.wait_for_everyone()  # all processes have checked the folder before one writes
+    if state.is_main_process:
+        write_json(settings, args.output / "settings.json")
+    state.wait_for_everyone()
+
+    names, skipped = [], []
+
+    def is_complete(name: str) -> bool:
+        return (args.output / "results" / f"{name}.json").exists()
+
+    def images_of_process() -> Iterator[SourceImage]:
+        for index, image in enumerate(list_images(args.source, args.split, args.every)):
+            names.append(image.name)
+            if index % state.num_processes == state.process_index and not is_complete(image.name):
+                yield image
+
+    with tqdm(unit="image", disable=not state.is_main_process) as bar:
+        for batch in batches_by_size(images_of_process(), args.batch_size, skipped):
+            batch_names, images = zip(*batch, strict=True)
+            try:
+                results = predictor(list(images))
+            except ValueError as error:
+                for name in batch_names:
+                    skip(skipped, name, error)
+                continue
+            for name, image, result in zip(batch_names, images, results, strict=True):
+                write_result(args.output, name, image, result, task, id2label, args.write)
+            bar.update(len(batch))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        complete = [name for name in names if is_complete(name)]
+        file = write_coco(args.output, complete, task, id2label, set(processor.label_ids_to_fuse))
+        print(f"{len(complete)} of {len(names)} images are in {args.output}")
+        if file:
+            print(f"results of all images: {file}")
+
+
+def check_output(output: Path, settings: dict) -> None:
+    """Check that the folder is new or has results of the same settings.
+
+    Raises:
+        ValueError: it does not.
+    """
+    file = output / "settings.json"
+    if not file.exists():
+        check_new_folder(output)
+        return
+    before = json.loads(file.read_text())
+    changed = [name for name in settings if before.get(name) != settings[name]]
+    if changed:
+        raise ValueError(f"{output} has results of another {', '.join(changed)}; choose another output folder.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    Raises:
+        ValueError: an argument is invalid.
+    """
+    parser = argparse.ArgumentParser(
+        "mpformer predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="saved MP-Former or Mask2Former: folder or Hub name")
+    parser.add_argument("source", help="folder, image, glob, video, or dataset (Hub name or local folder)")
+    parser.add_argument("output", type=Path, help="new folder, or the folder of a run to resume")
+    parser.add_argument("--task", choices=TASKS, help="default: the processor's")
+    parser.add_argument("--write", nargs="+", choices=PICTURES, default=PICTURES, help="pictures to write")
+    parser.add_argument("--threshold", type=float, help="smallest score; default: the processor's")
+    parser.add_argument("--batch_size", type=int, default=4, help="images of equal size per forward pass")
+    parser.add_argument("--every", type=int, default=1, help="use every n-th image or frame only")
+    parser.add_argument("--split", default="test", help="split of a dataset")
+    advanced = parser.add_argument_group("test-time augmentation and large images")
+    advanced.add_argument("--flip", action="store_true", help="also predict the mirrored image")
+    advanced.add_argument("--scales", nargs="+", type=float, default=[1.0], help="relative image sizes to predict")
+    advanced.add_argument("--window", type=int, help="side of sliding windows in pixels; default: no windows")
+    advanced.add_argument("--overlap", type=float, default=0.25, help="overlap of neighbouring windows, as a share")
+    predict(parser.parse_args(argv))
+
+
+if __name__ == "__main__":  # for `accelerate launch -m`
+    run_command(main)

@@ -1,0 +1,33 @@
+"""Which dataset is read, and how."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..arguments import option
+
+Task = Literal["semantic", "instance", "panoptic"]
+
+
+@dataclass
+class DataArguments:
+    """The dataset and how to read it."""
+
+    _argument_group_name = "data"
+    _advanced = ("dataset_config_name", "image_column", "label_column", "void_label", "shuffle_buffer")
+
+    dataset_name: str | None = option(None, "Dataset: Hub name, local folder in the Hub's layout, or COCO folder.")
+    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
+    task: Task = option("panoptic", "Segmentation task.")
+    train_split: str = option("train", "Split to train on.")
+    eval_split: str = option("validation", "Split to evaluate on.")
+    image_column: str | None = option(None, "Column of the images; default: image or pixel_values.")
+    label_column: str | None = option(None, "Column of the label maps; default: label, annotation or segmentation.")
+    id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
+    do_reduce_labels: bool = option(False, "Class 0 of the label maps is void, every other class one less.")
+    void_label: int = option(255, "Id of void in semantic label maps, in addition to 255.")
+    streaming: bool = option(False, "Stream the dataset instead of downloading it first.")
+    shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.")
+    drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")
+    max_train_samples: int | None = option(None, "Use only the first images of the training split.")
+    max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.")
+    dataloader_num_workers: int = option(2, "Worker processes of the training data loader.")

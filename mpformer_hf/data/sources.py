@@ -1,0 +1,106 @@
+"""Images to segment: a folder, a glob, a video or a dataset."""
+
+import glob
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ..images import read_image, to_rgb
+
+
+@dataclass
+class SourceImage:
+    """An image to segment.
+
+    Attributes:
+        name: unique name without suffix.
+        read: returns the image, uint8 `[3, H, W]`; raises ValueError if it cannot be read.
+    """
+
+    name: str
+    read: Callable[[], Tensor]
+
+
+def list_images(source: str, split: str, every: int) -> Iterator[SourceImage]:
+    """Images of a source in a fixed order.
+
+    Args:
+        source: folder, image file, glob, video file, or dataset (Hub name or local folder).
+        split: split of a dataset.
+        every: yield every n-th image or frame only.
+
+    Raises:
+        ValueError: the source has no images.
+    """
+    path = Path(source)
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        yield from video_frames(path, every)
+        return
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        root = path
+    elif path.is_file():
+        files, root = [path], path.parent
+    else:
+        files = sorted(Path(file) for file in glob.glob(source, recursive=True) if Path(file).is_file())
+        root = None
+    if files:
+        names = unique_names(files, root)
+        for file, name in zip(files[::every], names[::every], strict=True):
+            yield SourceImage(name, lambda file=file: read_image(file))
+    elif path.is_dir() and not list(path.rglob("*.parquet")):
+        raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}).")
+    elif glob.has_magic(source):
+        raise ValueError(f"No file matches {source}.")
+    else:
+        yield from dataset_images(source, split, every)
+
+
+def unique_names(files: list[Path], root: Path | None) -> list[str]:
+    """Output names: the path relative to `root` with `_` for `/`, and with the suffix where names would be equal."""
+    parts = [file.relative_to(root) if root else Path(file.name) for file in files]
+    short = ["_".join(part.with_suffix("").parts) for part in parts]
+    counts = Counter(short)
+    names = [name if counts[name] == 1 else "_".join(part.parts) for name, part in zip(short, parts, strict=True)]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name}-{index}" for index, name in enumerate(names)]
+
+
+def video_frames(path: Path, every: int) -> Iterator[SourceImage]:
+    """Frames of a video.
+
+    Raises:
+        ValueError: PyAV is missing, or the file cannot be read.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError('Videos need PyAV: pip install "mpformer-hf[video]".') from error
+    try:
+        with av.open(str(path)) as video:
+            for index, frame in enumerate(video.decode(video=0)):
+                if index % every == 0:
+                    image = frame.to_image()
+                    yield SourceImage(f"{path.stem}_{index:06d}", lambda image=image: to_rgb(image))
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+
+
+def dataset_images(source: str, split: str, every: int) -> Iterator[SourceImage]:
+    """Images of a dataset.
+
+    Raises:
+        ValueError: the package `datasets` is missing, or the dataset cannot be loaded.
+    """
+    try:
+        from .arguments import DataArguments
+        from .dataset import load_split
+    except ImportError as error:
+        raise ValueError(f'Datasets need {error.name}: pip install "mpformer-hf[data]".') from error
+    rows, column = load_split(DataArguments(dataset_name=source), split)
+    for index in range(0, len(rows), every):
+        yield SourceImage(f"{split}_{index:06d}", lambda index=index: to_rgb(rows[index][column]))

@@ -1,0 +1,129 @@
+"""The metrics of each task, and segments in the form that metrics read."""
+
+import torch
+
+from ..data.dataset import SegmentationDataset
+from ..data.labels import Labels
+from ..data.layouts import VOID_CLASS, Segments
+from ..metrics.average_precision import AveragePrecision
+from ..metrics.mean_iou import MeanIoU
+from ..metrics.panoptic_quality import PanopticQuality
+
+TASK_METRICS = {  # scores that are single numbers, the main one first
+    "semantic": ("mean_iou", "pixel_accuracy", "boundary_mean_iou"),
+    "instance": ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar"),
+    "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff", "mean_iou", "pixel_accuracy", "boundary_mean_iou"),
+}
+
+
+def semantic_reference(segments: Segments) -> torch.Tensor:
+    """Segments to a label map of class ids, int64 `[H, W]`, void = 255."""
+    result = torch.full(segments.map.shape, VOID_CLASS, dtype=torch.int64)
+    for segment, label in segments.classes.items():
+        result[segments.map == segment] = label
+    return result
+
+
+def panoptic_reference(segments: Segments) -> dict:
+    """Segments to a dict of `segmentation` and `segments_info`, see `PanopticQuality`."""
+    rows = [{"id": i, "label_id": label, "iscrowd": False} for i, label in segments.classes.items()]
+    rows += [{"id": i, "label_id": label, "iscrowd": True} for i, label in segments.crowds.items()]
+    return {"segmentation": segments.map, "segments_info": rows}
+
+
+def instance_reference(segments: Segments) -> dict:
+    """Segments to a dict of `masks` (bool `[H, W]` each, which may overlap), `label_ids` and `iscrowd`, see
+    `AveragePrecision`."""
+    layers = segments.map.view(-1, *segments.map.shape[-2:])
+    rows = [*segments.classes.items(), *segments.crowds.items()]
+    return {
+        "masks": [(layers == segment).any(0).numpy() for segment, _ in rows],
+        "label_ids": [label for _, label in rows],
+        "iscrowd": [segment in segments.crowds for segment, _ in rows],
+    }
+
+
+REFERENCES = {"semantic": semantic_reference, "instance": instance_reference, "panoptic": panoptic_reference}
+
+
+class Scores:
+    """The metrics of a task.
+
+    Args:
+        task: semantic, instance or panoptic.
+        labels: classes of the dataset.
+        max_detections: number of best-scored instances per image that are counted.
+    """
+
+    def __init__(self, task: str, labels: Labels, max_detections: int = 100):
+        self.names, count = labels.names, len(labels.names)
+        self.metrics = {}
+        if task == "instance":
+            self.metrics["instance"] = AveragePrecision(num_labels=count, max_detections=max_detections)
+        if task == "panoptic":
+            self.metrics["panoptic"] = PanopticQuality(num_labels=count, thing_ids=labels.things)
+        if task != "instance":
+            self.metrics["semantic"] = MeanIoU(num_labels=count)
+
+    def add(self, predictions: dict, segments: Segments) -> float:
+        """Add one image.
+
+        Args:
+            predictions: its results by kind (`semantic`, `instance`, `panoptic`).
+            segments: ground truth.
+
+        Returns:
+            the main score of this image alone.
+        """
+        scores = [
+            metric.add(prediction=predictions[kind], reference=REFERENCES[kind](segments))
+            for kind, metric in self.metrics.items()
+        ]
+        return scores[0]
+
+    def compute(self) -> dict:
+        """All scores; lists of one value per class become dicts by class name."""
+        results = {}
+        for metric in self.metrics.values():
+            results |= metric.compute()
+        for name in [name for name in results if name.startswith("per_class")]:
+            results[name] = dict(zip(self.names, results[name], strict=True))
+        return results
+
+    @property
+    def confusion(self):
+        """Pixels `[K, K]`, [reference, prediction], after `compute`; None for instance segmentation."""
+        return getattr(self.metrics.get("semantic"), "total", None)
+
+
+def most_frequent_class(dataset: SegmentationDataset, stuff_only: bool) -> int:
+    """Class with the most pixels in a split, among all classes or among stuff only.
+
+    Raises:
+        ValueError: no pixel has such a class.
+    """
+    areas: dict[int, int] = {}
+    for index in range(len(dataset)):
+        _, segments = dataset[index]
+        for segment, area in zip(*(x.tolist() for x in segments.map.unique(return_counts=True)), strict=True):
+            label = segments.classes.get(segment)
+            if label is not None and not (stuff_only and label in dataset.labels.things):
+                areas[label] = areas.get(label, 0) + area
+    if not areas:
+        raise ValueError(f"No pixel of the split has a {'stuff ' if stuff_only else ''}class.")
+    return max(areas, key=areas.get)
+
+
+def score_constant(task: str, dataset: SegmentationDataset, label: int) -> dict:
+    """Scores of predicting one class for every pixel, as one segment."""
+    scores = Scores(task, dataset.labels)
+    for index in range(len(dataset)):
+        image, segments = dataset[index]
+        everywhere = torch.ones(image.shape[1:], dtype=torch.int64)
+        predictions = {
+            "semantic": everywhere * label,
+            "panoptic": {"segmentation": everywhere, "segments_info": [{"id": 1, "label_id": label}]},
+            "instance": {"masks": [everywhere.bool().numpy()], "label_ids": [label], "scores": [1.0]},
+        }
+        scores.add(predictions, segments)
+    return scores.compute()

@@ -1,0 +1,196 @@
+"""Score a model on a split, at the original image size."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ..data.dataset import SegmentationDataset
+from ..data.layouts import Segments
+from ..diagnostics import LayerDiagnostics, diagnose
+from ..image_processing_mpformer import MPFormerImageProcessor
+from .drawing import draw_pair
+from .scores import Scores
+
+
+class EvaluationBatches(Dataset):
+    """Images with their segments at the original size; `collate` makes model inputs.
+
+    Args:
+        dataset: the split.
+        processor: resizes, normalises and pads.
+        rows: rows of the split to use.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, processor: MPFormerImageProcessor, rows: Sequence[int]):
+        self.dataset, self.processor, self.rows = dataset, processor, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Segments]:
+        return self.rows[index], *self.dataset[self.rows[index]]
+
+    def collate(self, examples: list) -> dict:
+        """`inputs` of the model, and lists: `index`, `images` (uint8), `segments`, `sizes` (height, width)."""
+        index, images, segments = (list(column) for column in zip(*examples, strict=True))
+        return {
+            "inputs": dict(self.processor(images, return_tensors="pt")),
+            "index": index,
+            "images": images,
+            "segments": segments,
+            "sizes": [tuple(image.shape[1:]) for image in images],
+        }
+
+
+@dataclass
+class EvaluationDetails:
+    """What a report shows besides the scores.
+
+    Attributes:
+        image_scores: (score of one image, its row in the split).
+        confusion: pixels `[K, K]`, [reference, prediction].
+    """
+
+    image_scores: list[tuple[float, int]] = field(default_factory=list)
+    confusion: np.ndarray | None = None
+
+    def extremes(self, count: int) -> tuple[list[int], list[int]]:
+        """Rows of the worst and of the best images, at most `count` each; no row is in both."""
+        order = [row for _, row in sorted(self.image_scores)]
+        count = min(count, len(order) // 2) or len(order)
+        return order[:count], order[count:][::-1][:count]
+
+
+def evaluation_loader(
+    dataset: SegmentationDataset, processor: MPFormerImageProcessor, accelerator: Accelerator, batch_size: int = 1
+) -> DataLoader:
+    """Data loader of the images of this process. Every image is evaluated once, by one process."""
+    rows = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    batches = EvaluationBatches(dataset, processor, rows)
+    return DataLoader(batches, batch_size, collate_fn=batches.collate)
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: torch.nn.Module,
+    processor: MPFormerImageProcessor,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    pictures: Path | None = None,
+    num_pictures: int = 0,
+    max_detections: int = 100,
+    details: EvaluationDetails | None = None,
+) -> dict:
+    """Scores in [0, 1], and `images` and `images_per_second`.
+
+    Args:
+        model: not wrapped by DDP, since processes may have different numbers of images. Its training mode is restored.
+        processor: its `task` decides what is scored.
+        loader: see `evaluation_loader`.
+        pictures: folder for overlays of the first images of this process.
+        num_pictures: number of overlays.
+        max_detections: number of best-scored instances per image that are counted.
+        details: is filled with the scores of all images and the confusion matrix.
+    """
+    task, labels = processor.task, loader.dataset.dataset.labels
+    scores, drawn, rows, start = Scores(task, labels, max_detections), 0, [], time.perf_counter()
+    was_training = model.training
+    model.eval()
+    for batch in tqdm(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
+        for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections)):
+            rows.append((scores.add(predictions, batch["segments"][row]), batch["index"][row]))
+            if pictures is not None and drawn < num_pictures:
+                picture = draw_pair(batch["images"][row], predictions["drawn"], batch["segments"][row], task, labels)
+                pictures.mkdir(parents=True, exist_ok=True)
+                picture.save(pictures / f"{batch['index'][row]:05d}.png")
+                drawn += 1
+    model.train(was_training)
+    seconds = time.perf_counter() - start
+    rows = gather_object(rows)
+    results = scores.compute()
+    if details is not None:
+        details.image_scores, details.confusion = rows, scores.confusion
+    return {**results, "images": len(rows), "images_per_second": round(len(rows) / seconds, 3)}
+
+
+def predict_batch(
+    model: torch.nn.Module,
+    processor: MPFormerImageProcessor,
+    batch: dict,
+    accelerator: Accelerator,
+    max_detections: int = 100,
+) -> list[dict]:
+    """Results of each image of a batch of `EvaluationBatches`, on the CPU: by kind, as `Scores.add` takes them, and as
+    `drawn` the result to draw."""
+    with accelerator.autocast():
+        outputs = model(**send_to_device(batch["inputs"], accelerator.device))
+    sizes = {"target_sizes": batch["sizes"]}
+    if processor.task == "instance":
+        options = {"threshold": 0.0, "max_detections": max_detections, "return_binary_maps": True}
+        results = processor.post_process_instance_segmentation(outputs, **sizes, **options)
+        return [instance_prediction(send_to_device(result, "cpu"), processor.threshold) for result in results]
+    semantic = send_to_device(processor.post_process_semantic_segmentation(outputs, **sizes), "cpu")
+    if processor.task == "semantic":
+        return [{"semantic": map_, "drawn": map_} for map_ in semantic]
+    panoptic = send_to_device(processor.post_process_panoptic_segmentation(outputs, **sizes), "cpu")
+    return [
+        {"semantic": map_, "panoptic": result, "drawn": result} for map_, result in zip(semantic, panoptic, strict=True)
+    ]
+
+
+def instance_prediction(result: dict, threshold: float) -> dict:
+    """All instances for the metric, and those of at least a score to draw."""
+    segments = result["segments_info"]
+    above = [index for index, segment in enumerate(segments) if segment["score"] >= threshold]
+    return {
+        "instance": {
+            "masks": result["segmentation"].numpy(),
+            "label_ids": [segment["label_id"] for segment in segments],
+            "scores": [segment["score"] for segment in segments],
+        },
+        "drawn": {"segmentation": result["segmentation"][above], "segments_info": [segments[i] for i in above]},
+    }
+
+
+@torch.no_grad()
+def draw_rows(
+    model: torch.nn.Module,
+    processor: MPFormerImageProcessor,
+    dataset: SegmentationDataset,
+    rows: list[int],
+    accelerator: Accelerator,
+) -> list[Image.Image]:
+    """Ground truth and prediction of some rows of a split."""
+    batches, pictures = EvaluationBatches(dataset, processor, rows), []
+    for row, image, segments in (batches[index] for index in range(len(rows))):
+        (predictions,) = predict_batch(model, processor, batches.collate([(row, image, segments)]), accelerator)
+        pictures.append(draw_pair(image, predictions["drawn"], segments, processor.task, dataset.labels))
+    return pictures
+
+
+def diagnose_model(
+    model: torch.nn.Module, processor: MPFormerImageProcessor, loader: DataLoader, accelerator: Accelerator
+) -> LayerDiagnostics:
+    """Layer-wise diagnostics of a split, see `mpformer_hf.diagnostics`, over all processes."""
+    was_training, total = model.training, LayerDiagnostics()
+    model.eval()
+    for batch in tqdm(loader, desc="diagnose", disable=not accelerator.is_local_main_process, leave=False):
+        maps, classes = zip(*((segments.map, segments.classes) for segments in batch["segments"]), strict=True)
+        inputs = dict(processor(batch["images"], list(maps), list(classes), return_tensors="pt"))
+        inputs.pop("pixel_mask")
+        total += diagnose(model, **send_to_device(inputs, accelerator.device))
+    model.train(was_training)
+    summed = LayerDiagnostics()
+    for part in gather_object([total]):
+        summed += part
+    return summed

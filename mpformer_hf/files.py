@@ -1,0 +1,59 @@
+"""Writing files atomically, and the file types that are read."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Write a file or a folder under a temporary name beside `path` and rename it when it is complete.
+
+    A failure leaves `path` as it was. The temporary name keeps the suffix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".writing-{path.name}")
+    remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir():
+            remove(path)
+        temporary.replace(path)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file atomically; its folder is created."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(content, path: Path, indent: int | None = 2) -> None:
+    """Write a JSON file atomically; its folder is created."""
+    write_text(json.dumps(content, indent=indent) + "\n", path)
+
+
+def check_new_folder(path: Path) -> Path:
+    """Return `path`.
+
+    Raises:
+        ValueError: it exists and is not an empty folder.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is not an empty folder; choose another output folder.")
+    return path

@@ -1,0 +1,164 @@
+"""Hungarian matching between predictions and targets (Mask2Former, section 3.3).
+
+Masks are products of mask embeddings and mask features. The cost samples the *features* at its points and multiplies
+afterwards, so no mask is computed at full resolution.
+
+Shape letters: B batch, N queries, Q matching queries, K classes, D mask feature channels, T targets of an image,
+M matched pairs, P points.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+from .configuration_mpformer import MPFormerConfig
+from .point_sampling import ByteMasks, sample_features
+from .targets import Targets
+
+
+@dataclass
+class Prediction:
+    """Outputs of queries after one decoder layer.
+
+    Attributes:
+        class_logits: `[B, N, K + 1]`, the last class is "no object".
+        mask_embeddings: `[B, N, D]`.
+    """
+
+    class_logits: Tensor
+    mask_embeddings: Tensor
+
+    def select(self, queries: slice) -> "Prediction":
+        """The outputs of some queries."""
+        return Prediction(self.class_logits[:, queries], self.mask_embeddings[:, queries])
+
+
+@dataclass
+class Assignment:
+    """M pairs of query and target, ordered by image.
+
+    Attributes:
+        batch_index, query, target: int64 `[M]`; `target` is an index into the targets of the batch.
+        counts: number of pairs of each image.
+    """
+
+    batch_index: Tensor
+    query: Tensor
+    target: Tensor
+    counts: list[int]
+
+
+def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean binary cross-entropy and dice loss of every query with every target.
+
+    Args:
+        logits: `[Q, P]`.
+        truth: `[T, P]` in [0, 1].
+
+    Returns:
+        two `[Q, T]`.
+    """
+    overlap = logits @ truth.T
+    cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - overlap) / logits.shape[-1]
+    probability = logits.sigmoid()
+    total = probability.sum(-1, keepdim=True) + truth.sum(-1)
+    return cross_entropy, 1 - (2 * (probability @ truth.T) + 1) / (total + 1)
+
+
+class HungarianMatcher:
+    """Assigns targets to queries with minimal total cost. Subclasses may override `cost`.
+
+    Args:
+        config: weights of the costs, which are those of the losses, and number of points.
+    """
+
+    def __init__(self, config: MPFormerConfig):
+        self.config = config
+
+    def cost(self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
+        """Cost of every query with every target of one image.
+
+        Args:
+            class_logits: `[Q, K + 1]`.
+            mask_logits: `[Q, P]`, at the points.
+            labels: int64 `[T]`.
+            truth: float `[T, P]` in [0, 1], ground-truth masks at the points.
+
+        Returns:
+            `[Q, T]`.
+        """
+        config = self.config
+        cross_entropy, dice = mask_costs(mask_logits, truth)
+        class_cost = -class_logits.softmax(-1)[:, labels]
+        return config.class_weight * class_cost + config.mask_weight * cross_entropy + config.dice_weight * dice
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        predictions: list[Prediction],
+        mask_features: Tensor,
+        targets: Targets,
+        truth: ByteMasks,
+        generator: torch.Generator | None = None,
+    ) -> list[Assignment]:
+        """Assignment of each prediction.
+
+        One set of points is used for all predictions and images, so features and ground truth are sampled once. All
+        costs are copied to the host together.
+
+        Args:
+            predictions: matching queries after each layer, float32.
+            mask_features: float32 `[B, D, h, w]`.
+            targets: ground truth of the batch.
+            truth: its masks.
+            generator: source of the points, on the device of the features.
+        """
+        device = mask_features.device
+        points = torch.rand(1, self.config.train_num_points, 2, device=device, generator=generator)
+        features = sample_features(mask_features, points.expand(len(mask_features), -1, -1))  # [B, P, D]
+        sampled = truth.sample(torch.arange(len(targets.masks), device=device), points)
+        truths, labels = sampled.split(targets.counts), targets.labels.split(targets.counts)
+        costs = [
+            self.cost(
+                prediction.class_logits[image],
+                prediction.mask_embeddings[image] @ features[image].T,
+                labels[image],
+                truths[image],
+            )
+            for prediction in predictions
+            for image in range(len(targets.counts))
+        ]
+        tables = [table.numpy() for table in copy_to_host(costs)]
+        images = len(targets.counts)
+        return [
+            assign(tables[index * images : (index + 1) * images], targets.counts, device)
+            for index in range(len(predictions))
+        ]
+
+
+def copy_to_host(costs: list[Tensor]) -> list[Tensor]:
+    """Copy matrices to the CPU in one transfer. Values that are not finite become very large, so that a NaN is reported
+    by the loss and does not fail here."""
+    flat = torch.cat([cost.flatten() for cost in costs])
+    flat = flat.nan_to_num(1e10, 1e10, -1e10).clamp(-1e10, 1e10).cpu()
+    parts = flat.split([cost.numel() for cost in costs])
+    return [part.view(cost.shape) for part, cost in zip(parts, costs, strict=True)]
+
+
+def assign(costs: list, counts: list[int], device: torch.device) -> Assignment:
+    """Solve the assignment problems of one prediction.
+
+    Args:
+        costs: per image an array `[Q, T]`.
+        counts: number of targets of each image.
+        device: device of the result.
+    """
+    pairs, offset = [], 0
+    for image, (cost, count) in enumerate(zip(costs, counts, strict=True)):
+        query, target = (torch.from_numpy(index) for index in linear_sum_assignment(cost))
+        pairs.append(torch.stack((torch.full_like(query, image), query, target + offset)))
+        offset += count
+    return Assignment(*torch.cat(pairs, dim=1).to(device), counts=[pair.shape[1] for pair in pairs])

@@ -1,0 +1,88 @@
+"""The wheel in a fresh environment without the repository: every command on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from mpformer_hf import MPFormerImageProcessor
+from tests import datasets_on_disk as make
+from tests.hub_server import Hub
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A virtual environment that has only the wheel, and the path of its dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, next(folder.glob("*.whl"))], check=True)
+    # The dependencies of the tests' environment, whose editable installation of this project is not followed.
+    return python, {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib"), "HF_HUB_OFFLINE": "1"}
+
+
+def start(environment, folder, *argv, **variables):
+    python, variables = environment[0], {**environment[1], **variables}
+    command = [python.with_name("mpformer"), *map(str, argv)]
+    return subprocess.Popen(
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_every_command_runs_without_the_repository(environment, tmp_path):
+    data = make.shapes(tmp_path / "data", train=1, validation=2)
+    names = json.loads((data / "id2label.json").read_text())
+    torch.manual_seed(0)
+    tiny_model(num_labels=8, id2label={int(i): name for i, name in names.items()}).save_pretrained(tmp_path / "model")
+    MPFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    make.photo().save(tmp_path / "photo.png")
+    hub = Hub()
+    dataset = ["--dataset_name", "data", "--eval_split", "validation"]
+    started = {
+        "help": start(environment, tmp_path, "--help"),
+        "predict": start(environment, tmp_path, "predict", "model", "photo.png", "predictions"),
+        "evaluate": start(environment, tmp_path, "evaluate", "--model_name_or_path", "model", *dataset),
+        "convert": start(environment, tmp_path, "convert", "to-mask2former", "model", "plain"),
+        "export": start(environment, tmp_path, "export", "model", "model.pt2", "--height", "64", "--width", "64"),
+        "push": start(
+            environment,
+            tmp_path,
+            "push",
+            "model",
+            "somebody/model",
+            HF_ENDPOINT=hub.endpoint,
+            HF_TOKEN="hf_test",
+            HF_HUB_OFFLINE="0",
+            HF_HUB_DISABLE_XET="1",
+            HF_HOME=str(tmp_path / "home"),
+            NO_PROXY="127.0.0.1",
+        ),
+    }
+    output = {name: process.communicate(timeout=240)[0] for name, process in started.items()}
+    hub.close()
+    failed = {name: output[name] for name, process in started.items() if process.returncode}
+    assert not failed
+    assert all(name in output["help"] for name in started if name != "help")
+    assert len(output["help"].splitlines()) < 24
+    assert "1 of 1 images" in output["predict"] and (tmp_path / "predictions" / "overlays" / "photo.png").is_file()
+    assert '"pq"' in output["evaluate"] and '"mean_iou"' in output["evaluate"]
+    assert json.loads((tmp_path / "plain" / "config.json").read_text())["model_type"] == "mask2former"
+    assert (tmp_path / "model.pt2").stat().st_size > 100_000
+    assert "model.safetensors" in hub.files("somebody/model")
+
+
+def test_the_package_is_that_of_the_wheel(environment, tmp_path):
+    python, variables = environment
+    code = "import mpformer_hf, sys; print(mpformer_hf.__file__); import training"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert str(python.parents[1]) in done.stdout and "No module named 'training'" in done.stderr
