@@ -39,8 +39,8 @@ def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 class UncertainPointLosses(torch.autograd.Function):
     """`point_losses` of each mask at its most uncertain candidates, those of smallest |logit|, and at random points.
 
-    A custom backward pass, since it is 0.6 times as slow as `torch.utils.checkpoint` per chunk, with equal results:
-    `python -m scripts.benchmark --rows operators`.
+    The custom backward pass takes 0.6 times as long as `torch.utils.checkpoint` per chunk on a CPU, with equal results
+    (`python -m scripts.benchmark --rows operators`).
     """
 
     @staticmethod
