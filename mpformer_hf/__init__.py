@@ -35,8 +35,8 @@ __all__ = [
 class _ImageSegmentationPipeline(ImageSegmentationPipeline):
     """Creates MP-Former's pipeline for MP-Former models, and transformers' own pipeline for all other models.
 
-    `transformers.pipeline` (transformers/pipelines/__init__.py, `check_task`) selects the class by task only; a
-    repository's `custom_pipelines` need `trust_remote_code`. So the entry of the task is this class.
+    `transformers.pipeline` picks its class from the task alone (transformers/pipelines/__init__.py, `check_task`), and
+    a repository's `custom_pipelines` need `trust_remote_code`. So a class is registered that depends on the model.
     """
 
     def __new__(cls, *args, model=None, **kwargs):

@@ -18,10 +18,13 @@ class MPFormerConfig(Mask2FormerConfig):
     Args:
         mask_piloting (`bool`, defaults to `True`): train with pilot queries; False is a plain Mask2Former.
         pilot_groups (`int >= 1`, defaults to 1): independent copies of the pilot queries.
-        pilot_query_budget (`int >= 1`, *optional*): if set, `groups = max(1, budget // largest target count)`.
+        pilot_query_budget (`int >= 1`, *optional*): if set, overrides `pilot_groups` with
+            `max(1, budget // largest number of targets of an image in the batch)`.
         pilot_layers (`int >= 0`, *optional*): the first k cross-attentions use ground-truth masks; None means all.
         pilot_noise (`str`, defaults to `"point"`): point, shift, scale, shift_scale, patch or dropout.
-        pilot_noise_scale (`float >= 0`, defaults to 0.0): strength of the mask noise; 0 is the clean mask.
+        pilot_noise_scale (`float >= 0`, defaults to 0.0): strength s of the mask noise; 0 is the clean mask. point:
+            cells are flipped with probability s x foreground share; dropout: removed with probability s; shift: by up
+            to s / 2 of the box's sides; scale: by a factor in [1 / (1 + s), 1 + s]; patch: of s x the mask's area.
         pilot_label_noise (`float` in [0, 1], defaults to 0.2): share of pilot queries that get the embedding of a
             random class.
         pilot_per_head_noise (`bool`, defaults to `False`): draw separate mask noise for each attention head.
@@ -29,9 +32,9 @@ class MPFormerConfig(Mask2FormerConfig):
         pilot_loss_weight (`float >= 0`, defaults to 1.0): factor on all pilot losses.
         query_position_embeddings (`bool`, defaults to `True`): learned position embeddings of the queries. Mask2Former
             has them, the public MP-Former release does not.
-
-        mask_loss_points (`str`, defaults to `"image"`): masks that share the candidate points of the mask losses: those
-            of an `image`, those of a `prediction` of an image, or none (`mask`), as in the official code.
+        mask_loss_points (`str`, defaults to `"image"`): how candidate points of the mask losses are drawn: once per
+            `image`, for all predictions and the pilot; once per `prediction` of an image; or once per `mask`, as in
+            the official code.
 
     Raises:
         ValueError: a field is out of range; the message has its name.

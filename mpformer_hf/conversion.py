@@ -127,7 +127,7 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def read_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
+def infer_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
     """Configuration from the shapes of official weights (R50, R101, Swin).
 
     Args:
@@ -151,7 +151,7 @@ def read_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
     layer = "pixel_decoder.transformer.encoder.layers.0."
     architecture = {
         "num_labels": weights["predictor.class_embed.weight"].shape[0] - 1,
-        "backbone_config": read_backbone(weights, layers),
+        "backbone_config": infer_backbone_config(weights, layers),
         "feature_size": weights["pixel_decoder.mask_features.weight"].shape[1],
         "mask_feature_size": weights["pixel_decoder.mask_features.weight"].shape[0],
         "hidden_dim": weights["predictor.query_feat.weight"].shape[1],
@@ -168,7 +168,7 @@ def read_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
     return MPFormerConfig(**{**architecture, **fields})
 
 
-def read_backbone(weights: Mapping[str, Tensor], layers) -> ResNetConfig | SwinConfig:
+def infer_backbone_config(weights: Mapping[str, Tensor], layers) -> ResNetConfig | SwinConfig:
     """Configuration of the backbone from its weights; `layers(prefix)` counts the indices after a prefix.
 
     Raises:
@@ -205,7 +205,7 @@ def convert_checkpoint(official: Mapping[str, Tensor], **fields) -> MPFormerForU
     Raises:
         ValueError: a key is unknown or missing, or has another shape.
     """
-    config = read_config(official, **fields)
+    config = infer_config(official, **fields)
     weights = convert_state_dict(official)
     model = MPFormerForUniversalSegmentation(config).eval()
     own = model.state_dict()
@@ -214,7 +214,9 @@ def convert_checkpoint(official: Mapping[str, Tensor], **fields) -> MPFormerForU
             weights.setdefault(key, own[key])
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     if missing or extra:
-        raise ValueError(f"The checkpoint has no {missing[:8]} and additional {extra[:8]}.")
+        raise ValueError(
+            f"The checkpoint does not fit the model: missing keys {missing[:8]}, unexpected keys {extra[:8]}."
+        )
     wrong = [key for key in own if own[key].shape != weights[key].shape]
     if wrong:
         raise ValueError(f"Shapes differ: {', '.join(wrong[:8])}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_mpformer import MPFormerConfig
-from .mask_losses import UncertainPointLosses, losses_at_own_points
+from .mask_losses import UncertainPointLosses, point_losses_per_mask
 from .mask_piloting import Pilot
 from .matcher import Assignment, HungarianMatcher, Prediction
 from .point_sampling import ByteMasks, sample_features
@@ -85,8 +85,8 @@ class MPFormerCriterion(nn.Module):
             num_pilot = 0 if pilot is None else pilot.num_queries
             matching = [p.select(slice(num_pilot, None)) for p in predictions]
             assignments = self.matcher(matching, mask_features, targets, truth, generator)
-            groups = 0 if pilot is None else pilot.groups
-            num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, groups)
+            pilot_groups = 0 if pilot is None else pilot.groups
+            num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, pilot_groups)
             suffixes = [f"_{index}" for index in range(len(predictions) - 1)] + [""]
             weights = {"cross_entropy": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
             loss_groups = [
@@ -114,7 +114,7 @@ class MPFormerCriterion(nn.Module):
 
     def group_losses(
         self,
-        groups: list[LossGroup],
+        loss_groups: list[LossGroup],
         mask_features: Tensor,
         targets: Targets,
         truth: ByteMasks,
@@ -122,12 +122,12 @@ class MPFormerCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted losses of all groups, by name."""
         if self.config.mask_loss_points == "prediction":
-            pairs = [self.mask_losses([group], mask_features, targets, truth, generator) for group in groups]
+            pairs = [self.mask_losses([group], mask_features, targets, truth, generator) for group in loss_groups]
             mask, dice = (torch.cat(losses) for losses in zip(*pairs, strict=True))
         else:
-            mask, dice = self.mask_losses(groups, mask_features, targets, truth, generator)
+            mask, dice = self.mask_losses(loss_groups, mask_features, targets, truth, generator)
         named = {}
-        for index, group in enumerate(groups):
+        for index, group in enumerate(loss_groups):
             losses = {"mask": mask[index] / group.mask_norm, "dice": dice[index] / group.mask_norm}
             if "cross_entropy" in group.weights:
                 losses["cross_entropy"] = self.class_loss(group, targets)
@@ -144,7 +144,7 @@ class MPFormerCriterion(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight, reduction="sum")
         return loss / group.class_norm
 
-    def normalisers(self, prediction: Prediction, targets: Targets, groups: int) -> Tensor:
+    def normalisers(self, prediction: Prediction, targets: Targets, pilot_groups: int) -> Tensor:
         """Denominators of the losses, averaged over all processes: number of targets; sum of the class weights of the
         matching queries; number of pilot queries.
 
@@ -158,7 +158,7 @@ class MPFormerCriterion(nn.Module):
         total = sum(targets.counts)
         matched = sum(min(count, queries) for count in targets.counts)
         weight = matched + self.config.no_object_weight * (batch * queries - matched)
-        norms = prediction.class_logits.new_tensor([total, weight, total * groups])
+        norms = prediction.class_logits.new_tensor([total, weight, total * pilot_groups])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norms)
             norms = norms / torch.distributed.get_world_size()
@@ -178,7 +178,7 @@ class MPFormerCriterion(nn.Module):
 
     def mask_losses(
         self,
-        groups: list[LossGroup],
+        loss_groups: list[LossGroup],
         mask_features: Tensor,
         targets: Targets,
         truth: ByteMasks,
@@ -187,8 +187,8 @@ class MPFormerCriterion(nn.Module):
         """Binary cross-entropy and dice loss of the assigned masks, summed over the masks of each group: two
         `[groups]`."""
         device = mask_features.device
-        pairs = [group.assignment for group in groups]
-        embeddings = [g.prediction.mask_embeddings[g.assignment.batch_index, g.assignment.query] for g in groups]
+        pairs = [group.assignment for group in loss_groups]
+        embeddings = [g.prediction.mask_embeddings[g.assignment.batch_index, g.assignment.query] for g in loss_groups]
         order = torch.cat([a.batch_index for a in pairs]).argsort(stable=True)
         embeddings, target = torch.cat(embeddings)[order], torch.cat([a.target for a in pairs])[order]
         group_index = torch.cat([torch.full_like(a.query, index) for index, a in enumerate(pairs)])[order]
@@ -196,7 +196,7 @@ class MPFormerCriterion(nn.Module):
         if self.config.mask_loss_points == "mask":
             uncertain, random = self.point_counts()
             candidates = int(self.config.train_num_points * self.config.oversample_ratio)
-            losses = losses_at_own_points(
+            losses = point_losses_per_mask(
                 embeddings, mask_features, truth, target, per_image, (candidates, uncertain, random)
             )
         else:
@@ -206,5 +206,5 @@ class MPFormerCriterion(nn.Module):
                 rows = torch.arange(len(targets.masks), device=device).split(targets.counts)
                 truths = torch.cat([truth.sample(r, part) for r, part in zip(rows, points.split(1), strict=True)])
             losses = UncertainPointLosses.apply(embeddings, features, truths, target, per_image, *self.point_counts())
-        cross_entropy, dice = (loss.new_zeros(len(groups)).index_add(0, group_index, loss) for loss in losses)
+        cross_entropy, dice = (loss.new_zeros(len(loss_groups)).index_add(0, group_index, loss) for loss in losses)
         return cross_entropy, dice

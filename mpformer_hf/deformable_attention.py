@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def gather_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+def weighted_row_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of rows: `out[m] = sum_k weights[m, k] * table[rows[m, k]]`.
 
     Args:
@@ -25,14 +25,15 @@ def gather_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """
     differentiable = torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)
     if differentiable and table.device.type == "cpu" and not torch.compiler.is_compiling():
-        return GatherRows.apply(table, rows, weights)
+        return WeightedRowSum.apply(table, rows, weights)
     rows = rows.long() if torch.compiler.is_exporting() else rows  # ONNX needs int64
     return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
 
-class GatherRows(torch.autograd.Function):
-    """`gather_rows` with a custom backward pass for the CPU: both gradients are sparse matrix products. Forward and
-    backward take 0.4 times as long as with that of `embedding_bag` (`python -m scripts.benchmark --rows operators`).
+class WeightedRowSum(torch.autograd.Function):
+    """`weighted_row_sum` with a custom backward pass for the CPU: both gradients are sparse matrix products. Forward
+    and backward take 0.4 times as long as with that of `embedding_bag` (`python -m scripts.benchmark --measure
+    operators`).
     """
 
     @staticmethod
@@ -126,7 +127,7 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor,
     upper_weight = weights - lower_weight
     upper_right, lower_right = upper_weight * fx, lower_weight * fx
     corner_weights = (upper_weight - upper_right, upper_right, lower_weight - lower_right, lower_right)
-    sampled = gather_rows(table.view(-1, D), rows, torch.cat(corner_weights, -1).flatten(0, 1))
+    sampled = weighted_row_sum(table.view(-1, D), rows, torch.cat(corner_weights, -1).flatten(0, 1))
     return sampled.view(-1, N * D)
 
 

@@ -13,7 +13,7 @@ from .modeling_mpformer import MPFormerForUniversalSegmentation
 STRIDE, LARGEST_BATCH, LONGEST_SIDE = 32, 64, 8192
 FIXED_SIZE = ("swin",)  # pads its windows with Python integers, which are traced as constants
 OUTPUTS = ["class_queries_logits", "masks_queries_logits"]
-TOLERANCE = 1e-3  # for mask logits, whose magnitude is some tens
+TOLERANCE = 1e-3  # for mask logits, whose magnitude is in the tens
 
 
 class ExportableModel(nn.Module):
@@ -68,7 +68,7 @@ def run_exported(file: Path, pixel_values: Tensor) -> list[Tensor]:
     return [torch.from_numpy(x) for x in session.run(OUTPUTS, {"pixel_values": pixel_values.numpy()})]
 
 
-def largest_difference(model: ExportableModel, file: Path, height: int, width: int) -> float:
+def verify_export(model: ExportableModel, file: Path, height: int, width: int) -> float:
     """Largest absolute difference between the logits of the file and of the model, for another batch size and, if it is
     dynamic, another image size than the traced ones.
 
@@ -113,4 +113,4 @@ def export(name: str, file: Path, height: int, width: int) -> float:
             save_onnx(program, temporary)
         else:
             torch.export.save(program, temporary)
-        return largest_difference(model, temporary, height, width)
+        return verify_export(model, temporary, height, width)

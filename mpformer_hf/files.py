@@ -13,10 +13,8 @@ TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # wha
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Write a file or a folder under a temporary name beside `path` and rename it when it is complete.
-
-    A failure leaves `path` as it was. The temporary name keeps the suffix.
-    """
+    """Context manager that yields a temporary path, of the same suffix and in the same folder, for a file or a folder.
+    It replaces `path` if the block succeeds; otherwise `path` is left as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".writing-{path.name}")
     remove(temporary)
@@ -46,6 +44,18 @@ def write_text(text: str, path: Path) -> None:
 def write_json(content, path: Path, indent: int | None = 2) -> None:
     """Write a JSON file atomically; its folder is created."""
     write_text(json.dumps(content, indent=indent) + "\n", path)
+
+
+def read_json(path: Path):
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 
 
 def check_new_folder(path: Path) -> Path:

@@ -18,7 +18,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .boxes import mask_boxes
 from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
-from .postprocessing import ResizeGeometry, find_instances, find_panoptic_segments, paint_instances, semantic_scores
+from .postprocessing import ResizeGeometry, instance_inference, instances_to_map, panoptic_inference, semantic_inference
 
 TASKS = ("semantic", "instance", "panoptic")
 
@@ -44,7 +44,7 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     label_ids_to_fuse: list[int] | tuple[int, ...] | None
 
 
-class MPFormerProcessing:
+class MPFormerImageProcessorMixin:
     """Segmentation maps, padding and post-processing, for both backends."""
 
     valid_kwargs = MPFormerImageProcessorKwargs
@@ -72,6 +72,8 @@ class MPFormerProcessing:
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
         self.label_ids_to_fuse = sorted(int(label) for label in self.label_ids_to_fuse or ())
+        for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
+            self._threshold(None, name)
 
     # --- Preprocessing ---
 
@@ -145,6 +147,8 @@ class MPFormerProcessing:
             raise ValueError(f"instance_id_to_semantic_id has {len(classes_of_ids)} entries for {len(maps)} images.")
         mask_labels, class_labels = [], []
         for map_, size, id_to_class in zip(maps, sizes, classes_of_ids, strict=True):
+            if id_to_class is not None:  # keys are strings after JSON
+                id_to_class = {int(segment): int(label) for segment, label in id_to_class.items()}
             masks, classes = split_segments(resize_map(map_, size), id_to_class, do_reduce_labels, ignore_index)
             margin = (0, padded[1] - size[1], 0, padded[0] - size[0])
             mask_labels.append(F.pad(masks, margin) if any(margin) else masks)
@@ -172,12 +176,23 @@ class MPFormerProcessing:
         return [ResizeGeometry(padded, image, target) for image, target in zip(images, targets, strict=True)]
 
     def _per_image(self, outputs, target_sizes):
+        for name in ("class_queries_logits", "masks_queries_logits"):
+            if not torch.isfinite(getattr(outputs, name)).all():
+                raise ValueError(f"{name} has values that are not finite; the model's weights or inputs are broken.")
         logits = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
         for (classes, masks), geometry in zip(logits, self._geometries(outputs, target_sizes), strict=True):
             yield classes.detach(), masks.detach(), geometry
 
-    def _default(self, value, name: str):
-        return getattr(self, name) if value is None else value
+    def _threshold(self, value: float | None, name: str) -> float:
+        """A threshold, by default the processor's.
+
+        Raises:
+            ValueError: it is not in [0, 1].
+        """
+        value = getattr(self, name) if value is None else value
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}.")
+        return value
 
     def post_process_semantic_segmentation(
         self, outputs, target_sizes=None, return_segmentation_scores: bool = False
@@ -196,7 +211,7 @@ class MPFormerProcessing:
         """
         results = []
         for classes, masks, geometry in self._per_image(outputs, target_sizes):
-            scores = semantic_scores(classes, masks, geometry)
+            scores = semantic_inference(classes, masks, geometry)
             segmentation = scores.argmax(0)
             with_scores = {"segmentation": segmentation, "scores": scores}
             results.append(with_scores if return_segmentation_scores else segmentation)
@@ -238,12 +253,12 @@ class MPFormerProcessing:
             raise ValueError("return_coco_annotation and return_binary_maps are mutually exclusive.")
         results = []
         for classes, masks, geometry in self._per_image(outputs, target_sizes):
-            instances = find_instances(
+            instances = instance_inference(
                 classes,
                 masks,
                 geometry,
-                threshold=self._default(threshold, "threshold"),
-                mask_threshold=self._default(mask_threshold, "mask_threshold"),
+                threshold=self._threshold(threshold, "threshold"),
+                mask_threshold=self._threshold(mask_threshold, "mask_threshold"),
                 max_detections=max_detections,
                 exclude_labels=set(self.label_ids_to_fuse),
             )
@@ -253,8 +268,8 @@ class MPFormerProcessing:
             elif return_coco_annotation:
                 segmentation = [encode_rle(mask) for mask in instances.masks.cpu().numpy()]
             else:
-                overlap = self._default(overlap_mask_area_threshold, "overlap_mask_area_threshold")
-                segmentation, kept = paint_instances(instances, overlap)
+                overlap = self._threshold(overlap_mask_area_threshold, "overlap_mask_area_threshold")
+                segmentation, kept = instances_to_map(instances, overlap)
             boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in mask_boxes(instances.masks).tolist()]
             scores, labels = instances.scores.tolist(), instances.labels.tolist()
             segments = [
@@ -294,20 +309,20 @@ class MPFormerProcessing:
         """
         results = []
         for classes, masks, geometry in self._per_image(outputs, target_sizes):
-            segmentation, segments = find_panoptic_segments(
+            segmentation, segments = panoptic_inference(
                 classes,
                 masks,
                 geometry,
-                threshold=self._default(threshold, "threshold"),
-                mask_threshold=self._default(mask_threshold, "mask_threshold"),
-                overlap_mask_area_threshold=self._default(overlap_mask_area_threshold, "overlap_mask_area_threshold"),
-                label_ids_to_fuse=set(self._default(label_ids_to_fuse, "label_ids_to_fuse")),
+                threshold=self._threshold(threshold, "threshold"),
+                mask_threshold=self._threshold(mask_threshold, "mask_threshold"),
+                overlap_mask_area_threshold=self._threshold(overlap_mask_area_threshold, "overlap_mask_area_threshold"),
+                label_ids_to_fuse=set(self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse),
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 
 
-class MPFormerImageProcessor(MPFormerProcessing, TorchvisionBackend):
+class MPFormerImageProcessor(MPFormerImageProcessorMixin, TorchvisionBackend):
     """Image processor of MP-Former with torchvision; for its fields see [`MPFormerImageProcessorKwargs`]."""
 
     def transform_images(self, images, *, do_resize, size, resample, disable_grouping, **kwargs) -> list[Tensor]:
@@ -322,7 +337,7 @@ class MPFormerImageProcessor(MPFormerProcessing, TorchvisionBackend):
         return reorder_images(transformed, order)
 
 
-class MPFormerImageProcessorPil(MPFormerProcessing, PilBackend):
+class MPFormerImageProcessorPil(MPFormerImageProcessorMixin, PilBackend):
     """Image processor of MP-Former with PIL and NumPy; for its fields see [`MPFormerImageProcessorKwargs`]."""
 
     def transform_images(self, images, *, do_resize, size, resample, **kwargs) -> list[Tensor]:

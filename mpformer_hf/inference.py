@@ -48,9 +48,11 @@ class InferenceOptions:
             raise ValueError(f"window must be at least 32 pixels, got {self.window}.")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap must be in [0, 1), got {self.overlap}.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {self.threshold}.")
 
     @property
-    def augments(self) -> bool:
+    def uses_tta(self) -> bool:
         return self.flip or tuple(self.scales) != (1.0,)
 
 
@@ -58,7 +60,7 @@ class Predictor:
     """Predicts results for images, with a model and its processor.
 
     Args:
-        model: MP-Former or Mask2Former, on its device, in evaluation mode.
+        model: `MPFormerForUniversalSegmentation`, on its device, in evaluation mode.
         processor: an MP-Former image processor.
         task: semantic, instance or panoptic; None = the processor's.
         options: see `InferenceOptions`.
@@ -100,7 +102,7 @@ class Predictor:
     def predict_full(self, images: list[Tensor], scores: bool = False) -> list:
         """Results without windows; with `scores` the class scores `[K, H, W]` instead (semantic only)."""
         sizes = [tuple(image.shape[1:]) for image in images]
-        if not self.options.augments:
+        if not self.options.uses_tta:
             return self.postprocess(self.forward_scaled(images, 1.0), sizes, scores)
         return [
             self.postprocess(self.merge_views(image), [size], scores)[0]
@@ -141,7 +143,7 @@ class Predictor:
                 classes.append(outputs.class_queries_logits[0].float().softmax(-1))
         orders = [
             torch.arange(len(classes[0])),
-            *(align(classes[0], masks[0], c, m) for c, m in zip(classes[1:], masks[1:], strict=True)),
+            *(match_queries(classes[0], masks[0], c, m) for c, m in zip(classes[1:], masks[1:], strict=True)),
         ]
         mean_class = torch.stack([c[order] for c, order in zip(classes, orders, strict=True)]).mean(0)
         mean_mask = torch.stack([m[order] for m, order in zip(masks, orders, strict=True)]).mean(0)
@@ -170,7 +172,7 @@ class Predictor:
             return (total[:-1] / total[-1]).argmax(0)
         segments: list[WindowSegment] = []
         for box, crop in zip(boxes, crops, strict=True):
-            join(segments, window_segments(self.predict_full([crop])[0], box))
+            merge_segments(segments, window_segments(self.predict_full([crop])[0], box))
         segments.sort(key=lambda segment: -segment.score)
         rows = [{"id": i, "label_id": s.label, "was_fused": False, "score": s.score} for i, s in enumerate(segments)]
         if self.task == "instance":
@@ -178,10 +180,10 @@ class Predictor:
             for mask, segment in zip(masks, segments, strict=True):
                 mask[slices_in(segment.box, (0, image.shape[1], 0, image.shape[2]))] = segment.mask
             return {"segmentation": masks, "segments_info": rows}
-        return paint_panoptic(segments, tuple(image.shape[1:]), set(self.processor.label_ids_to_fuse))
+        return segments_to_panoptic(segments, tuple(image.shape[1:]), set(self.processor.label_ids_to_fuse))
 
 
-def align(classes: Tensor, masks: Tensor, other_classes: Tensor, other_masks: Tensor) -> Tensor:
+def match_queries(classes: Tensor, masks: Tensor, other_classes: Tensor, other_masks: Tensor) -> Tensor:
     """Assign the queries of another view to those of the first, by class and mask probabilities.
 
     Args:
@@ -270,7 +272,7 @@ def overlap_iou(segment: WindowSegment, other: WindowSegment) -> float:
     return intersection / max(union, 1)
 
 
-def join(segments: list[WindowSegment], new: list[WindowSegment]) -> None:
+def merge_segments(segments: list[WindowSegment], new: list[WindowSegment]) -> None:
     """Add the segments of a window to those of earlier windows; segments of one class that agree in the overlap are
     joined."""
     earlier = list(segments)
@@ -287,7 +289,7 @@ def join(segments: list[WindowSegment], new: list[WindowSegment]) -> None:
         match.score = max(match.score, segment.score)
 
 
-def paint_panoptic(segments: list[WindowSegment], size: tuple[int, int], stuff: set[int]) -> dict:
+def segments_to_panoptic(segments: list[WindowSegment], size: tuple[int, int], stuff: set[int]) -> dict:
     """Panoptic result from segments, best first: each pixel belongs to the first segment that covers it; stuff of one
     class is one segment."""
     segmentation = torch.zeros(size, dtype=torch.int32)

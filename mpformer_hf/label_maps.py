@@ -67,19 +67,19 @@ def split_segments(
         map_: int32 or int64 `[H, W]`, or `[L, H, W]` with each id in one layer.
         id_to_class: classes of the ids; other ids are void. None: the ids are classes.
         do_reduce_labels: class 0 is void, the other classes become one less; `ignore_index` remains void.
-        ignore_index: the class that is void.
+        ignore_index: the id that is void, in the map; None: no id is.
 
     Returns:
         bool `[T, H, W]` and int64 `[T]`, by ascending id.
     """
     ids = map_.unique()
+    if ignore_index is not None:
+        ids = ids[ids != ignore_index]
     classes = ids.long()
     if id_to_class is not None:
         ids = ids[[int(i) in id_to_class for i in ids]]
         classes = torch.tensor([id_to_class[int(i)] for i in ids], dtype=torch.int64)
     keep = torch.ones(len(classes), dtype=torch.bool)
-    if ignore_index is not None:
-        keep &= classes != ignore_index
     if do_reduce_labels:
         keep &= classes != 0
         classes = classes - 1

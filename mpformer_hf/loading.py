@@ -1,7 +1,15 @@
 """Loading saved models and image processors, with errors in one sentence."""
 
+import hashlib
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
 from .image_processing_mpformer import MPFormerImageProcessor
 from .modeling_mpformer import MPFormerForUniversalSegmentation
+
+PILOT_EMBEDDER = "pilot_class_embedder."
 
 
 def load_pretrained(cls: type, name: str, **kwargs):
@@ -12,17 +20,54 @@ def load_pretrained(cls: type, name: str, **kwargs):
     """
     try:
         return cls.from_pretrained(name, **kwargs)
-    except OSError as error:
-        raise ValueError(f"Cannot load {name}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # broken JSON, truncated safetensors, shapes, network: many types
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"Cannot load {name}: {reason}") from error
+
+
+def load_weights(name: str, new: tuple[str, ...] = (PILOT_EMBEDDER,), **kwargs) -> MPFormerForUniversalSegmentation:
+    """Load an MP-Former or Mask2Former of which no weight may be missing.
+
+    Args:
+        name: folder or Hub name.
+        new: parts of the names of weights that may be newly initialised.
+        kwargs: arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: it cannot be loaded, weights are missing, have other shapes or are not finite.
+    """
+    model, info = load_pretrained(MPFormerForUniversalSegmentation, name, output_loading_info=True, **kwargs)
+    lost = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    lost = sorted(key for key in lost if not any(part in key for part in new))
+    if lost:
+        raise ValueError(
+            f"Cannot load {name}: {len(lost)} weights are missing or have other shapes, such as {lost[0]}."
+        )
+    broken = [key for key, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"Cannot load {name}: {len(broken)} weights are not finite, such as {broken[0]}.")
+    return model
 
 
 def load_model(name: str) -> MPFormerForUniversalSegmentation:
-    """Load an MP-Former or Mask2Former from a folder or the Hub, in evaluation mode.
+    """Load a complete MP-Former or Mask2Former from a folder or the Hub, in evaluation mode.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: see `load_weights`.
     """
-    return load_pretrained(MPFormerForUniversalSegmentation, name).eval()
+    return load_weights(name).eval()
+
+
+def fingerprint(name: str) -> str:
+    """Identifies the weights and settings of a saved model: a hash of its files, or the commit of a Hub repository."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return AutoConfig.from_pretrained(name)._commit_hash or name
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        if file.suffix == ".safetensors" or file.name in ("config.json", "preprocessor_config.json"):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def load_processor(name: str) -> MPFormerImageProcessor:

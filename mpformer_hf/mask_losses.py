@@ -1,4 +1,4 @@
-"""Cross-entropy and dice loss of masks at uncertain points (PointRend, section 3.1; Mask2Former, section 3.2.3).
+"""Cross-entropy and dice loss of masks at uncertain points (PointRend, section 3.1; Mask2Former, section 3.3).
 
 A mask is a product of its embedding and the image's features, and sampling is linear. All masks of an image, of all
 predictions and of the pilot, select their points from the same candidates, where features and ground truth are sampled
@@ -40,7 +40,7 @@ class UncertainPointLosses(torch.autograd.Function):
     """`point_losses` of each mask at its most uncertain candidates, those of smallest |logit|, and at random points.
 
     The custom backward pass takes 0.6 times as long as `torch.utils.checkpoint` per chunk on a CPU, with equal results
-    (`python -m scripts.benchmark --rows operators`).
+    (`python -m scripts.benchmark --measure operators`).
     """
 
     @staticmethod
@@ -107,11 +107,11 @@ class UncertainPointLosses(torch.autograd.Function):
         return grad_embeddings, grad_features
 
 
-def losses_at_own_points(
+def point_losses_per_mask(
     embeddings: Tensor, maps: Tensor, truth: ByteMasks, target: Tensor, counts: list[int], points: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """`point_losses` with a set of points for each mask, as the official code draws them: of each mask's own random
-    candidates the least certain ones, and further random points.
+    """`point_losses` with separate points for each mask, as in the official code: the most uncertain of its own random
+    candidates, and further random points.
 
     Args:
         embeddings: float `[M, D]`.
@@ -119,7 +119,7 @@ def losses_at_own_points(
         truth: ground truth of the batch.
         target: int64 `[M]`, which ground-truth mask each is compared with.
         counts: masks of each image; their sum is M.
-        points: numbers of candidates, of least certain ones among them, and of further random points.
+        points: numbers of candidates, of the most uncertain ones that are selected, and of further random points.
 
     Returns:
         cross-entropy and dice loss, `[M]` each.
@@ -132,18 +132,18 @@ def losses_at_own_points(
             drawn = torch.rand(len(masks), candidates + random, 2, device=masks.device)
             logits = sample_masks(masks, drawn[:, :candidates])
             selected = logits.abs().topk(uncertain, dim=1, largest=False, sorted=False).indices
-            chosen = drawn.gather(1, selected[..., None].expand(-1, -1, 2))
-            chosen = torch.cat((chosen, drawn[:, candidates:]), dim=1)
-            wanted = truth.sample(target, chosen)
-        return torch.stack(point_losses(sample_masks(masks, chosen), wanted))
+            points = drawn.gather(1, selected[..., None].expand(-1, -1, 2))
+            points = torch.cat((points, drawn[:, candidates:]), dim=1)
+            point_truth = truth.sample(target, points)
+        return torch.stack(point_losses(sample_masks(masks, points), point_truth))
 
-    found = [
+    losses = [
         checkpoint(chunk_losses, embeddings[part], maps[image], target[part], use_reentrant=False)
         for image, part in chunks(counts, maps[0, 0].flatten()[None])
     ]
-    if not found:
+    if not losses:
         return embeddings.sum(1), embeddings.sum(1)
-    cross_entropy, dice = torch.cat(found, dim=1)
+    cross_entropy, dice = torch.cat(losses, dim=1)
     return cross_entropy, dice
 
 

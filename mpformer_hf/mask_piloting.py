@@ -13,7 +13,7 @@ of attention and excluded from the loss, so the pilot of an image does not depen
 All functions are pure. Random numbers are drawn from one `torch.Generator` (None: the default one).
 
 Shape letters: B batch, P pilot queries, Q matching queries, T targets of the whole batch, R = T * groups rows (ordered
-by image, then by group), A = 1 or the number of attention heads, K cells of one level.
+by image, then by group), A = 1 or the number of attention heads, K cells (locations) of one feature level.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .targets import Targets
 
 @dataclass
 class Pilot:
-    """The pilot part of one batch.
+    """Pilot queries of one batch: labels, attention masks and assignment to targets.
 
     Attributes:
         noisy_labels: int64 `[B, P]`, class whose embedding is the content of a pilot query; 0 in unused slots.
@@ -37,7 +37,7 @@ class Pilot:
             predict target `target[r]` of the batch.
         counts: rows of each image; their sum is R.
         self_attention_mask: bool `[B, 1, P + Q, P + Q]`, True = may attend.
-        levels: pooled ground-truth masks per feature level, bool `[T or R, 1 or A, K]`.
+        level_masks: pooled ground-truth masks per feature level, bool `[T or R, 1 or A, K]`.
         groups: number of groups.
         noise: kind of cell noise, which is drawn for each layer: `"point"`, `"dropout"` or None.
         noise_scale, heads, piloted_layers, generator: as configured.
@@ -50,7 +50,7 @@ class Pilot:
     target: Tensor
     counts: list[int]
     self_attention_mask: Tensor
-    levels: list[Tensor]
+    level_masks: list[Tensor]
     groups: int
     noise: str | None
     noise_scale: float
@@ -72,7 +72,7 @@ class Pilot:
 
         Point and dropout noise is drawn at every call, that is, separately for every layer.
         """
-        cells = self.levels[level]
+        cells = self.level_masks[level]
         if len(cells) != len(self.target):
             cells = cells[self.target]
         if self.noise is not None:
@@ -138,7 +138,7 @@ def build_pilot(
         target=target,
         counts=[count * groups for count in targets.counts],
         self_attention_mask=self_attention_mask(valid, groups, config.num_queries),
-        levels=[pool_masks(levels, shape).flatten(2) for shape in level_shapes],
+        level_masks=[pool_masks(levels, shape).flatten(2) for shape in level_shapes],
         groups=groups,
         noise=noise if noise in CELL_NOISES else None,
         noise_scale=float(config.pilot_noise_scale),

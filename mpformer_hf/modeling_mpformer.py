@@ -87,7 +87,7 @@ class MPFormerForUniversalSegmentationOutput(ModelOutput):
         loss: scalar, sum of `loss_dict`; with labels only.
         class_queries_logits: `[B, Q, K + 1]`, the last class is "no object".
         masks_queries_logits: `[B, Q, H / 4, W / 4]` logits.
-        auxiliary_logits: dict of these two for each earlier prediction, with `output_auxiliary_logits=True`.
+        auxiliary_logits: list with a dict of these two per earlier prediction, with `output_auxiliary_logits=True`.
         encoder_last_hidden_state ... attentions: see [`MPFormerModelOutput`].
         loss_dict: weighted losses, see [`MPFormerCriterion`].
         pixel_mask: `[B, H, W]` as given, 1 = image, 0 = padding; post-processing crops the padding.
@@ -281,8 +281,8 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             pixel_mask: `[B, H, W]`, 1 = image, 0 = padding; returned for post-processing.
             output_hidden_states, output_attentions, return_dict: as in other transformers models.
             output_auxiliary_logits: also return the earlier predictions.
-            generator: source of the pilot's noise and of the sampling points, on the model's device; dropout and drop
-                path use PyTorch's default generator.
+            generator: source of the pilot's noise and of the sampling points, on the model's device. Dropout, drop path
+                and loss points per mask (`mask_loss_points="mask"`) use PyTorch's default generator.
 
         Raises:
             ValueError: only one kind of label is given, or labels and images do not fit.
@@ -298,10 +298,15 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
                 f"pixel_values has {pixel_values.shape[1]} channels, the backbone takes "
                 f"{config.backbone_config.num_channels}."
             )
+        if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
+            raise ValueError(
+                f"pixel_mask has shape {tuple(pixel_mask.shape)}, expected {tuple(pixel_values[:, 0].shape)}."
+            )
         targets = None
         if mask_labels is not None:
             size = tuple(pixel_values.shape[-2:])
             targets = collect_targets(mask_labels, class_labels, size, config.num_labels)
+            targets = targets.to(pixel_values.device)
             if len(targets.counts) != len(pixel_values):
                 raise ValueError(f"pixel_values has {len(pixel_values)} images, mask_labels has {len(targets.counts)}.")
 

@@ -23,6 +23,12 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         """Overridden, since transformers' lists of supported models do not have MP-Former and an error would be
         logged."""
 
+    def _sanitize_parameters(self, **kwargs):
+        unknown = sorted(set(kwargs) - {"subtask", "timeout", *self.THRESHOLDS})
+        if unknown:
+            raise ValueError(f"Unknown options: {', '.join(unknown)}; known: subtask, {', '.join(self.THRESHOLDS)}.")
+        return super()._sanitize_parameters(**kwargs)
+
     def postprocess(self, model_outputs: Any, subtask: str | None = None, **thresholds: float) -> list[dict[str, Any]]:
         """Model outputs of one image to `[{"label", "score", "mask"}]`, masks as PIL images of mode L, 0 or 255.
 

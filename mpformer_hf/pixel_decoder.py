@@ -1,6 +1,6 @@
 """Pixel decoder: a deformable-attention encoder over three feature levels, then an FPN step to stride 4.
 
-Deformable DETR (encoder) and Mask2Former (section 3.2.1, "MSDeformAttn pixel decoder").
+Deformable DETR (encoder) and Mask2Former (sections 3.2.2 and 4.1, "MSDeformAttn pixel decoder").
 """
 
 import torch
@@ -38,8 +38,8 @@ class MPFormerPixelDecoderEncoderLayer(nn.Module):
 
 
 class MPFormerPixelDecoderEncoder(nn.Module):
-    """The encoder layers. Activations are recomputed in the backward pass (checkpointing): they would be a third of the
-    training memory, and take a small share of its operations."""
+    """The encoder layers. Activations are recomputed in the backward pass (checkpointing): storing them would take a
+    third of the training memory, recomputing them takes few operations."""
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()

@@ -46,7 +46,7 @@ def resize_in_chunks(masks: Tensor, geometry: ResizeGeometry):
         yield first, resize_masks(masks[first : first + CHUNK], geometry)
 
 
-def semantic_scores(class_logits: Tensor, mask_logits: Tensor, geometry: ResizeGeometry) -> Tensor:
+def semantic_inference(class_logits: Tensor, mask_logits: Tensor, geometry: ResizeGeometry) -> Tensor:
     """Sum over queries of class probability x mask probability.
 
     Args:
@@ -77,7 +77,7 @@ class Instances:
     masks: Tensor
 
 
-def find_instances(
+def instance_inference(
     class_logits: Tensor,
     mask_logits: Tensor,
     geometry: ResizeGeometry,
@@ -121,7 +121,7 @@ def find_instances(
     return Instances(scores[order], labels[order], masks[which[order]])
 
 
-def paint_instances(instances: Instances, overlap_mask_area_threshold: float) -> tuple[Tensor, list[int]]:
+def instances_to_map(instances: Instances, overlap_mask_area_threshold: float) -> tuple[Tensor, list[int]]:
     """Combine instances to one map; instances of higher scores cover others.
 
     Returns:
@@ -213,7 +213,7 @@ def argmax_queries(
     return winner, covered, areas
 
 
-def find_panoptic_segments(
+def panoptic_inference(
     class_logits: Tensor,
     mask_logits: Tensor,
     geometry: ResizeGeometry,

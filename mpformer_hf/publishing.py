@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_mpformer import MPFormerConfig
+from .loading import load_model
 from .model_card import replace_use_section, use_section, write_card
 
 PACKAGE = Path(__file__).parent
@@ -41,7 +42,7 @@ HTTP_ERRORS = tuple(cls for cls in HfHubHTTPError.__mro__ if cls.__name__ == "HT
 REQUIRED = ("config.json", "preprocessor_config.json")
 
 
-def check_folder(folder: Path) -> list[Path]:
+def files_to_publish(folder: Path) -> list[Path]:
     """Files to publish.
 
     Raises:
@@ -66,7 +67,7 @@ def code_files() -> list[Path]:
     return sorted(files)
 
 
-def stage(folder: Path, repo: str, with_code: bool, target: Path) -> None:
+def prepare_upload(folder: Path, repo: str, with_code: bool, target: Path) -> None:
     """Collect the files to upload.
 
     Args:
@@ -75,7 +76,7 @@ def stage(folder: Path, repo: str, with_code: bool, target: Path) -> None:
         with_code: add the code, and `auto_map` and `custom_pipelines` to the configurations.
         target: an empty folder.
     """
-    for file in check_folder(folder):
+    for file in files_to_publish(folder):
         shutil.copy(file, target / file.name)
     config = json.loads((folder / "config.json").read_text())
     processor = json.loads((folder / "preprocessor_config.json").read_text())
@@ -103,11 +104,12 @@ def push(folder: Path, repo: str, with_code: bool = False, private: bool = False
     Raises:
         ValueError: the folder or the name is invalid, the user is not logged in, or the upload failed.
     """
-    check_folder(folder)
+    files_to_publish(folder)
+    load_model(str(folder))  # nothing incomplete is published
     api = HfApi()
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            stage(folder, repo, with_code, Path(temporary))
+            prepare_upload(folder, repo, with_code, Path(temporary))
             api.create_repo(repo, private=private, exist_ok=True)
             if revision:
                 api.create_branch(repo, branch=revision, exist_ok=True)

@@ -19,6 +19,10 @@ class Targets:
     labels: Tensor
     counts: list[int]
 
+    def to(self, device: torch.device) -> "Targets":
+        """The targets on another device."""
+        return Targets(self.masks.to(device), self.labels.to(device), self.counts)
+
 
 def collect_targets(
     mask_labels: list[Tensor], class_labels: list[Tensor], size: tuple[int, int], num_labels: int | None = None
@@ -38,6 +42,8 @@ def collect_targets(
     if len(mask_labels) != len(class_labels):
         raise ValueError(f"mask_labels has {len(mask_labels)} images, class_labels has {len(class_labels)}.")
     for index, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if labels.is_floating_point() and len(labels):
+            raise ValueError(f"Image {index}: class_labels has dtype {labels.dtype}, expected integers.")
         if len(masks) != len(labels):
             raise ValueError(
                 f"Image {index}: mask_labels has {len(masks)} masks, class_labels has {len(labels)} classes."

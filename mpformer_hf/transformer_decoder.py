@@ -246,7 +246,7 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
 
 @torch.no_grad()
 def cross_attention_mask(embedding: Tensor, features: Tensor, pilot: Pilot | None, layer: int, level: int) -> Tensor:
-    """Attention mask of cross-attention `layer` (Mask2Former, equation 2).
+    """Attention mask of cross-attention `layer` (Mask2Former, equations 2 and 3).
 
     A query may attend to the cells where its predicted mask probability is at least 0.5, a pilot query to the cells of
     its ground-truth mask. A query without any such cell may attend to all cells.
@@ -301,7 +301,7 @@ class MPFormerTransformerModule(nn.Module):
             output_attentions: also return the self-attention weights.
         """
         keys, values, level_features = [], [], []
-        # Embeddings are called, since offloaded weights are loaded during a call only.
+        # Called instead of reading `.weight`, since accelerate's offloading loads weights in `forward` only.
         level_embeds = self.level_embed(torch.arange(len(levels), device=mask_features.device))
         for x, project, embed in zip(levels, self.input_projections, level_embeds, strict=True):
             x = project(x)

@@ -29,15 +29,15 @@ def contour(mask: np.ndarray) -> np.ndarray:
     return mask & (F.max_pool2d(inverse, 5, stride=1, padding=2)[0, 0] > 0).numpy()
 
 
-def result_segments(result) -> list[tuple[int, float | None, np.ndarray]]:
+def result_segments(result, id2label: Mapping[int, str]) -> list[tuple[int, float | None, np.ndarray]]:
     """(label id, score, bool `[H, W]` mask) of each segment of a post-processed result."""
     if not isinstance(result, Mapping):  # a semantic map
         labels = np.asarray(result)
-        return [(int(label), None, labels == label) for label in np.unique(labels) if label != 255]
+        return [(int(label), None, labels == label) for label in np.unique(labels) if int(label) in id2label]
     maps = result["segmentation"]
     maps = maps.cpu().numpy() if torch.is_tensor(maps) else np.asarray(maps)
     if "segments_info" not in result:
-        return result_segments(maps)
+        return result_segments(maps, id2label)
     masks = maps if maps.ndim == 3 else [maps == segment["id"] for segment in result["segments_info"]]
     return [
         (segment["label_id"], segment.get("score"), np.asarray(mask, dtype=bool))
@@ -52,8 +52,8 @@ def draw_segmentation(
 
     Args:
         image: of any mode.
-        result: semantic map `[H, W]` of class ids (255 = void), or the result of instance or panoptic post-processing;
-            of the image's size.
+        result: semantic map `[H, W]` of class ids (ids without a name are not drawn), or the result of instance or
+            panoptic post-processing; of the image's size.
         id2label: class names.
         opacity: opacity of the colours, 0 to 1.
         legend: append a legend on the right.
@@ -65,7 +65,7 @@ def draw_segmentation(
         ValueError: the result's size is not the image's.
     """
     canvas = np.asarray(image.convert("RGB")).astype(np.float32)
-    segments = result_segments(result)
+    segments = result_segments(result, id2label)
     counts: dict[int, int] = {}
     captions = []
     for label, score, mask in sorted(segments, key=lambda segment: -segment[2].sum()):

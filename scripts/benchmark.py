@@ -2,8 +2,8 @@
 row.
 
 python -m scripts.benchmark --backbone r50 --output_file training/results/benchmark_r50_cpu.json
-python -m scripts.benchmark --backbone swin_t --rows inference training --rounds 3
-python -m scripts.benchmark --backbone r50 --rows curves --output_file training/results/curves.json
+python -m scripts.benchmark --backbone swin_t --measure inference training --rounds 3
+python -m scripts.benchmark --backbone r50 --measure curves --output_file training/results/curves.json
 
 Each row has the ratio of medians, ours / theirs, and the smallest and largest ratio of consecutive runs; absolute times
 depend on the machine and its load. Training steps are ours with the pilot and theirs without. Peak memory is measured
@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Mask2FormerImageProcessor, ResNetConfig, SwinConfig
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor, mask_losses
-from mpformer_hf.deformable_attention import gather_rows
+from mpformer_hf.deformable_attention import weighted_row_sum
 from mpformer_hf.files import write_json
 from training.memory import peak_memory
 
@@ -55,7 +55,7 @@ CURVES = {
 }
 
 
-# --- What is measured ---
+# --- Models and data ---
 
 
 def build(backbone: str, **fields) -> MPFormerForUniversalSegmentation:
@@ -79,7 +79,7 @@ def make_batch(size: int, batch: int, targets: int) -> dict:
     }
 
 
-def for_theirs(batch: dict) -> dict:
+def with_float_masks(batch: dict) -> dict:
     """The batch with float masks, as Mask2Former requires."""
     return {**batch, "mask_labels": [mask.float() for mask in batch["mask_labels"]]}
 
@@ -95,7 +95,7 @@ def predict(model: nn.Module, pixel_values: torch.Tensor) -> None:
     model(pixel_values)
 
 
-# --- How ---
+# --- Timing and memory ---
 
 
 def seconds(work: Callable[[], object], precision) -> float:
@@ -133,7 +133,7 @@ def memory_of(connection, backbone: str, fields: dict, theirs: bool, shape: tupl
     """In a child process: peak memory of training steps above that of the loaded model, in MiB."""
     model, batch = build(backbone, **fields), make_batch(*shape)
     if theirs:
-        model, batch = model.to_mask2former().train(), for_theirs(batch)
+        model, batch = model.to_mask2former().train(), with_float_masks(batch)
     taken = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else psutil.Process().memory_info().rss
     with autocast(bf16)():
         train_step(model, batch)
@@ -246,7 +246,7 @@ def training_rows(args: argparse.Namespace, rounds: int) -> dict:
     theirs = ours.to_mask2former().train()
     for size, batch, targets in training_shapes(args):
         own = make_batch(size, batch, targets)
-        other = for_theirs(own)
+        other = with_float_masks(own)
         works = {
             "transformers": lambda b=other: train_step(theirs, b),
             "ours, with the pilot": lambda b=own: train_step(ours, b),
@@ -346,7 +346,7 @@ def operator_rows(args: argparse.Namespace, rounds: int) -> dict:
 
     return {
         "operator, deformable sampling of a layer, forward and backward": compare(
-            {"embedding_bag": lambda: sample(embedding_bag), "ours": lambda: sample(gather_rows)}, rounds
+            {"embedding_bag": lambda: sample(embedding_bag), "ours": lambda: sample(weighted_row_sum)}, rounds
         ),
         "operator, mask losses, forward and backward": compare(
             {
@@ -385,7 +385,7 @@ def curve_rows(args: argparse.Namespace, rounds: int) -> dict:
     return rows
 
 
-RUN = {
+BENCHMARKS = {
     "inference": inference_rows,
     "compiled": compiled_rows,
     "stages": stage_rows,
@@ -435,7 +435,7 @@ def plot_curves(rows: dict, file: Path) -> None:
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="r50", help="size of the model")
-    parser.add_argument("--rows", nargs="+", choices=RUN, default=list(ROWS), help="what to measure")
+    parser.add_argument("--measure", nargs="+", choices=BENCHMARKS, default=list(ROWS), help="what to measure")
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024], help="image sides")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each")
     parser.add_argument("--bf16", action="store_true", help="models under bfloat16 autocast")
@@ -456,17 +456,17 @@ def main(argv: list[str] | None = None) -> dict:
         if {**before, "rows": {}} != result:
             sys.exit(f"error: {args.output_file} has results of another machine or other settings; choose another file")
         result = before
-    for name in args.rows:
+    for name in args.measure:
         with ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
         ) as fresh:  # earlier rows would change the state of the allocator
-            measurements = fresh.submit(RUN[name], args, args.rounds).result()
+            measurements = fresh.submit(BENCHMARKS[name], args, args.rounds).result()
         for row, measured in measurements.items():
             result["rows"][row] = measured
             if args.output_file:
                 write_json(result, args.output_file)
             print(f"{row:60s} {summary(measured)}", flush=True)
-    if args.output_file and "curves" in args.rows:
+    if args.output_file and "curves" in args.measure:
         plot_curves(result["rows"], args.output_file.with_suffix(".png"))
     return result
 

@@ -1,4 +1,4 @@
-"""Generate a small panoptic dataset: overlapping shapes on textured grounds.
+"""Generate a small panoptic dataset: overlapping shapes on textured backgrounds.
 
 python -m scripts.make_shapes_dataset data/shapes --train 600 --validation 60 --test 100
 
@@ -21,17 +21,17 @@ from mpformer_hf.files import check_new_folder, write_json
 NAMES = ["disc", "square", "triangle", "star", "grass", "water", "sand", "brick"]
 NUM_THINGS = 4
 CORNERS = {1: 4, 2: 3, 3: 10}  # class -> corners; a disc has none
-GROUND_COLORS = {4: (70, 130, 60), 5: (60, 100, 165), 6: (200, 180, 125), 7: (150, 80, 65)}
+BACKGROUND_COLORS = {4: (70, 130, 60), 5: (60, 100, 165), 6: (200, 180, 125), 7: (150, 80, 65)}
 EMPTY_SHARE = 1 / 12
 SUPERSAMPLING = 4
 CARD = """---
 license: apache-2.0
 task_categories:
 - image-segmentation
-pretty_name: Overlapping shapes on textured grounds
+pretty_name: Overlapping shapes on textured backgrounds
 ---
 
-# Overlapping shapes on textured grounds
+# Overlapping shapes on textured backgrounds
 
 Generated images of {size}x{size} pixels with panoptic labels: {counts}. Things: {things}. Stuff: {stuff}.
 
@@ -59,7 +59,7 @@ def texture(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
         row = y // 8
         joint = (y % 8 < 1.5) | ((x + 8 * (row % 2)) % 16 < 1.5)
         pattern = np.where(joint, 1.0, 0.3 + 0.2 * smooth_noise(rng, size, size // 8))
-    color = np.array(GROUND_COLORS[label], dtype=np.float32) * rng.uniform(0.85, 1.15)
+    color = np.array(BACKGROUND_COLORS[label], dtype=np.float32) * rng.uniform(0.85, 1.15)
     return color * (0.75 + 0.5 * pattern[..., None])
 
 

@@ -13,7 +13,8 @@ from transformers import pipeline
 from mpformer_hf import draw_segmentation
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.evaluation.scores import most_frequent_class, score_constant
+from mpformer_hf.evaluation.task_metrics import most_frequent_class, score_constant
+from mpformer_hf.files import write_json
 
 
 def as_result(segments: list[dict], label2id: dict[str, int]) -> dict:
@@ -21,10 +22,6 @@ def as_result(segments: list[dict], label2id: dict[str, int]) -> dict:
     masks = [np.asarray(segment["mask"]) > 0 for segment in segments]
     rows = [{"id": i, "label_id": label2id[s["label"]], "score": s["score"]} for i, s in enumerate(segments)]
     return {"segmentation": np.stack(masks) if masks else np.zeros((0, 1, 1), bool), "segments_info": rows}
-
-
-def row(name: str, scores: dict) -> str:
-    return f"{name:<36}{scores['pq']:>8.3f}{scores['mean_iou']:>8.3f}"
 
 
 def main() -> None:
@@ -42,12 +39,19 @@ def main() -> None:
     label = most_frequent_class(open_dataset(data, "train"), stuff_only=True)
     results = json.loads((folder / "model" / "all_results.json").read_text())
     validation = open_dataset(data, "validation")
+    rows = {
+        f"validation, only '{test.labels.names[label]}'": score_constant("panoptic", validation, label),
+        "validation, before training": results["before_training"],
+        f"validation, after {results['best']['step']} steps": results["best"],
+        f"test, only '{test.labels.names[label]}'": score_constant("panoptic", test, label),
+        "test, the saved model": json.loads((folder / "test.json").read_text()),
+    }
     print(f"\n{'':<36}{'PQ':>8}{'mIoU':>8}")
-    print(row(f"validation, only '{test.labels.names[label]}'", score_constant("panoptic", validation, label)))
-    print(row("validation, before training", results["before_training"]))
-    print(row(f"validation, after {results['best']['step']} steps", results["best"]))
-    print(row(f"test, only '{test.labels.names[label]}'", score_constant("panoptic", test, label)))
-    print(row("test, the saved model", json.loads((folder / "test.json").read_text())))
+    for name, scores in rows.items():
+        print(f"{name:<36}{scores['pq']:>8.3f}{scores['mean_iou']:>8.3f}")
+    kept = ("pq", "pq_things", "pq_stuff", "mean_iou")
+    summary = {name: {key: round(scores[key], 4) for key in kept} for name, scores in rows.items()}
+    write_json({"scores": summary, "train_seconds": results["train_seconds"]}, folder / "quickstart.json")
     print(f"\ntraining {results['train_seconds']:.0f} s, evaluation {results['eval_seconds']:.0f} s")
     print(f"model    {folder / 'model'}\npictures {folder / 'model' / 'pictures'}\noverlay  {folder / 'overlay.png'}")
 

@@ -5,7 +5,7 @@ python -m scripts.study_piloting run --config training/recipes/study/shapes.yaml
 python -m scripts.study_piloting report training/results/study_shapes.jsonl
 
 Other arms are read from a yaml file of flags by name of the arm (`--arms_file`); the report compares all arms with the
-one called off. `--initial FOLDER` starts all runs from one saved model.
+one called off, if there is one. `--initial FOLDER` starts all runs from one saved model.
 
 Runs of one seed start with the same weights and use the same images, augmented equally, in the same order. Everything
 else is set by the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is a line of
@@ -36,7 +36,8 @@ from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.files import write_atomically
 from training.arguments import parse_arguments
 from training.building import build_model, build_processor
-from training.checkpoints import EVALUATIONS, LOG, save_model
+from training.checkpoints import save_model
+from training.run_folder import EVALUATIONS, LOG
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
@@ -240,20 +241,20 @@ def plot(lines: list[dict], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     metric = TITLES[metric_of(lines[0]["evaluations"][0])]
-    panels = {
-        metric: score_of,
-        "mask consistency": lambda row: float(np.mean(row["mask_consistency"])),
-        "query utilisation": lambda row: row["query_utilisation"][len(row["query_utilisation"]) // 2],
-    }
+    panels = {metric: score_of}
+    if "mask_consistency" in lines[0]["evaluations"][0]:
+        panels["mask consistency"] = lambda row: float(np.mean(row["mask_consistency"]))
+        panels["query utilisation"] = lambda row: row["query_utilisation"][len(row["query_utilisation"]) // 2]
     steps = [row["step"] for row in lines[0]["evaluations"]]
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), constrained_layout=True)
-    for panel, (title, value) in zip(axes, panels.items(), strict=True):
+    size = (3.7 * len(panels), 3.4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, constrained_layout=True)
+    for panel, (title, value) in zip(axes[0], panels.items(), strict=True):
         for arm, curve in curves_of(lines, value).items():
             (line,) = panel.plot(steps, curve.mean(0), marker="o", label=f"{arm} ({len(curve)})")
             panel.fill_between(steps, curve.min(0), curve.max(0), alpha=0.2, color=line.get_color())
         panel.set(title=title, xlabel="optimizer steps", ylim=(0, None))
         panel.grid(alpha=0.3)
-    axes[0].legend()
+    axes[0, 0].legend()
     figure.savefig(file, dpi=100)
     plt.close(figure)
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from mpformer_hf import MPFormerForUniversalSegmentation
-from mpformer_hf.conversion import convert_checkpoint, convert_state_dict, read_config
+from mpformer_hf.conversion import convert_checkpoint, convert_state_dict, infer_config
 from tests.fixtures.fill import fill_image, fill_state_dict
 from tests.tiny import FIXTURES
 
@@ -25,7 +25,7 @@ def official(name, device="meta"):
 def test_every_official_key_finds_its_place(name):
     weights, facts = official(name)
     with torch.device("meta"):
-        model = MPFormerForUniversalSegmentation(read_config(weights))
+        model = MPFormerForUniversalSegmentation(infer_config(weights))
     converted, own = convert_state_dict(weights), model.state_dict()
     assert not set(converted) - set(own)
     left = {
@@ -44,7 +44,7 @@ def test_mask2formers_query_positions():
     weights, _ = official("r50")
     weights["sem_seg_head.predictor.query_embed.weight"] = torch.zeros(100, 256, device="meta")
     del weights["sem_seg_head.predictor.label_enc.weight"]
-    config = read_config(weights, id2label={i: str(i) for i in range(80)})
+    config = infer_config(weights, id2label={i: str(i) for i in range(80)})
     assert config.query_position_embeddings and not config.mask_piloting and config.num_labels == 80
 
 
@@ -54,7 +54,7 @@ def test_strange_keys_stop_the_conversion():
     with pytest.raises(ValueError, match=r"1 keys .*: sem_seg_head.predictor.bbox_embed.weight"):
         convert_state_dict(weights)
     with pytest.raises(ValueError, match="Not an image checkpoint"):
-        read_config({"fc.weight": torch.zeros(1)})
+        infer_config({"fc.weight": torch.zeros(1)})
 
 
 @pytest.fixture(scope="module")

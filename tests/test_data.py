@@ -12,10 +12,10 @@ from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.labels import as_rows
-from mpformer_hf.evaluation.scoring import EvaluationBatches
+from mpformer_hf.evaluation.evaluator import EvaluationDataset
 from tests import datasets_on_disk as make
 from training.arguments import TransformArguments
-from training.batches import SeededOrder, TrainingBatches
+from training.batches import SeededSampler, TrainingDataset
 
 
 def opened(folder, task="semantic", split="train", **fields):
@@ -60,7 +60,7 @@ def test_names_from_a_flag_and_limits(tmp_path):
         DataArguments(dataset_name=str(folder), task="semantic", id2label=str(tmp_path / "names.json")), "train", 3
     )
     assert data.labels.names == ["a", "b"] and len(data) == 3
-    batches = EvaluationBatches(data, MPFormerImageProcessor(), range(1, 3))
+    batches = EvaluationDataset(data, MPFormerImageProcessor(), range(1, 3))
     assert len(batches) == 2 and batches[0][0] == 1 and torch.equal(batches[1][1], data[2][0])
     (tmp_path / "list.json").write_text('["a", "b"]')
     for file in ("list.json", "none.json"):
@@ -102,29 +102,29 @@ def test_batches_for_training_and_evaluation(tmp_path):
     data = opened(make.shapes(tmp_path / "d"), "panoptic")
     processor = MPFormerImageProcessor(size={"height": 96, "width": 96})
     args = TransformArguments(augmentation="lsj", crop_size=[64, 96])
-    batches = TrainingBatches(data, args, processor)
+    batches = TrainingDataset(data, args, processor)
     batch = batches.collate([batches[0, 5], batches[1, 6]])
     assert batch["pixel_values"].shape == (2, 3, 64, 96)
     for masks, classes in zip(batch["mask_labels"], batch["class_labels"], strict=True):
         assert masks.shape == (len(classes), 64, 96) and masks.any((1, 2)).all() and (masks.sum(0) <= 1).all()
-    batches = EvaluationBatches(data, processor, range(2))
+    batches = EvaluationDataset(data, processor, range(2))
     batch = batches.collate([batches[0], batches[1]])
     assert batch["inputs"]["pixel_values"].shape == (2, 3, 96, 96) and batch["sizes"] == [(64, 64)] * 2
 
 
 def test_the_order_depends_on_the_seed_and_goes_on_anywhere():
-    order = list(islice(SeededOrder(5, seed=3), 12))
+    order = list(islice(SeededSampler(5, seed=3), 12))
     rows, draws = zip(*order, strict=True)
     assert sorted(rows[:5]) == sorted(rows[5:10]) == list(range(5)) and rows[:5] != rows[5:10]
     assert len(set(draws)) == 12
     for start in (0, 4, 5, 7):
-        assert list(islice(SeededOrder(5, seed=3, start=start), 12 - start)) == order[start:]
-    assert list(islice(SeededOrder(5, seed=4), 12)) != order
+        assert list(islice(SeededSampler(5, seed=3, start=start), 12 - start)) == order[start:]
+    assert list(islice(SeededSampler(5, seed=4), 12)) != order
 
 
 def test_augmentation_depends_on_its_draw_alone(tmp_path):
     data = opened(make.shapes(tmp_path / "d"), "panoptic")
-    batches = TrainingBatches(data, TransformArguments(crop_size=[64, 96]), MPFormerImageProcessor())
+    batches = TrainingDataset(data, TransformArguments(crop_size=[64, 96]), MPFormerImageProcessor())
     state = torch.get_rng_state()
     first = batches[0, 5]
     assert torch.equal(torch.get_rng_state(), state), "the model's random numbers are left alone"

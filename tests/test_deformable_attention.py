@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from mpformer_hf.deformable_attention import MultiScaleDeformableAttention, deformable_sampling, gather_rows
+from mpformer_hf.deformable_attention import MultiScaleDeformableAttention, deformable_sampling, weighted_row_sum
 
 SHAPES = [(3, 4), (6, 8), (5, 7)]
 
@@ -75,7 +75,7 @@ def test_both_ways_to_differentiate_agree():
     plain = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
     upstream = torch.randn_like(plain)
     ours, theirs = (
-        torch.autograd.grad(out, (table, weights), upstream) for out in (gather_rows(table, rows, weights), plain)
+        torch.autograd.grad(out, (table, weights), upstream) for out in (weighted_row_sum(table, rows, weights), plain)
     )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor, MPFormerImageProcessorPil
 from mpformer_hf.cli.main import main as mpformer
-from mpformer_hf.publishing import stage
+from mpformer_hf.publishing import prepare_upload
 from tests.hub_server import Hub
 from tests.tiny import tiny_model
 
@@ -172,7 +172,7 @@ def test_a_model_without_class_names_gets_a_card(tmp_path):
     tiny_model(num_labels=2).save_pretrained(tmp_path / "model")
     MPFormerImageProcessor().save_pretrained(tmp_path / "model")
     (tmp_path / "staged").mkdir()
-    stage(tmp_path / "model", "somebody/seven", False, tmp_path / "staged")
+    prepare_upload(tmp_path / "model", "somebody/seven", False, tmp_path / "staged")
     card = (tmp_path / "staged" / "README.md").read_text()
     assert "with 2 classes" in card and "pipeline_tag: image-segmentation" in card and "- mp-former" in card
 
@@ -180,8 +180,8 @@ def test_a_model_without_class_names_gets_a_card(tmp_path):
 def test_the_card_says_once_how_to_use_it(saved, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir(), second.mkdir()
-    stage(saved, "somebody/five", True, first)
-    stage(first, "somebody/six", False, second)
+    prepare_upload(saved, "somebody/five", True, first)
+    prepare_upload(first, "somebody/six", False, second)
     card = (second / "README.md").read_text()
     assert card.count("## Use") == 1 and "somebody/six" in card and "trust_remote_code" not in card
     assert "auto_map" not in json.loads((second / "config.json").read_text())

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from mpformer_hf import MPFormerImageProcessor
-from mpformer_hf.inference import InferenceOptions, Predictor, WindowSegment, align, join, paint_panoptic, window_boxes
+from mpformer_hf.inference import (
+    InferenceOptions,
+    Predictor,
+    WindowSegment,
+    match_queries,
+    merge_segments,
+    segments_to_panoptic,
+    window_boxes,
+)
 from tests.tiny import tiny_model
 
 
@@ -65,7 +73,7 @@ def labels_of(result):
 def test_views_are_aligned_query_by_query():
     classes, masks = torch.rand(5, 4).softmax(-1), (torch.rand(5, 6, 7) > 0.5).float()
     order = torch.tensor([3, 0, 4, 1, 2])
-    found = align(classes, masks, classes[order], masks[order])
+    found = match_queries(classes, masks, classes[order], masks[order])
     assert torch.equal(classes[order][found], classes)
 
 
@@ -111,8 +119,10 @@ def segment(x0, x1, columns, label=1, score=0.5):
 
 def test_segments_of_one_object_are_joined_and_others_are_not():
     found = []
-    join(found, [segment(4, 12, (0, 12)), segment(0, 2, (0, 12))])
-    join(found, [segment(8, 16, (8, 20), score=0.9), segment(8, 12, (8, 20), label=2), segment(17, 19, (8, 20))])
+    merge_segments(found, [segment(4, 12, (0, 12)), segment(0, 2, (0, 12))])
+    merge_segments(
+        found, [segment(8, 16, (8, 20), score=0.9), segment(8, 12, (8, 20), label=2), segment(17, 19, (8, 20))]
+    )
     assert [(p.label, int(p.mask.sum())) for p in found] == [(1, 24), (1, 4), (2, 8), (1, 4)]
     assert found[0].score == 0.9 and found[0].box == (0, 4, 0, 20) and len(found[0].windows) == 2
 
@@ -124,7 +134,7 @@ def test_painting_gives_each_pixel_to_the_best_and_fuses_stuff():
         segment(0, 4, (0, 20), 2),
         segment(14, 18, (0, 20), 2),
     ]
-    result = paint_panoptic(segments, (4, 20), {2})
+    result = segments_to_panoptic(segments, (4, 20), {2})
     assert [(s["id"], s["label_id"], s["was_fused"]) for s in result["segments_info"]] == [(1, 1, False), (2, 2, True)]
     assert result["segmentation"][1].tolist() == [1] * 8 + [2] * 4 + [0] * 2 + [2] * 4 + [0] * 2
 

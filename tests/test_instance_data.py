@@ -9,10 +9,10 @@ import torch
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.evaluation.scores import instance_reference
+from mpformer_hf.evaluation.task_metrics import instance_reference
 from tests import datasets_on_disk as make
 from training.arguments import TransformArguments
-from training.batches import TrainingBatches
+from training.batches import TrainingDataset
 
 
 def opened(folder, task="instance", split="train", **fields):
@@ -37,12 +37,12 @@ def test_overlapping_objects_keep_all_their_pixels(tmp_path, caplog):
 def test_masks_of_overlapping_objects_reach_the_model(tmp_path):
     data = opened(make.overlapping_objects(tmp_path / "d"))
     arguments = TransformArguments(augmentation="none", horizontal_flip=False)
-    batches = TrainingBatches(data, arguments, MPFormerImageProcessor())
+    batches = TrainingDataset(data, arguments, MPFormerImageProcessor())
     batch = batches.collate([batches[0, 1], batches[1, 1]])
     expected, labels, _ = masks_of(data[0][1])
     assert batch["class_labels"][0].tolist() == labels[:2] and len(batch["class_labels"][1]) == 0
     np.testing.assert_array_equal(batch["mask_labels"][0][:, :40, :60].numpy(), np.stack(expected[:2]))
-    batches = TrainingBatches(
+    batches = TrainingDataset(
         data, TransformArguments(augmentation="lsj", crop_size=[64, 64]), MPFormerImageProcessor()
     )
     for draw in range(8):  # cropped together, and what is cropped away is dropped
@@ -78,7 +78,7 @@ def test_the_things_of_a_panoptic_dataset(tmp_path):
 def test_coco_folders(tmp_path):
     folder = make.coco_instances(tmp_path / "coco")
     train, val = opened(folder), opened(folder, split="val")
-    assert train.labels.names == ["cat", "dog"] and train.labels.of_category == {3: 0, 18: 1}
+    assert train.labels.names == ["cat", "dog"] and train.labels.category_to_class == {3: 0, 18: 1}
     masks, labels, _ = masks_of(val[0][1])
     assert labels == [1] and masks[0].sum() == 361 and val[0][0].shape == (3, 40, 60)
     data = opened(make.coco_panoptic(tmp_path / "panoptic"), "panoptic")

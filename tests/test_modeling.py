@@ -349,3 +349,11 @@ def test_offloaded_weights(tmp_path):
     pixels = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(loaded(pixels).masks_queries_logits, model(pixels).masks_queries_logits)
+
+
+def test_labels_and_masks_of_the_wrong_kind_are_refused():
+    model, batch = tiny_model(), batch_of((2,))
+    with pytest.raises(ValueError, match=r"Image 0: class_labels has dtype torch\.float32, expected integers"):
+        model(**{**batch, "class_labels": [torch.tensor([0.7, 1.7])]})
+    with pytest.raises(ValueError, match=r"pixel_mask has shape \(1, 32, 96\), expected \(1, 64, 96\)"):
+        model(**batch, pixel_mask=torch.ones(1, 32, 96))

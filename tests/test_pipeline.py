@@ -87,3 +87,31 @@ def test_other_models_get_transformers_own_pipeline(tmp_path):
     assert type(segmenter) is ImageSegmentationPipeline
     assert type(segmenter) is not MPFormerImageSegmentationPipeline
     assert len(segmenter(image(), subtask="semantic")) >= 1
+
+
+def test_unknown_options_and_thresholds_out_of_range_are_refused(folder):
+    segmenter = pipeline("image-segmentation", model=str(folder))
+    with pytest.raises(ValueError, match="Unknown options: treshold"):
+        segmenter(image(), treshold=0.5)
+    for threshold in (5.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
+            segmenter(image(), threshold=threshold)
+    with pytest.raises(ValueError, match=r"mask_threshold must be in \[0, 1\], got 2"):
+        MPFormerImageProcessor(mask_threshold=2)
+
+
+def test_logits_that_are_not_finite_are_refused(folder):
+    processor = MPFormerImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        outputs = tiny_model()(torch.randn(1, 3, 64, 96))
+    outputs.class_queries_logits[0, 0, 0] = float("nan")
+    for task in ("semantic", "instance", "panoptic"):
+        with pytest.raises(ValueError, match="class_queries_logits has values that are not finite"):
+            getattr(processor, f"post_process_{task}_segmentation")(outputs)
+
+
+def test_keys_of_segment_tables_may_be_strings():
+    processor = MPFormerImageProcessor(size=SIZE)
+    map_ = np.ones(image().size[::-1], dtype=np.int32)
+    inputs = [processor(image(), map_, table, return_tensors="pt") for table in ({1: 2}, {"1": 2}, {"1": "2"})]
+    assert [x["class_labels"][0].tolist() for x in inputs] == [[2]] * 3

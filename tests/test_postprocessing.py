@@ -14,10 +14,10 @@ from mpformer_hf import MPFormerImageProcessor, postprocessing
 from mpformer_hf.postprocessing import (
     ResizeGeometry,
     argmax_queries,
-    find_instances,
-    find_panoptic_segments,
+    instance_inference,
+    panoptic_inference,
     resize_masks,
-    semantic_scores,
+    semantic_inference,
 )
 from tests.tiny import FIXTURES
 
@@ -33,14 +33,14 @@ def queries_at_a_time(request, monkeypatch):
 
 
 def test_semantic_equals_official():
-    scores = semantic_scores(GOLDEN["pred_logits"], GOLDEN["pred_masks"], SAME)
+    scores = semantic_inference(GOLDEN["pred_logits"], GOLDEN["pred_masks"], SAME)
     torch.testing.assert_close(scores, GOLDEN["semantic"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("threshold, overlap", [(0.8, 0.8), (0.5, 0.3)])
 def test_panoptic_equals_official(threshold, overlap):
     name = f"omt{threshold}_ovt{overlap}"
-    segmentation, segments = find_panoptic_segments(
+    segmentation, segments = panoptic_inference(
         GOLDEN["pred_logits"], GOLDEN["pred_masks"], SAME, threshold, 0.5, overlap, STUFF
     )
     assert torch.equal(segmentation, GOLDEN[f"panoptic_{name}"])
@@ -52,7 +52,7 @@ def test_panoptic_equals_official(threshold, overlap):
 @pytest.mark.parametrize("things_only", [False, True])
 def test_instances_equal_official(top, things_only):
     prefix = f"instance_top{top}_panoptic_on_{things_only}"
-    found = find_instances(
+    found = instance_inference(
         GOLDEN["pred_logits"],
         GOLDEN["pred_masks"],
         SAME,

@@ -11,8 +11,8 @@ from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import evaluate
+from mpformer_hf.evaluation.evaluator import EvaluationDetails
 from mpformer_hf.evaluation.report import confusion_table, write_report
-from mpformer_hf.evaluation.scoring import EvaluationDetails
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 

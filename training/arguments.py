@@ -59,7 +59,7 @@ class TransformArguments:
     longest_edge: int = option(4096, "crop: limit of the longest edge.")
     max_category_share: float = option(1.0, "crop: largest share of one class in a crop; 1 = any.")
     color_jitter: bool = option(False, "SSD photometric distortion.")
-    horizontal_flip: bool = option(True, "Flip every second image.")
+    horizontal_flip: bool = option(True, "Flip horizontally with probability 0.5.")
     eval_shortest_edge: int = option(800, "Shortest edge in evaluation, stored in the processor.")
     eval_longest_edge: int = option(1333, "Limit of the longest edge in evaluation, stored in the processor.")
     eval_threshold: float = option(0.5, "Smallest score of a segment or instance, stored in the processor.")
@@ -74,8 +74,8 @@ class OptimizationArguments:
 
     learning_rate: float = option(1e-4, "Peak learning rate.")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.")
-    weight_decay: float = option(0.05, "Weight decay, 0 for norms and embeddings.")
-    max_grad_norm: float = option(0.01, "Clip the L2 norm of all gradients.")
+    weight_decay: float = option(0.05, "Weight decay; none for norms, embeddings and position tables.")
+    max_grad_norm: float = option(0.01, "Clip the total L2 norm of gradients to this value.")
     lr_schedule: Literal["step", "poly", "constant"] = option("step", "Learning-rate schedule.")
     lr_milestones: list[float] = option([0.9, 0.95], "step: divide by 10 after these shares of all steps.")
     poly_power: float = option(0.9, "poly: power of the decay.")
@@ -109,6 +109,7 @@ class RunArguments:
     max_detections: int = option(100, "Best-scored instances of an image that are counted for AP.")
     early_stopping_patience: int | None = option(None, "Stop after this many evaluations without a better score.")
     checkpointing_steps: int | None = option(None, "Steps between checkpoints to resume from.")
+    save_total_limit: int = option(2, "Number of newest checkpoints to keep.")
     resume_from_checkpoint: str | None = option(None, "latest, or a checkpoint folder.")
     report_to: str | None = option(
         None, "Trackers of accelerate: tensorboard, wandb, ...; a comma-separated list, or all."

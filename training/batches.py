@@ -9,13 +9,13 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.dataset import SegmentationDataset
-from mpformer_hf.data.layouts import Segments
+from mpformer_hf.data.layouts import VOID, Segments
 
 from .arguments import TransformArguments
 from .transforms import augment, build_transform
 
 
-class SeededOrder(Sampler):
+class SeededSampler(Sampler):
     """An endless shuffled order that depends on the seed only, with a new permutation in each epoch.
 
     Yields pairs (row, seed of its augmentation). The order does not depend on the model's random numbers, the number of
@@ -40,7 +40,7 @@ class SeededOrder(Sampler):
             epoch, skipped = epoch + 1, 0
 
 
-class TrainingBatches(Dataset):
+class TrainingDataset(Dataset):
     """Augmented images with segments; `collate` makes model inputs.
 
     Args:
@@ -56,7 +56,7 @@ class TrainingBatches(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor, dict[int, int], int]:
-        """Image, map of segment ids, classes of the ids, and row, for a pair of `SeededOrder`."""
+        """Image, map of segment ids, classes of the ids, and row, for a pair of `SeededSampler`."""
         index, seed = draw
         return self.augmented(*self.dataset[index], index, seed)
 
@@ -73,10 +73,11 @@ class TrainingBatches(Dataset):
     def collate(self, examples: list) -> dict:
         """`pixel_values`, `pixel_mask`, `mask_labels`, `class_labels` of the model."""
         images, maps, tables = (list(column) for column in zip(*(example[:3] for example in examples), strict=True))
-        return dict(self.processor(images, maps, tables, do_resize=False, return_tensors="pt"))
+        inputs = self.processor(images, maps, tables, do_resize=False, ignore_index=VOID, return_tensors="pt")
+        return dict(inputs)
 
 
-class StreamedBatches(IterableDataset):
+class StreamedTrainingDataset(IterableDataset):
     """Endless training examples from a streamed dataset; each process reads its own shards.
 
     Args:
@@ -86,7 +87,7 @@ class StreamedBatches(IterableDataset):
         process, processes: index of this process, and number of processes.
     """
 
-    def __init__(self, batches: TrainingBatches, seed: int, buffer: int, process: int = 0, processes: int = 1):
+    def __init__(self, batches: TrainingDataset, seed: int, buffer: int, process: int = 0, processes: int = 1):
         rows = batches.dataset.rows.shuffle(seed=seed, buffer_size=buffer)
         self.rows = split_dataset_by_node(rows, rank=process, world_size=processes)
         self.batches, self.seed = batches, seed * processes + process

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.data.labels import Labels
-from mpformer_hf.loading import load_pretrained
+from mpformer_hf.loading import PILOT_EMBEDDER, load_weights
 
 from .arguments import DataArguments, ModelArguments, PilotArguments, TransformArguments
 
@@ -54,19 +54,13 @@ def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation
     Raises:
         ValueError: it cannot be loaded, or the fields change the shapes of other weights.
     """
-    model, info = load_pretrained(
-        MPFormerForUniversalSegmentation, name, ignore_mismatched_sizes=True, output_loading_info=True, **fields
-    )
-    heads = ["class_predictor.", "pilot_class_embedder."]
+    new = ["class_predictor.", PILOT_EMBEDDER]
     if "num_queries" in fields:
-        heads += ["queries_features.", "queries_embedder."]
-    mismatched = sorted({key for key, *_ in info["mismatched_keys"] if not any(head in key for head in heads)})
-    if mismatched:
-        raise ValueError(
-            f"model_fields do not fit the checkpoint {name}: {len(mismatched)} weights have other shapes, such as "
-            f"{mismatched[0]}."
-        )
-    return model
+        new += ["queries_features.", "queries_embedder."]
+    try:
+        return load_weights(name, tuple(new), ignore_mismatched_sizes=True, **fields)
+    except ValueError as error:
+        raise ValueError(f"model_name_or_path and model_fields: {error}") from error
 
 
 def build_processor(data: DataArguments, transforms: TransformArguments, labels: Labels) -> MPFormerImageProcessor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from mpformer_hf.evaluation.scores import TASK_METRICS
+from mpformer_hf.evaluation.task_metrics import TASK_METRICS
 from mpformer_hf.model_card import use_section, write_card
 
 BODY = """MP-Former (mask-piloted Mask2Former, CVPR 2023) for {task} segmentation, fine-tuned on `{dataset}` with

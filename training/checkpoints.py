@@ -1,62 +1,26 @@
-"""The output folder of a run: its files, its checkpoints, and resuming."""
+"""Checkpoints of a run: saved completely or not at all, verified before they are loaded, without executable content.
 
+A folder `checkpoint-STEP` has accelerate's state (weights, optimizer, random states), `state.json`, perhaps
+`ema.safetensors`, and, written last, `checksums.json`.
+"""
+
+import hashlib
 import json
-import re
+import logging
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
-from mpformer_hf.files import remove, write_text
+from mpformer_hf.files import remove, write_json
 
-LOG, EVALUATIONS, RESULTS = "log.jsonl", "evaluations.jsonl", "all_results.json"
+logger = logging.getLogger(__name__)
 
-
-def prepare_output(path: str | None, resume: str | None = None) -> Path:
-    """Create the output folder.
-
-    Args:
-        path: its path.
-        resume: `latest` or a checkpoint, if the run resumes.
-
-    Raises:
-        ValueError: no folder is given, it is not empty, or there is no run to resume.
-    """
-    if not path:
-        raise ValueError("--output_dir is missing: a new or empty folder.")
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"Output folder {path} is a file; choose another one.")
-    if folder.exists() and any(folder.iterdir()):
-        if not resume:
-            raise ValueError(
-                f"Output folder {path} is not empty; choose another one, or --resume_from_checkpoint latest."
-            )
-        if not (folder / "arguments.json").is_file():
-            raise ValueError(f"Output folder {path} is not empty and has no run to resume; choose another one.")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def find_checkpoint(output: Path, resume: str | None) -> Path | None:
-    """The checkpoint to resume from. None starts at step 0, also for `latest` without any checkpoint.
-
-    Raises:
-        ValueError: the given folder is not a checkpoint.
-    """
-    if resume == "latest":
-        return max(checkpoints(output), key=step_of, default=None)
-    if resume and not (re.fullmatch(r"checkpoint-\d+", Path(resume).name) and Path(resume).is_dir()):
-        raise ValueError(
-            f"resume_from_checkpoint: {resume} is not a checkpoint folder, such as {output}/checkpoint-100."
-        )
-    return Path(resume) if resume else None
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """Complete checkpoints of a run."""
-    return [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+STATE, EMA, CHECKSUMS = "state.json", "ema.safetensors", "checksums.json"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -64,37 +28,130 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def save_checkpoint(accelerator: Accelerator, output: Path, step: int) -> None:
-    """Save accelerate's state under a temporary name, rename it, and delete older checkpoints."""
+def checkpoints(output: Path) -> list[Path]:
+    """Checkpoints of a run by ascending step; they may be damaged."""
+    folders = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(folders, key=step_of)
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify(checkpoint: Path) -> None:
+    """Compare the files of a checkpoint with its checksums.
+
+    Raises:
+        ValueError: a file is missing or damaged; the message names it.
+    """
+    try:
+        expected = json.loads((checkpoint / CHECKSUMS).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} has no valid {CHECKSUMS}") from error
+    for name, digest in expected.items():
+        if not (checkpoint / name).is_file():
+            raise ValueError(f"{checkpoint} has no {name}")
+        if checksum(checkpoint / name) != digest:
+            raise ValueError(f"{checkpoint}/{name} is damaged")
+
+
+def find_checkpoint(output: Path, resume: str | None) -> Path | None:
+    """The checkpoint to resume from: for `latest` the newest complete one, or None (step 0) if there is none.
+
+    Raises:
+        ValueError: the given folder is not a complete checkpoint.
+    """
+    if resume is None:
+        return None
+    if resume != "latest":
+        folder = Path(resume)
+        if folder not in checkpoints(folder.parent) or not folder.is_dir():
+            raise ValueError(
+                f"resume_from_checkpoint: {resume} is not a checkpoint folder, such as {output}/checkpoint-100."
+            )
+        verify(folder)
+        return folder
+    for folder in reversed(checkpoints(output)):
+        try:
+            verify(folder)
+            return folder
+        except ValueError as error:
+            logger.warning("%s; an earlier checkpoint is used.", error)
+    return None
+
+
+def save_checkpoint(
+    accelerator: Accelerator, output: Path, step: int, state: dict, ema: nn.Module | None, limit: int
+) -> None:
+    """Save a checkpoint under a temporary name, rename it, and delete all but the newest ones.
+
+    Args:
+        accelerator: saves weights, optimizer and the random states of all processes.
+        output: the output folder.
+        step: optimizer step.
+        state: other state of the run, as JSON.
+        ema: moving average of the weights, or None.
+        limit: number of checkpoints to keep.
+    """
     temporary, final = output / f".writing-checkpoint-{step}", output / f"checkpoint-{step}"
     if accelerator.is_main_process:
         remove(temporary)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))  # every process writes its random state
+    accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        older = [folder for folder in checkpoints(output) if folder != final]
-        remove(final)  # exists if the run resumed from an earlier checkpoint
+        write_json({**state, "random_state": random_state()}, temporary / STATE)
+        if ema is not None:
+            save_file({name: tensor.contiguous() for name, tensor in ema.state_dict().items()}, temporary / EMA)
+        files = sorted(file for file in temporary.rglob("*") if file.is_file())
+        write_json({str(file.relative_to(temporary)): checksum(file) for file in files}, temporary / CHECKSUMS)
+        delete(final)  # exists if the run resumed from an earlier checkpoint
         temporary.rename(final)
-        for folder in older:
-            shutil.rmtree(folder)
+        for folder in checkpoints(output)[:-limit]:
+            delete(folder)
     accelerator.wait_for_everyone()
 
 
-def truncate_logs(output: Path, step: int) -> None:
-    """Remove what a run logged after a step, and an incomplete last line."""
-    for file in (output / LOG, output / EVALUATIONS):
-        if not file.is_file():
-            continue
-        kept = []
-        for line in file.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if row["step"] <= step:
-                kept.append(line + "\n")
-        write_text("".join(kept), file)
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that an interruption does not leave a part of it."""
+    if checkpoint.exists():
+        renamed = checkpoint.with_name(f".deleting-{checkpoint.name}")
+        remove(renamed)
+        checkpoint.rename(renamed)
+        shutil.rmtree(renamed)
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: nn.Module | None) -> dict:
+    """Load accelerate's state and the moving average of a verified checkpoint; returns the other state of the run.
+
+    Raises:
+        ValueError: the random state of this process or the moving average is missing or cannot be loaded.
+    """
+    if not (checkpoint / f"random_states_{accelerator.process_index}.pkl").is_file():
+        raise ValueError(f"{checkpoint} has no random state of process {accelerator.process_index}.")
+    if (ema is not None) != (checkpoint / EMA).is_file():
+        raise ValueError(f"{checkpoint} was saved {'without' if ema is not None else 'with'} ema_decay.")
+    try:
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:  # whatever torch, safetensors and accelerate raise for files that they do not accept
+        raise ValueError(f"{checkpoint} could not be loaded: {next(iter(str(error).splitlines()), error)}") from error
+    if ema is not None:
+        ema.load_state_dict(load_file(checkpoint / EMA, device=str(accelerator.device)))
+    state = json.loads((checkpoint / STATE).read_text())
+    saved = state.pop("random_state")
+    if accelerator.is_main_process and random_state() != saved:  # accelerate does not report such a failure
+        raise ValueError(f"The random state in {checkpoint} could not be loaded.")
+    return state
+
+
+def random_state() -> str:
+    """SHA-256 of PyTorch's random state on the CPU."""
+    return hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
 
 
 def save_model(model: MPFormerForUniversalSegmentation, processor: MPFormerImageProcessor, folder: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
-from mpformer_hf.evaluation.scores import TASK_METRICS
-from mpformer_hf.evaluation.scoring import diagnose_model, evaluate_model
+from mpformer_hf.evaluation.evaluator import diagnose_model, evaluate_model
+from mpformer_hf.evaluation.task_metrics import TASK_METRICS
 from mpformer_hf.files import write_json
 
 from .arguments import OptimizationArguments, RunArguments
-from .checkpoints import EVALUATIONS, LOG, RESULTS, save_checkpoint, save_model
+from .checkpoints import load_checkpoint, save_checkpoint, save_model
 from .memory import peak_memory
 from .optimization import build_optimizer, build_scheduler
+from .run_folder import EVALUATIONS, LOG, RESULTS
 from .sharding import broadcast_buffers, gather_parameters, prepare_sharding
 
 
@@ -107,29 +109,39 @@ class FineTuner:
         if optimization.ema_decay is not None:
             average = get_ema_multi_avg_fn(optimization.ema_decay)
             self.ema = AveragedModel(model, accelerator.device, multi_avg_fn=average, use_buffers=True)
-            accelerator.register_for_checkpointing(self.ema)
         optimizer = build_optimizer(model, optimization)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         streamed = isinstance(train_loader.dataset, torch.utils.data.IterableDataset)
         self.loader = train_loader if streamed else accelerator.prepare(train_loader)
         self.scheduler = build_scheduler(self.optimizer.optimizer, optimization, total)
-        accelerator.register_for_checkpointing(self.scheduler, self)
         self.step, self.best, self.evaluations_since_best, self.results = 0, None, 0, {}
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0}
         if checkpoint is not None:
-            accelerator.load_state(str(checkpoint))
+            self.resume(checkpoint)
 
-    def state_dict(self) -> dict:
-        """State of the run in a checkpoint, besides that of model and optimizer."""
+    def state(self) -> dict:
+        """State of the run in a checkpoint, besides that of model, optimizer and random numbers."""
         names = ("step", "best", "evaluations_since_best", "results", "spent")
         return {name: getattr(self, name) for name in names}
 
-    def load_state_dict(self, state: dict) -> None:
-        for name, value in state.items():
+    def resume(self, checkpoint: Path) -> None:
+        """Load a checkpoint. The schedule has no state of its own: its steps are repeated."""
+        for name, value in load_checkpoint(self.accelerator, checkpoint, self.ema).items():
             setattr(self, name, value)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        self.scheduler = build_scheduler(self.optimizer.optimizer, self.optimization, self.total)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the optimizer has not stepped in this process
+            for _ in range(self.step):
+                self.scheduler.step()
 
     def train(self) -> dict:
-        """Train to the end. Returns all results, which are also written to the output folder.
+        """Train to the end.
+
+        Returns:
+            `last` and `best` (scores), perhaps `before_training`, `steps`, `train_seconds` and `eval_seconds`; they are
+            also written to the output folder.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -169,7 +181,8 @@ class FineTuner:
             if is_due(self.step, self.run_args.checkpointing_steps):
                 if self.unsharded is not None:
                     broadcast_buffers(self.model)
-                save_checkpoint(self.accelerator, self.output, self.step)
+                limit = self.run_args.save_total_limit
+                save_checkpoint(self.accelerator, self.output, self.step, self.state(), self.ema, limit)
             patience = self.run_args.early_stopping_patience
             if patience and self.evaluations_since_best >= patience:
                 self.accelerator.print(f"Early stopping at step {self.step}: {self.metric} has not improved.")
@@ -212,7 +225,9 @@ class FineTuner:
                     sums[name] = sums.get(name, 0) + loss.detach().float() / accumulation
                 if not torch.isfinite(output.loss):
                     names = ", ".join(map(str, rows))
-                    raise FloatingPointError(f"The loss is {output.loss.item()} in step {self.step}, images {names}.")
+                    raise FloatingPointError(
+                        f"The loss is {output.loss.item()} in step {self.step}, training rows {names}."
+                    )
                 self.accelerator.backward(output.loss)
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.max_grad_norm)
@@ -289,5 +304,5 @@ class FineTuner:
 
 
 def is_due(step: int, every: int | None) -> bool:
-    """Whether something that is done every so many steps (None: never) is done after this step."""
+    """Whether `step` is a multiple of `every`; False if `every` is None."""
     return bool(every) and step % every == 0

@@ -11,6 +11,7 @@ log.jsonl (every step), evaluations.jsonl, all_results.json, pictures/ (ground t
 model card).
 """
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -20,16 +21,17 @@ from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader
 
 from mpformer_hf.cli.main import run_command
-from mpformer_hf.data.dataset import load_stream, open_dataset
-from mpformer_hf.evaluation.scoring import evaluation_loader
+from mpformer_hf.data.dataset import materialize_stream, open_dataset
+from mpformer_hf.evaluation.evaluator import evaluation_loader
 from mpformer_hf.files import write_json
 from mpformer_hf.publishing import push
 from training.arguments import Arguments, parse_arguments
-from training.batches import SeededOrder, StreamedBatches, TrainingBatches
+from training.batches import SeededSampler, StreamedTrainingDataset, TrainingDataset
 from training.building import build_model, build_processor
 from training.card import write_run_card
-from training.checkpoints import find_checkpoint, prepare_output, step_of, truncate_logs
+from training.checkpoints import find_checkpoint, step_of
 from training.engine import FineTuner, count_steps, images_per_step
+from training.run_folder import ARGUMENTS, check_unfinished, lock_folder, prepare_folder, truncate_logs
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -49,18 +51,33 @@ def main(argv: list[str] | None = None) -> dict:
         project_dir=run_args.output_dir,
     )
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
-    if accelerator.is_main_process:
-        prepare_output(run_args.output_dir, run_args.resume_from_checkpoint)
-    accelerator.wait_for_everyone()
-    output = Path(run_args.output_dir or ".")
+    flags = {**args.as_dict(), "num_processes": accelerator.num_processes}
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.callback(lock_folder(run_args.output_dir).release)
+            prepare_folder(Path(run_args.output_dir), flags, run_args.resume_from_checkpoint)
+        accelerator.wait_for_everyone()
+        return train(args, accelerator, flags, Path(run_args.output_dir))
+
+
+def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) -> dict:
+    """Build everything and train, in a prepared output folder; returns all results.
+
+    Args:
+        args: all arguments.
+        accelerator: of this process.
+        flags: what is stored as `arguments.json`.
+        output: the output folder.
+
+    Raises:
+        ValueError: an argument or the dataset is invalid, or the run is finished.
+    """
+    data, optimization, run_args = args.data, args.optimization, args.run
     checkpoint = find_checkpoint(output, run_args.resume_from_checkpoint)
-    if accelerator.is_main_process and run_args.resume_from_checkpoint:
-        truncate_logs(output, step_of(checkpoint) if checkpoint else 0)
-    data = args.data
     train_split = open_dataset(data, data.train_split, data.max_train_samples, drop_empty=data.drop_empty)
     eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
     if data.streaming:
-        eval_split = load_stream(eval_split)
+        eval_split = materialize_stream(eval_split)
     set_seed(run_args.seed)
     model = build_model(args.model, args.pilot, train_split.labels)
     processor = build_processor(data, args.transforms, train_split.labels)
@@ -69,18 +86,18 @@ def main(argv: list[str] | None = None) -> dict:
     set_seed(run_args.seed, device_specific=True)
 
     total = count_steps(optimization, length, accelerator.num_processes)
+    check_unfinished(output, total)
     done = step_of(checkpoint) * images_per_step(optimization, accelerator.num_processes) if checkpoint else 0
     train_loader = training_loader(args, train_split, processor, accelerator, done)
     eval_loader = evaluation_loader(eval_split, processor, accelerator, run_args.per_device_eval_batch_size)
-    tuner = FineTuner(
-        model, processor, optimization, run_args, accelerator, train_loader, eval_loader, output, total, checkpoint
-    )
-    flags = args.as_dict()
+    loaders = (train_loader, eval_loader)
+    tuner = FineTuner(model, processor, optimization, run_args, accelerator, *loaders, output, total, checkpoint)
     if run_args.report_to:
         scalars = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("mpformer", config=scalars)
     if accelerator.is_main_process:
-        write_json(flags, output / "arguments.json")
+        truncate_logs(output, tuner.step)  # after everything is loaded: a failed resume changes nothing
+        write_json(flags, output / ARGUMENTS)
     results = tuner.train()
     if accelerator.is_main_process:
         write_run_card(output, results, flags, train_split.labels.names)
@@ -97,7 +114,7 @@ def training_loader(args: Arguments, split, processor, accelerator: Accelerator,
     Raises:
         ValueError: a stream cannot resume.
     """
-    batches = TrainingBatches(split, args.transforms, processor)
+    batches = TrainingDataset(split, args.transforms, processor)
     options = {
         "batch_size": args.optimization.per_device_train_batch_size,
         "collate_fn": batches.collate_with_rows,
@@ -105,11 +122,11 @@ def training_loader(args: Arguments, split, processor, accelerator: Accelerator,
         "generator": torch.Generator().manual_seed(args.run.seed),  # the global one is for the model
     }
     if not args.data.streaming:
-        return DataLoader(batches, sampler=SeededOrder(len(split), args.run.seed, done), **options)
+        return DataLoader(batches, sampler=SeededSampler(len(split), args.run.seed, done), **options)
     if done:
         raise ValueError("resume_from_checkpoint: streamed datasets cannot resume; train without --streaming.")
     process = (accelerator.process_index, accelerator.num_processes)
-    return DataLoader(StreamedBatches(batches, args.run.seed, args.data.shuffle_buffer, *process), **options)
+    return DataLoader(StreamedTrainingDataset(batches, args.run.seed, args.data.shuffle_buffer, *process), **options)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from mpformer_hf.data.layouts import VOID
+
 from .arguments import TransformArguments
 
-VOID = -1  # padding of segment maps
 IMAGE_FILL = 128
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from transformers import Mask2FormerImageProcessor
 
-from ..conversion import convert_checkpoint, read_config
-from ..data.labels import RELEASES
+from ..conversion import convert_checkpoint, infer_config
+from ..data.releases import RELEASES
 from ..detectron2_checkpoint import read_checkpoint
 from ..files import check_new_folder
 from ..image_processing_mpformer import TASKS, MPFormerImageProcessor
@@ -52,7 +52,7 @@ def convert_official(args: argparse.Namespace) -> None:
     folder = check_new_folder(args.destination)
     weights = read_checkpoint(args.source)
     release = RELEASES.get(args.dataset, GENERIC)
-    names, stuff = class_names(args, release, read_config(weights).num_labels)
+    names, stuff = class_names(args, release, infer_config(weights).num_labels)
     fields = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}} if names else {}
     model = convert_checkpoint(weights, **fields)
     config = model.config

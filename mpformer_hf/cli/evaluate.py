@@ -20,11 +20,11 @@ from PIL import Image
 
 from ..arguments import option, parse
 from ..data.arguments import DataArguments
-from ..data.dataset import SegmentationDataset, load_stream, open_dataset
+from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
+from ..evaluation.evaluator import EvaluationDetails, diagnose_model, draw_rows, evaluate_model, evaluation_loader
 from ..evaluation.plots import plot_diagnostics
 from ..evaluation.report import write_report
-from ..evaluation.scores import most_frequent_class, score_constant
-from ..evaluation.scoring import EvaluationDetails, diagnose_model, draw_rows, evaluate_model, evaluation_loader
+from ..evaluation.task_metrics import most_frequent_class, score_constant
 from ..files import write_json
 from ..loading import load_model, load_processor
 
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict:
     accelerator.wait_for_everyone()  # all processes have checked the paths before one writes
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
     if data.streaming:
-        split = load_stream(split)
+        split = materialize_stream(split)
     if args.most_frequent_class:
         train = open_dataset(data, data.train_split)
         label = most_frequent_class(train, stuff_only=data.task == "panoptic")

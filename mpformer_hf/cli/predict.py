@@ -6,11 +6,12 @@ mpformer predict outputs/yours drive.mp4 predictions --every 5
 mpformer predict outputs/yours you/your-dataset predictions --split test
 accelerate launch --num_processes 4 -m mpformer_hf.cli.predict outputs/yours photos/ predictions
 
-Writes overlays/NAME.png (pictures), maps/NAME.png (semantic: class ids, 255 = void; panoptic: RGB with segment id =
-R + 256 G + 65536 B, 0 = no segment) and results/NAME.json (segments; for instances with masks as RLE), then
-predictions.json: COCO's results list for instances, a COCO panoptic file for panoptic. An interrupted run resumes: an
-image is complete when its results/NAME.json exists, which is written last. Images that cannot be read are skipped and
-listed.
+Writes overlays/NAME.png (pictures), maps/NAME.png (semantic: class ids, with 16 bits for more than 256 classes;
+panoptic: RGB with segment id = R + 256 G + 65536 B, 0 = no segment) and results/NAME.json (segments; for instances with
+masks as RLE), then predictions.json: for instances COCO's results list, with `images.json` for the numbers of images,
+for panoptic results a COCO panoptic file. An interrupted run resumes: an image is complete when its results/NAME.json,
+which is written last, is of the same pixels, and the folder of the same model and settings. Images that cannot be read
+are skipped and listed; the exit code is 1 if no image could be segmented.
 """
 
 import argparse
@@ -21,26 +22,31 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.predictions import PICTURES, write_coco, write_result
+from ..data.predictions import PICTURES, is_complete, write_coco, write_result
 from ..data.sources import SourceImage, list_images
 from ..files import check_new_folder, write_json
 from ..image_processing_mpformer import TASKS
 from ..inference import InferenceOptions, Predictor
-from ..loading import load_model, load_processor
+from ..loading import fingerprint, load_model, load_processor
 from .main import run_command
 
 
-def batches_by_size(images: Iterator[SourceImage], size: int, skipped: list[str]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Batches of up to `size` images of equal size; images that cannot be read are skipped."""
+def batches_by_size(
+    images: Iterator[SourceImage], size: int, output: Path, skipped: list[str]
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """Batches of up to `size` images of equal size. Images that cannot be read are skipped, complete ones left out."""
     waiting: dict[tuple, list] = {}
     for image in images:
         try:
             pixels = image.read()
         except ValueError as error:
             skip(skipped, image.name, error)
+            continue
+        if is_complete(output, image.name, pixels):
             continue
         group = waiting.setdefault(tuple(pixels.shape), [])
         group.append((image.name, pixels))
@@ -56,10 +62,10 @@ def skip(skipped: list[str], name: str, error: Exception) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Segment all images of the source that have no result yet.
+    """Segment all images of the source that have no result of this model and these settings.
 
     Raises:
-        ValueError: an argument is invalid.
+        ValueError: an argument is invalid, or no image could be segmented.
     """
     if args.every < 1 or args.batch_size < 1:
         raise ValueError("--every and --batch_size must be at least 1.")
@@ -68,8 +74,8 @@ def predict(args: argparse.Namespace) -> None:
     model, processor = load_model(args.model), load_processor(args.model)
     predictor = Predictor(model.to(state.device), processor, args.task, options)
     task, id2label = predictor.task, model.config.id2label
-    settings = {"model": args.model, "source": args.source, "split": args.split, "write": sorted(args.write)}
-    settings |= {"task": task, **asdict(options), "scales": list(options.scales)}
+    settings = {"model": args.model, "weights": fingerprint(args.model), "source": args.source, "split": args.split}
+    settings |= {"write": sorted(args.write), "task": task, **asdict(options), "scales": list(options.scales)}
     check_output(args.output, settings)
     state.wait_for_everyone()  # all processes have checked the folder before one writes
     if state.is_main_process:
@@ -78,17 +84,14 @@ def predict(args: argparse.Namespace) -> None:
 
     names, skipped = [], []
 
-    def is_complete(name: str) -> bool:
-        return (args.output / "results" / f"{name}.json").exists()
-
     def images_of_process() -> Iterator[SourceImage]:
-        for index, image in enumerate(list_images(args.source, args.split, args.every)):
+        for index, image in enumerate(list_images(args.source, args.split, args.every, args.output)):
             names.append(image.name)
-            if index % state.num_processes == state.process_index and not is_complete(image.name):
+            if index % state.num_processes == state.process_index:
                 yield image
 
     with tqdm(unit="image", disable=not state.is_main_process) as bar:
-        for batch in batches_by_size(images_of_process(), args.batch_size, skipped):
+        for batch in batches_by_size(images_of_process(), args.batch_size, args.output, skipped):
             batch_names, images = zip(*batch, strict=True)
             try:
                 results = predictor(list(images))
@@ -99,13 +102,15 @@ def predict(args: argparse.Namespace) -> None:
             for name, image, result in zip(batch_names, images, results, strict=True):
                 write_result(args.output, name, image, result, task, id2label, args.write)
             bar.update(len(batch))
-    state.wait_for_everyone()
+    unread = set(gather_object(skipped))  # also waits for all processes
     if state.is_main_process:
-        complete = [name for name in names if is_complete(name)]
+        complete = [name for name in names if name not in unread]
         file = write_coco(args.output, complete, task, id2label, set(processor.label_ids_to_fuse))
         print(f"{len(complete)} of {len(names)} images are in {args.output}")
         if file:
             print(f"results of all images: {file}")
+        if not complete:
+            raise ValueError(f"None of the {len(names)} images could be segmented.")
 
 
 def check_output(output: Path, settings: dict) -> None:
@@ -133,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         "mpformer predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="saved MP-Former or Mask2Former: folder or Hub name")
-    parser.add_argument("source", help="folder, image, glob, video, or dataset (Hub name or local folder)")
+    parser.add_argument("source", help="folder, image, glob, video, or dataset (Hub name, or folder of parquet files)")
     parser.add_argument("output", type=Path, help="new folder, or the folder of a run to resume")
     parser.add_argument("--task", choices=TASKS, help="default: the processor's")
     parser.add_argument("--write", nargs="+", choices=PICTURES, default=PICTURES, help="pictures to write")

@@ -21,10 +21,12 @@ class DataArguments:
     train_split: str = option("train", "Split to train on.")
     eval_split: str = option("validation", "Split to evaluate on.")
     image_column: str | None = option(None, "Column of the images; default: image or pixel_values.")
-    label_column: str | None = option(None, "Column of the label maps; default: label, annotation or segmentation.")
+    label_column: str | None = option(
+        None, "Column of the labels; default: objects, label, annotation or segmentation."
+    )
     id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
     do_reduce_labels: bool = option(False, "Class 0 of the label maps is void, every other class one less.")
-    void_label: int = option(255, "Id of void in semantic label maps, in addition to 255.")
+    void_label: int = option(255, "Id of void in semantic label maps, in addition to 255 (which may be a class).")
     streaming: bool = option(False, "Stream the dataset instead of downloading it first.")
     shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.")
     drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")

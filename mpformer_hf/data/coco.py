@@ -5,7 +5,8 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 
-from ..files import IMAGE_SUFFIXES, TABLE_SUFFIXES
+from ..files import IMAGE_SUFFIXES, TABLE_SUFFIXES, read_json
+from .coco_checks import check_coco
 
 SEGMENT = {"id": Value("int64"), "category_id": Value("int64"), "iscrowd": Value("int64")}
 OBJECT = ("category_id", "segmentation", "iscrowd")
@@ -65,9 +66,8 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
         ValueError: no annotations of the task and split, or files are missing or ambiguous.
     """
     file = choose_annotations(folder, split, task)
-    content = json.loads(file.read_text())
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
-        raise ValueError(f"{file} is not a COCO file: it must have images, annotations and categories.")
+    content = read_json(file)
+    check_coco(content, file)
     panoptic = any("segments_info" in row for row in content["annotations"])
     if task == "panoptic" and not panoptic:
         raise ValueError(f"{file} has no panoptic annotations.")
@@ -88,24 +88,26 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
             raise ValueError(f"{file} refers to {name}, which was found {len(found)} times in {folder}.")
         return str(folder / found[0])
 
+    def image_columns(image: dict) -> dict:
+        """Path of the image, and its size [height, width] in the JSON, which is compared with the file's."""
+        size = [image["height"], image["width"]] if "height" in image and "width" in image else None
+        return {"image": find(image["file_name"], is_map=False), "size": size}
+
     images = {image["id"]: image for image in content["images"]}
     if panoptic:
         rows = [
             {
-                "image": find(images[row["image_id"]]["file_name"], is_map=False),
+                **image_columns(images[row["image_id"]]),
                 "label": find(row["file_name"], is_map=True),
                 "segments_info": [{key: int(info.get(key, 0)) for key in SEGMENT} for info in row["segments_info"]],
             }
             for row in content["annotations"]
         ]
-        features = {"image": Image(), "label": Image(), "segments_info": [SEGMENT]}
+        features = {"image": Image(), "size": [Value("int64")], "label": Image(), "segments_info": [SEGMENT]}
     else:
         objects: dict[int, list] = {key: [] for key in images}
         for row in content["annotations"]:
             objects[row["image_id"]].append({key: row.get(key, 0) for key in OBJECT})
-        rows = [
-            {"image": find(image["file_name"], is_map=False), "objects": json.dumps(objects[key])}
-            for key, image in images.items()
-        ]
-        features = {"image": Image(), "objects": Value("string")}
+        rows = [{**image_columns(image), "objects": json.dumps(objects[key])} for key, image in images.items()]
+        features = {"image": Image(), "size": [Value("int64")], "objects": Value("string")}
     return Dataset.from_list(rows, features=Features(features)), content["categories"]

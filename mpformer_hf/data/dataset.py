@@ -55,10 +55,21 @@ class SegmentationDataset:
         """
         return self.decode(self.rows[index], index)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image, after the rotation of its EXIF data; (0, 0) if it cannot be read."""
+        try:
+            return tuple(to_rgb(self.rows[index][self.image_column]).shape[1:])
+        except (ValueError, OSError):
+            return 0, 0
+
     def decode(self, row: dict, index: int) -> tuple[Tensor, Segments]:
         """Image and segments of a row, see `__getitem__`."""
         try:
             image, segments = to_rgb(row[self.image_column]), self.read(row)
+            declared = row.get("size")
+            if declared and list(image.shape[1:]) != list(declared):
+                sizes = ["x".join(map(str, shape)) for shape in (image.shape[1:], declared)]
+                raise ValueError(f"the image is {sizes[0]}, but {sizes[1]} in the annotations (height x width)")
             if segments.map.shape[-2:] != image.shape[1:]:
                 sizes = ["x".join(map(str, shape)) for shape in (segments.map.shape[-2:], image.shape[1:])]
                 raise ValueError(f"the label map is {sizes[0]}, the image {sizes[1]} (height x width)")
@@ -139,8 +150,8 @@ def without_empty(rows: Dataset, labels: Labels) -> Dataset:
     )
 
 
-def load_stream(dataset: SegmentationDataset) -> SegmentationDataset:
-    """Read a streamed split into memory."""
+def materialize_stream(dataset: SegmentationDataset) -> SegmentationDataset:
+    """Download a streamed split into memory."""
     rows = Dataset.from_list(list(dataset.rows), features=dataset.rows.features)
     return replace(dataset, rows=rows)
 

@@ -1,6 +1,5 @@
 """Class names of a dataset, and which classes are things."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +7,10 @@ from datasets import ClassLabel, Dataset
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from ..files import read_json
 from .arguments import DataArguments
-
-RELEASES = json.loads((Path(__file__).parent / "release_datasets.json").read_text())
+from .coco_checks import find_category_problems
+from .releases import RELEASES
 
 
 @dataclass
@@ -19,15 +19,15 @@ class Labels:
 
     Attributes:
         names: class names, by class id 0..K-1.
-        of_category: class id of each category id that annotations use.
+        category_to_class: class id of each category id that annotations use.
         things: class ids that are things.
-        left_out: category ids that the task does not use, such as stuff for instances.
+        ignored_categories: category ids that the task does not use, such as stuff for instances.
     """
 
     names: list[str]
-    of_category: dict[int, int]
+    category_to_class: dict[int, int]
     things: set[int]
-    left_out: frozenset[int] = frozenset()
+    ignored_categories: frozenset[int] = frozenset()
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -45,15 +45,30 @@ def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:
     return segments
 
 
-def read_side_file(dataset: str, name: str):
+def read_dataset_json(dataset: str, name: str):
     """Content of a JSON file in the dataset's folder or Hub repository, or None if it has none."""
     if Path(dataset).is_dir():
         file = Path(dataset) / name
-        return json.loads(file.read_text()) if file.is_file() else None
+        return read_json(file) if file.is_file() else None
     try:
-        return json.loads(Path(hf_hub_download(dataset, name, repo_type="dataset")).read_text())
+        return read_json(Path(hf_hub_download(dataset, name, repo_type="dataset")))
     except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError):
         return None
+
+
+def check_categories(categories, dataset: str) -> None:
+    """Check the content of `panoptic_categories.json`.
+
+    Raises:
+        ValueError: it is invalid; the message has the first problem.
+    """
+    if categories is None:
+        return
+    if not isinstance(categories, list) or not all(isinstance(row, dict) for row in categories):
+        raise ValueError(f"panoptic_categories.json of {dataset} is not a list of categories.")
+    problem = next(find_category_problems(categories), None)
+    if problem:
+        raise ValueError(f"panoptic_categories.json of {dataset}: {problem}.")
 
 
 def read_names(file: Path) -> dict:
@@ -65,9 +80,9 @@ def read_names(file: Path) -> dict:
     if str(file) in RELEASES:
         return dict(enumerate(RELEASES[str(file)]["names"]))
     try:
-        names = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"id2label: {file} cannot be read as JSON.") from error
+        names = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"id2label: {error}") from error
     if not isinstance(names, dict) or not all(str(key).isdigit() for key in names):
         raise ValueError(f'id2label: {file} must map class ids to names, like {{"0": "road"}}.')
     return names
@@ -100,8 +115,10 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     Raises:
         ValueError: there are no names.
     """
-    categories = categories or read_side_file(args.dataset_name, "panoptic_categories.json")
-    names = read_names(Path(args.id2label)) if args.id2label else read_side_file(args.dataset_name, "id2label.json")
+    if categories is None:
+        categories = read_dataset_json(args.dataset_name, "panoptic_categories.json")
+        check_categories(categories, args.dataset_name)
+    names = read_names(Path(args.id2label)) if args.id2label else read_dataset_json(args.dataset_name, "id2label.json")
     if names is None and categories is not None:
         names = {category["id"]: category["name"] for category in categories}
     if names is None and (listed := feature_names(rows, label_column)):
@@ -110,24 +127,31 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     if names is None:
         raise ValueError(f"{args.dataset_name} has no class names: give --id2label, a JSON file of id to name.")
     names = {int(category): name for category, name in names.items()}
+    for category in categories or []:
+        other = names.get(category["id"], category["name"])
+        if other != category["name"] and not args.id2label:
+            raise ValueError(
+                f"{args.dataset_name} has two names for class {category['id']}: {other!r} in id2label.json and "
+                f"{category['name']!r} in its categories."
+            )
     if args.do_reduce_labels and "semantic_class_to_id" in rows.column_names and not args.id2label:
         names = {category - 1: name for category, name in names.items() if category > 0}
     things = find_things(args, rows, categories)
-    left_out = frozenset()
+    ignored_categories = frozenset()
     if args.task == "instance" and things is not None:
-        left_out = frozenset(set(names) - things)
+        ignored_categories = frozenset(set(names) - things)
         names = {category: name for category, name in names.items() if category in things}
     twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if twice:
         raise ValueError(f"{args.dataset_name} has classes of the same name: {', '.join(twice)}.")
-    of_category = {category: index for index, category in enumerate(sorted(names))}
+    category_to_class = {category: index for index, category in enumerate(sorted(names))}
     if args.task == "instance":
         things = set(names)
     return Labels(
         names=[names[category] for category in sorted(names)],
-        of_category=of_category,
-        things={of_category[category] for category in things or () if category in of_category},
-        left_out=left_out,
+        category_to_class=category_to_class,
+        things={category_to_class[category] for category in things or () if category in category_to_class},
+        ignored_categories=ignored_categories,
     )
 
 

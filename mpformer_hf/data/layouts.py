@@ -5,17 +5,21 @@ ids are 0..K-1.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from .coco_checks import is_flag
+from .coco_masks import decode_segmentation
 from .labels import Labels, as_rows
 
-VOID_CLASS = 255
+VOID = -1  # class of pixels without a class; in files void is 255, unless the dataset has a class 255
+FILE_VOID = 255
+logger = logging.getLogger(__name__)
 Reader = Callable[[dict], "Segments"]
 
 
@@ -38,9 +42,13 @@ def read_map(image) -> np.ndarray:
     """Label image to int32 ids `[H, W]`: one channel as it is, RGB as id = R + 256 G + 65536 B.
 
     Raises:
-        ValueError: neither one nor three channels.
+        ValueError: it has neither one nor three channels, is not of integers, or is a JPEG.
     """
+    if getattr(image, "format", None) == "JPEG":
+        raise ValueError("the label is a JPEG, whose compression changes ids; label images must be lossless (PNG)")
     values = np.array(image)
+    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
+        raise ValueError(f"the label has values of type {values.dtype}, expected integers")
     if values.ndim == 3 and values.shape[2] >= 3:
         values = values.astype(np.int32)
         return values[..., 0] + 256 * values[..., 1] + 65536 * values[..., 2]
@@ -49,20 +57,22 @@ def read_map(image) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int = VOID_CLASS) -> Reader:
-    """Label maps of class ids; `void` and 255 are void. Each class is one segment."""
+def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int = FILE_VOID) -> Reader:
+    """Label maps of class ids. `void` is void, and so is 255 unless the dataset has such a class. Each class is one
+    segment."""
+    void_ids = {void, FILE_VOID} - {category + reduce_labels for category in labels.category_to_class}
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
         present = np.unique(map_)
         if reduce_labels:
             present = present[present != 0]
-        present = present[(present != void) & (present != VOID_CLASS)]
+        present = present[~np.isin(present, sorted(void_ids))]
         classes = {int(i): int(i) - reduce_labels for i in present}
-        unknown = sorted(i for i, c in classes.items() if c not in labels.of_category)
+        unknown = sorted(i for i, c in classes.items() if c not in labels.category_to_class)
         if unknown:
             raise ValueError(f"{column} has ids {unknown[:5]} that are not in id2label (0..{len(labels.names) - 1})")
-        return Segments(torch.from_numpy(map_), {i: labels.of_category[c] for i, c in classes.items()})
+        return Segments(torch.from_numpy(map_), {i: labels.category_to_class[c] for i, c in classes.items()})
 
     return read
 
@@ -73,16 +83,16 @@ def panoptic_reader(column: str, labels: Labels) -> Reader:
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
-        classes, crowds, left_out = {}, {}, set()
+        classes, crowds, ignored_categories = {}, {}, set()
         for segment in as_rows(row["segments_info"]):
             category = segment["category_id"]
-            if category in labels.left_out:
-                left_out.add(segment["id"])
+            if category in labels.ignored_categories:
+                ignored_categories.add(segment["id"])
                 continue
-            if category not in labels.of_category:
+            if category not in labels.category_to_class:
                 raise ValueError(f"segment {segment['id']} has category_id {category}, which is not in id2label")
-            (crowds if is_crowd(segment) else classes)[segment["id"]] = labels.of_category[category]
-        unknown = set(np.unique(map_).tolist()) - set(classes) - set(crowds) - left_out - {0}
+            (crowds if is_crowd(segment) else classes)[segment["id"]] = labels.category_to_class[category]
+        unknown = set(np.unique(map_).tolist()) - set(classes) - set(crowds) - ignored_categories - {0}
         if unknown:
             raise ValueError(f"{column} has segment ids {sorted(unknown)[:5]} that are not in segments_info")
         return Segments(torch.from_numpy(map_), classes, crowds)
@@ -102,11 +112,13 @@ def instance_map_reader(column: str, labels: Labels, reduce_labels: bool) -> Rea
         classes = {}
         for segment in np.unique(map_[map_ > 0]).tolist():
             category = segment // 256
-            if category == VOID_CLASS or (reduce_labels and category == 0):
+            if (category == FILE_VOID and category - reduce_labels not in labels.category_to_class) or (
+                reduce_labels and category == 0
+            ):
                 continue
-            if category - reduce_labels not in labels.of_category:
+            if category - reduce_labels not in labels.category_to_class:
                 raise ValueError(f"{column} has class {category}, which is not in id2label")
-            classes[segment] = labels.of_category[category - reduce_labels]
+            classes[segment] = labels.category_to_class[category - reduce_labels]
         return Segments(torch.from_numpy(map_), classes)
 
     return read
@@ -121,11 +133,17 @@ def objects_reader(image_column: str, labels: Labels) -> Reader:
         width, height = row[image_column].size
         segments, layers = Segments(torch.empty(0), {}), []
         for number, item in enumerate(objects, start=1):
-            category = first_key(item, ("category_id", "category", "label"))
-            if category not in labels.of_category:
+            category = first_value(item, ("category_id", "category", "label"))
+            if category not in labels.category_to_class:
                 raise ValueError(f"object {number - 1} has category {category}, which is not in id2label")
-            mask = decode_object(first_key(item, ("segmentation", "mask")), height, width, number - 1)
-            (segments.crowds if is_crowd(item) else segments.classes)[number] = labels.of_category[category]
+            try:
+                mask = decode_segmentation(first_value(item, ("segmentation", "mask")), height, width)
+            except ValueError as error:
+                raise ValueError(f"object {number - 1} {error}") from error
+            if not mask.any():
+                logger.warning("Object %d of a row covers no pixel and is ignored: %s", number - 1, item)
+                continue
+            (segments.crowds if is_crowd(item) else segments.classes)[number] = labels.category_to_class[category]
             add_to_layers(layers, mask, number)
         layers = layers or [np.zeros((height, width), dtype=np.int32)]
         segments.map = torch.from_numpy(layers[0] if len(layers) == 1 else np.stack(layers))
@@ -137,17 +155,25 @@ def objects_reader(image_column: str, labels: Labels) -> Reader:
 def has_targets(objects: str | list[dict] | dict[str, list], labels: Labels) -> bool:
     """Whether `objects` or `segments_info` of a row has a segment to train on."""
     for item in as_rows(json.loads(objects) if isinstance(objects, str) else objects):
-        category = first_key(item, ("category_id", "category", "label"))
-        if category not in labels.left_out and not is_crowd(item):
+        category = first_value(item, ("category_id", "category", "label"))
+        if category not in labels.ignored_categories and not is_crowd(item):
             return True
     return False
 
 
 def is_crowd(item: dict) -> bool:
-    return bool(item.get("iscrowd", item.get("is_crowd", False)))
+    """Whether a segment is a crowd.
+
+    Raises:
+        ValueError: `iscrowd` is neither 0 nor 1.
+    """
+    value = item.get("iscrowd", item.get("is_crowd", 0))
+    if not is_flag(value):
+        raise ValueError(f"iscrowd is {value!r}, expected 0 or 1")
+    return bool(value)
 
 
-def first_key(item: dict, names: tuple[str, ...]):
+def first_value(item: dict, names: tuple[str, ...]):
     """Value of the first of several keys that the object has.
 
     Raises:
@@ -157,26 +183,6 @@ def first_key(item: dict, names: tuple[str, ...]):
         if name in item:
             return item[name]
     raise ValueError(f"an object has none of {', '.join(names)}")
-
-
-def decode_object(segmentation, height: int, width: int, index: int) -> np.ndarray:
-    """Polygons `[[x, y, x, y, ...], ...]` or RLE to a bool mask `[H, W]`.
-
-    Raises:
-        ValueError: it is neither, or its size is not the image's.
-    """
-    try:
-        if isinstance(segmentation, dict):
-            rle = segmentation
-            rle = coco_mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
-        else:
-            rle = coco_mask.merge(coco_mask.frPyObjects([list(map(float, p)) for p in segmentation], height, width))
-        mask = coco_mask.decode(rle).astype(bool)
-    except Exception as error:  # pycocotools raises many types
-        raise ValueError(f"object {index} has a segmentation that is neither polygons nor RLE") from error
-    if mask.shape != (height, width):
-        raise ValueError(f"object {index} has a mask of {mask.shape}, the image {(height, width)} (height, width)")
-    return mask
 
 
 def add_to_layers(layers: list[np.ndarray], mask: np.ndarray, number: int) -> None:

@@ -1,6 +1,6 @@
 """Files of predictions: overlays, label maps, one JSON per image, and COCO files of all images."""
 
-import json
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import mask_boxes
-from ..files import write_atomically, write_json
+from ..files import read_json, write_atomically, write_json
 from ..label_maps import encode_rle
 from ..visualization import draw_segmentation
 
@@ -55,6 +55,17 @@ def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]
     return rows
 
 
+def image_hash(image: Tensor) -> str:
+    """SHA-256 of the pixels and the size of an image."""
+    return hashlib.sha256(str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes()).hexdigest()
+
+
+def is_complete(folder: Path, name: str, image: Tensor) -> bool:
+    """Whether the result of an image exists, and is of the same pixels."""
+    file = folder / "results" / f"{name}.json"
+    return file.is_file() and read_json(file).get("pixels_sha256") == image_hash(image)
+
+
 def write_result(
     folder: Path, name: str, image: Tensor, result, task: str, id2label: dict[int, str], pictures: list[str]
 ) -> None:
@@ -65,7 +76,8 @@ def write_result(
     if "maps" in pictures and task != "instance":
         write_image(label_map(result, task), folder / "maps" / f"{name}.png")
     size = {"height": image.shape[1], "width": image.shape[2]}
-    content = {"name": name, **size, "task": task, "segments": describe_segments(result, task, id2label)}
+    segments = describe_segments(result, task, id2label)
+    content = {"name": name, "pixels_sha256": image_hash(image), **size, "task": task, "segments": segments}
     write_json(content, folder / "results" / f"{name}.json", indent=None)
 
 
@@ -75,7 +87,7 @@ def write_coco(folder: Path, names: list[str], task: str, id2label: dict[int, st
     COCO has no format."""
     if task == "semantic":
         return None
-    results = [json.loads((folder / "results" / f"{name}.json").read_text()) for name in names]
+    results = [read_json(folder / "results" / f"{name}.json") for name in names]
     images = [
         {"id": index, "file_name": f"{image['name']}.png", "height": image["height"], "width": image["width"]}
         for index, image in enumerate(results)

@@ -1,6 +1,7 @@
 """Images to segment: a folder, a glob, a video or a dataset."""
 
 import glob
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ class SourceImage:
     read: Callable[[], Tensor]
 
 
-def list_images(source: str, split: str, every: int) -> Iterator[SourceImage]:
+def list_images(source: str, split: str, every: int, output: Path | None = None) -> Iterator[SourceImage]:
     """Images of a source in a fixed order.
 
     Args:
-        source: folder, image file, glob, video file, or dataset (Hub name or local folder).
+        source: folder, image file, glob, video file, or dataset (Hub name, or folder of parquet files).
         split: split of a dataset.
         every: yield every n-th image or frame only.
+        output: folder of results, whose files are not images of the source.
 
     Raises:
         ValueError: the source has no images.
@@ -48,6 +50,8 @@ def list_images(source: str, split: str, every: int) -> Iterator[SourceImage]:
     else:
         files = sorted(Path(file) for file in glob.glob(source, recursive=True) if Path(file).is_file())
         root = None
+    if output is not None:
+        files = [file for file in files if output.resolve() not in file.resolve().parents]
     if files:
         names = unique_names(files, root)
         for file, name in zip(files[::every], names[::every], strict=True):
@@ -61,13 +65,17 @@ def list_images(source: str, split: str, every: int) -> Iterator[SourceImage]:
 
 
 def unique_names(files: list[Path], root: Path | None) -> list[str]:
-    """Output names: the path relative to `root` with `_` for `/`, and with the suffix where names would be equal."""
+    """Output names: the path relative to `root` with `_` for `/`. Where names would be equal, the suffix is added, and
+    where they still are, a hash of the path; so a name does not depend on the order of the files."""
     parts = [file.relative_to(root) if root else Path(file.name) for file in files]
     short = ["_".join(part.with_suffix("").parts) for part in parts]
     counts = Counter(short)
     names = [name if counts[name] == 1 else "_".join(part.parts) for name, part in zip(short, parts, strict=True)]
     counts = Counter(names)
-    return [name if counts[name] == 1 else f"{name}-{index}" for index, name in enumerate(names)]
+    return [
+        name if counts[name] == 1 else f"{name}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        for name, file in zip(names, files, strict=True)
+    ]
 
 
 def video_frames(path: Path, every: int) -> Iterator[SourceImage]:

@@ -7,7 +7,7 @@ from PIL import Image
 from ..data.labels import Labels
 from ..data.layouts import Segments
 from ..visualization import draw_segmentation
-from .scores import instance_reference, panoptic_reference, semantic_reference
+from .task_metrics import instance_reference, panoptic_reference, semantic_reference
 
 
 def draw_pair(image: torch.Tensor, result, segments: Segments, task: str, labels: Labels) -> Image.Image:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_text
-from .scoring import EvaluationDetails
+from .evaluator import EvaluationDetails
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }

@@ -12,9 +12,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 DESCRIPTION = """
-AP = precision averaged over recall (101 points), classes and IoU thresholds 0.5, 0.55, ..., 0.95; AP50 and AP75 at one
-threshold; small, medium, large: objects of area below 32^2, below 96^2 and above, in pixels; AR = recall averaged over
-IoU thresholds. Detections that match a crowd are ignored.
+AP = precision averaged over recall (101 points), classes and IoU thresholds 0.5, 0.55, ..., 0.95; AP50, AP75: at IoU
+0.5 and 0.75; small, medium, large: objects of area below 32^2, from 32^2 to 96^2, and above 96^2 pixels; AR = recall
+averaged over IoU thresholds. Detections that match a crowd are ignored.
 """
 SIZES = ("small", "medium", "large")
 

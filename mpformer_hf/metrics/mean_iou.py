@@ -20,11 +20,16 @@ class MeanIoU(evaluate.Metric):
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
-        ignore_index: void in references.
+        ignore_index: void in references, not a class id.
+
+    Raises:
+        ValueError: `ignore_index` is a class id.
     """
 
     def __init__(self, *args, num_labels: int, ignore_index: int = 255, **kwargs):
         super().__init__(*args, **kwargs)
+        if 0 <= ignore_index < num_labels:
+            raise ValueError(f"ignore_index {ignore_index} is one of the {num_labels} classes; choose -1, for example.")
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.reset()
 

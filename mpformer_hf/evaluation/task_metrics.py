@@ -4,7 +4,7 @@ import torch
 
 from ..data.dataset import SegmentationDataset
 from ..data.labels import Labels
-from ..data.layouts import VOID_CLASS, Segments
+from ..data.layouts import VOID, Segments
 from ..metrics.average_precision import AveragePrecision
 from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
@@ -17,8 +17,8 @@ TASK_METRICS = {  # scores that are single numbers, the main one first
 
 
 def semantic_reference(segments: Segments) -> torch.Tensor:
-    """Segments to a label map of class ids, int64 `[H, W]`, void = 255."""
-    result = torch.full(segments.map.shape, VOID_CLASS, dtype=torch.int64)
+    """Segments to a label map of class ids, int64 `[H, W]`, void = -1."""
+    result = torch.full(segments.map.shape, VOID, dtype=torch.int64)
     for segment, label in segments.classes.items():
         result[segments.map == segment] = label
     return result
@@ -46,7 +46,7 @@ def instance_reference(segments: Segments) -> dict:
 REFERENCES = {"semantic": semantic_reference, "instance": instance_reference, "panoptic": panoptic_reference}
 
 
-class Scores:
+class TaskMetrics:
     """The metrics of a task.
 
     Args:
@@ -63,7 +63,7 @@ class Scores:
         if task == "panoptic":
             self.metrics["panoptic"] = PanopticQuality(num_labels=count, thing_ids=labels.things)
         if task != "instance":
-            self.metrics["semantic"] = MeanIoU(num_labels=count)
+            self.metrics["semantic"] = MeanIoU(num_labels=count, ignore_index=VOID)
 
     def add(self, predictions: dict, segments: Segments) -> float:
         """Add one image.
@@ -116,7 +116,7 @@ def most_frequent_class(dataset: SegmentationDataset, stuff_only: bool) -> int:
 
 def score_constant(task: str, dataset: SegmentationDataset, label: int) -> dict:
     """Scores of predicting one class for every pixel, as one segment."""
-    scores = Scores(task, dataset.labels)
+    scores = TaskMetrics(task, dataset.labels)
     for index in range(len(dataset)):
         image, segments = dataset[index]
         everywhere = torch.ones(image.shape[1:], dtype=torch.int64)

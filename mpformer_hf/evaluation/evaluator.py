@@ -1,7 +1,7 @@
 """Score a model on a split, at the original image size."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from ..data.dataset import SegmentationDataset
-from ..data.layouts import Segments
+from ..data.layouts import VOID, Segments
 from ..diagnostics import LayerDiagnostics, diagnose
 from ..image_processing_mpformer import MPFormerImageProcessor
 from .drawing import draw_pair
-from .scores import Scores
+from .task_metrics import TaskMetrics
 
 
-class EvaluationBatches(Dataset):
+class EvaluationDataset(Dataset):
     """Images with their segments at the original size; `collate` makes model inputs.
 
     Args:
@@ -37,6 +37,10 @@ class EvaluationBatches(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image."""
+        return self.dataset.image_size(self.rows[index])
+
     def __getitem__(self, index: int) -> tuple[int, Tensor, Segments]:
         return self.rows[index], *self.dataset[self.rows[index]]
 
@@ -50,6 +54,28 @@ class EvaluationBatches(Dataset):
             "segments": segments,
             "sizes": [tuple(image.shape[1:]) for image in images],
         }
+
+
+class SameSizeBatches(Sampler):
+    """Batches of images of equal size, so that no prediction depends on the padding of other images.
+
+    Args:
+        dataset: its images are read once for their sizes.
+        batch_size: largest number of images of a batch.
+    """
+
+    def __init__(self, dataset: EvaluationDataset, batch_size: int):
+        self.dataset, self.batch_size = dataset, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting: dict[tuple, list[int]] = {}
+        for index in range(len(self.dataset)):
+            size = self.dataset.image_size(index) if self.batch_size > 1 else None
+            group = waiting.setdefault(size, [])
+            group.append(index)
+            if len(group) == self.batch_size:
+                yield waiting.pop(size)
+        yield from waiting.values()
 
 
 @dataclass
@@ -74,10 +100,11 @@ class EvaluationDetails:
 def evaluation_loader(
     dataset: SegmentationDataset, processor: MPFormerImageProcessor, accelerator: Accelerator, batch_size: int = 1
 ) -> DataLoader:
-    """Data loader of the images of this process. Every image is evaluated once, by one process."""
+    """Data loader of the images of this process, in batches of equal size. Every image is evaluated once, by one
+    process."""
     rows = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-    batches = EvaluationBatches(dataset, processor, rows)
-    return DataLoader(batches, batch_size, collate_fn=batches.collate)
+    batches = EvaluationDataset(dataset, processor, rows)
+    return DataLoader(batches, batch_sampler=SameSizeBatches(batches, batch_size), collate_fn=batches.collate)
 
 
 @torch.no_grad()
@@ -103,7 +130,7 @@ def evaluate_model(
         details: is filled with the scores of all images and the confusion matrix.
     """
     task, labels = processor.task, loader.dataset.dataset.labels
-    scores, drawn, rows, start = Scores(task, labels, max_detections), 0, [], time.perf_counter()
+    scores, drawn, rows, start = TaskMetrics(task, labels, max_detections), 0, [], time.perf_counter()
     was_training = model.training
     model.eval()
     for batch in tqdm(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
@@ -130,8 +157,8 @@ def predict_batch(
     accelerator: Accelerator,
     max_detections: int = 100,
 ) -> list[dict]:
-    """Results of each image of a batch of `EvaluationBatches`, on the CPU: by kind, as `Scores.add` takes them, and as
-    `drawn` the result to draw."""
+    """Results of each image of a batch of `EvaluationDataset`, on the CPU: by kind, as `TaskMetrics.add` takes them,
+    and as `drawn` the result to draw."""
     with accelerator.autocast():
         outputs = model(**send_to_device(batch["inputs"], accelerator.device))
     sizes = {"target_sizes": batch["sizes"]}
@@ -171,7 +198,7 @@ def draw_rows(
     accelerator: Accelerator,
 ) -> list[Image.Image]:
     """Ground truth and prediction of some rows of a split."""
-    batches, pictures = EvaluationBatches(dataset, processor, rows), []
+    batches, pictures = EvaluationDataset(dataset, processor, rows), []
     for row, image, segments in (batches[index] for index in range(len(rows))):
         (predictions,) = predict_batch(model, processor, batches.collate([(row, image, segments)]), accelerator)
         pictures.append(draw_pair(image, predictions["drawn"], segments, processor.task, dataset.labels))
@@ -186,7 +213,7 @@ def diagnose_model(
     model.eval()
     for batch in tqdm(loader, desc="diagnose", disable=not accelerator.is_local_main_process, leave=False):
         maps, classes = zip(*((segments.map, segments.classes) for segments in batch["segments"]), strict=True)
-        inputs = dict(processor(batch["images"], list(maps), list(classes), return_tensors="pt"))
+        inputs = dict(processor(batch["images"], list(maps), list(classes), ignore_index=VOID, return_tensors="pt"))
         inputs.pop("pixel_mask")
         total += diagnose(model, **send_to_device(inputs, accelerator.device))
     model.train(was_training)

@@ -1,0 +1,121 @@
+"""Checks of the content of COCO files, before any image is read."""
+
+from collections import Counter
+from collections.abc import Iterator
+from numbers import Integral
+from pathlib import Path
+
+LISTED = 10  # problems that are named; the others are counted
+
+
+def check_coco(content, file: Path) -> None:
+    """Check instance or panoptic annotations.
+
+    Args:
+        content: the parsed JSON.
+        file: its path, for the message.
+
+    Raises:
+        ValueError: there are problems; the message has their number and the first ten.
+    """
+    problems = list(find_problems(content))
+    if problems:
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ValueError(f"{file} has {number}: {'; '.join(problems[:LISTED])}{more}.")
+
+
+def find_problems(content) -> Iterator[str]:
+    """Yield a description of each problem."""
+    if not isinstance(content, dict):
+        yield "it is not a mapping of images, annotations and categories"
+        return
+    missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
+    if missing:
+        yield f"it has no list of {', '.join(missing)}"
+        return
+    for key in ("images", "annotations", "categories"):
+        invalid = [index for index, row in enumerate(content[key]) if not isinstance(row, dict)]
+        if invalid:
+            yield f"{key}[{invalid[0]}] is not a mapping"
+            return
+    yield from find_category_problems(content["categories"])
+    yield from find_image_problems(content["images"])
+    categories = {row.get("id") for row in content["categories"] if is_id(row.get("id"))}
+    images = {row.get("id") for row in content["images"] if is_hashable(row.get("id"))}
+    for index, row in enumerate(content["annotations"]):
+        if not is_hashable(row.get("image_id")) or row.get("image_id") not in images:
+            yield f"annotations[{index}] has image_id {row.get('image_id')!r}, which is not in images"
+        if "segments_info" in row:
+            yield from find_panoptic_problems(row, index, categories)
+        else:
+            yield from find_object_problems(row, f"annotations[{index}]", categories)
+            if "segmentation" not in row:
+                yield f"annotations[{index}] has no segmentation"
+
+
+def find_category_problems(categories: list[dict]) -> Iterator[str]:
+    """Ids that are not unique integers, names that are not unique texts, `isthing` that is not 0 or 1."""
+    for index, row in enumerate(categories):
+        if not is_id(row.get("id")):
+            yield f"categories[{index}] has id {row.get('id')!r}, expected an integer"
+        if not isinstance(row.get("name"), str):
+            yield f"categories[{index}] has name {row.get('name')!r}, expected a text"
+        if "isthing" in row and not is_flag(row["isthing"]):
+            yield f"categories[{index}] has isthing {row['isthing']!r}, expected 0 or 1"
+    for key in ("id", "name"):
+        values = Counter(row[key] for row in categories if is_hashable(row.get(key)))
+        yield from (f"categories have the {key} {value!r} {n} times" for value, n in values.items() if n > 1)
+
+
+def find_image_problems(images: list[dict]) -> Iterator[str]:
+    """Missing file names, ids that are not unique, sizes that are not positive integers."""
+    for index, row in enumerate(images):
+        if not isinstance(row.get("file_name"), str) or not row["file_name"]:
+            yield f"images[{index}] has no file_name"
+        for key in ("height", "width"):
+            if key in row and not (is_id(row[key]) and row[key] > 0):
+                yield f"images[{index}] has {key} {row[key]!r}, expected a positive integer"
+    ids = [row.get("id") for row in images]
+    for index, value in enumerate(ids):
+        if value is None or not is_hashable(value):
+            yield f"images[{index}] has no id"
+    counts = Counter(value for value in ids if value is not None and is_hashable(value))
+    yield from (f"images have the id {value!r} {n} times" for value, n in counts.items() if n > 1)
+
+
+def find_panoptic_problems(annotation: dict, index: int, categories: set) -> Iterator[str]:
+    """Missing file names, invalid segments, segment ids that are 0 (void) or not unique."""
+    if not isinstance(annotation.get("file_name"), str):
+        yield f"annotations[{index}] has no file_name"
+    segments = annotation["segments_info"]
+    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+        yield f"annotations[{index}] has segments_info that is not a list of mappings"
+        return
+    for position, segment in enumerate(segments):
+        name = f"annotations[{index}].segments_info[{position}]"
+        if not is_id(segment.get("id")) or segment["id"] <= 0:
+            yield f"{name} has id {segment.get('id')!r}, expected a positive integer (0 is void)"
+        yield from find_object_problems(segment, name, categories)
+    counts = Counter(segment["id"] for segment in segments if is_id(segment.get("id")))
+    yield from (f"annotations[{index}] has the segment id {value} {n} times" for value, n in counts.items() if n > 1)
+
+
+def find_object_problems(row: dict, name: str, categories: set) -> Iterator[str]:
+    """A category that is missing or unknown, `iscrowd` that is not 0 or 1."""
+    if not is_id(row.get("category_id")) or row["category_id"] not in categories:
+        yield f"{name} has category_id {row.get('category_id')!r}, which is not in categories"
+    if "iscrowd" in row and not is_flag(row["iscrowd"]):
+        yield f"{name} has iscrowd {row['iscrowd']!r}, expected 0 or 1"
+
+
+def is_id(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_flag(value) -> bool:
+    return isinstance(value, (bool, Integral)) and value in (0, 1)
+
+
+def is_hashable(value) -> bool:
+    return isinstance(value, (int, str))

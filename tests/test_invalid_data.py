@@ -1,0 +1,221 @@
+"""Invalid annotations end in a sentence that names what is wrong; nothing is silently misread."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Image, Value
+from PIL import Image as PILImage
+from pycocotools import mask as coco_mask
+
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.coco_masks import decode_segmentation
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.evaluation.task_metrics import TaskMetrics, semantic_reference
+from mpformer_hf.label_maps import encode_rle, split_segments
+from mpformer_hf.metrics.mean_iou import MeanIoU
+from tests import datasets_on_disk as make
+
+HUGE = [[1.0, 1.0, 1e9, 1.0, 1e9, 1e9]]
+
+
+def random_mask(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 60, 2)
+    return rng.random((height, width)) < rng.random()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rle_equals_pycocotools(seed):
+    mask = random_mask(seed)
+    compressed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    for rle in (compressed, {**compressed, "counts": compressed["counts"].decode()}, encode_rle(mask)):
+        assert np.array_equal(decode_segmentation(rle, *mask.shape), mask)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_polygons_equal_pycocotools(seed):
+    rng = np.random.default_rng(seed)
+    polygons = [(rng.random(2 * rng.integers(3, 8)) * 50 - 5).tolist() for _ in range(2)]
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 40, 60))).astype(bool)
+    assert np.array_equal(decode_segmentation(polygons, 40, 60), expected)
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ({"size": [40, 60], "counts": [10, 20]}, "an RLE of 30 pixels, the image has 2400"),
+        ({"size": [40, 60], "counts": [10, -20, 2410]}, "not integers of at least 0"),
+        ({"size": [40, 60], "counts": [10.5, 2389.5]}, "not integers of at least 0"),
+        ({"size": [40, 60], "counts": "0"}, "an RLE of 0 pixels"),
+        ({"size": [40, 60], "counts": "o"}, "truncated"),
+        ({"size": [40, 60], "counts": "\n"}, "not COCO's compressed format"),
+        ({"size": [40, 60], "counts": 7}, "neither a list nor a string"),
+        ({"size": [60, 40], "counts": [2400]}, "an RLE of 60x40, the image is 40x60"),
+        ({"counts": [2400]}, "without size and counts"),
+        (HUGE, "far outside of the image"),
+        ([[1.0, 1.0, float("inf"), 1.0, 5.0, 5.0]], "far outside of the image"),
+        ([[1.0, 1.0, float("nan"), 1.0, 5.0, 5.0]], "far outside of the image"),
+        ([[1.0, 1.0, 5.0, 5.0]], "a polygon of 4 coordinates"),
+        ([[1.0, 1.0, 5.0, 5.0, 7.0, 7.0, 9.0]], "a polygon of 7 coordinates"),
+        ([["a"] * 6], "neither polygons nor RLE"),
+        ([], "neither polygons nor RLE"),
+        ("polygon", "neither polygons nor RLE"),
+        (None, "neither polygons nor RLE"),
+    ],
+)
+def test_invalid_segmentations_are_refused(segmentation, message):
+    with pytest.raises(ValueError, match=message):
+        decode_segmentation(segmentation, 40, 60)
+
+
+def coco_folder(folder, **changes):
+    """The folder of `make.coco_instances` with changes to the content of its train file."""
+    make.coco_instances(folder)
+    file = folder / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for key, change in changes.items():
+        change(content[key])
+    file.write_text(json.dumps(content))
+    return DataArguments(dataset_name=str(folder), task="instance")
+
+
+def set_first(**values):
+    return lambda rows: rows[0].update(values)
+
+
+def drop_first(key):
+    return lambda rows: rows[0].pop(key)
+
+
+def repeat_first(rows):
+    rows.append(dict(rows[0]))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"annotations": drop_first("category_id")}, r"annotations\[0\] has category_id None"),
+        ({"annotations": set_first(category_id=99)}, r"annotations\[0\] has category_id 99"),
+        ({"annotations": set_first(category_id=18.7)}, r"annotations\[0\] has category_id 18.7"),
+        ({"annotations": set_first(iscrowd="0")}, r"annotations\[0\] has iscrowd '0', expected 0 or 1"),
+        ({"annotations": set_first(image_id=8)}, r"annotations\[0\] has image_id 8, which is not in images"),
+        ({"annotations": drop_first("segmentation")}, r"annotations\[0\] has no segmentation"),
+        ({"categories": set_first(id=18)}, "categories have the id 18 2 times"),
+        ({"categories": set_first(name="dog")}, "categories have the name 'dog' 2 times"),
+        ({"categories": set_first(isthing=None)}, r"categories\[0\] has isthing None"),
+        ({"images": repeat_first}, "images have the id 7 2 times"),
+        ({"images": drop_first("file_name")}, r"images\[0\] has no file_name"),
+        ({"images": set_first(height=-1)}, r"images\[0\] has height -1"),
+    ],
+)
+def test_invalid_coco_files_are_refused_before_training(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        open_dataset(coco_folder(tmp_path / "coco", **changes), "train")
+
+
+def test_all_problems_of_a_coco_file_are_counted_and_ten_are_named(tmp_path):
+    def break_all(rows):
+        rows[:] = [{**rows[0], "category_id": -index} for index in range(25)]
+
+    with pytest.raises(ValueError, match=r"has 25 problems: .*; and 15 more") as error:
+        open_dataset(coco_folder(tmp_path / "coco", annotations=break_all), "train")
+    assert str(error.value).count("category_id") == 10
+
+
+@pytest.mark.parametrize(
+    "text, message", [("{", "cannot be read as JSON"), ("[]", "not a mapping"), ("{}", "no list of")]
+)
+def test_files_that_are_not_coco_are_refused(text, message, tmp_path):
+    data = coco_folder(tmp_path / "coco")
+    (tmp_path / "coco" / "annotations" / "instances_train2017.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(data, "train")
+
+
+def test_sizes_in_coco_files_are_compared_with_the_images(tmp_path):
+    data = coco_folder(tmp_path / "coco", images=set_first(height=80, width=120))
+    with pytest.raises(ValueError, match="Row 0: the image is 40x60, but 80x120 in the annotations"):
+        open_dataset(data, "train")[0]
+
+
+@pytest.mark.parametrize("segment", [{"id": 0}, {"id": 5}, {"category_id": 7}, {"iscrowd": "0"}])
+def test_invalid_segments_of_panoptic_files_are_refused(segment, tmp_path):
+    folder = make.coco_panoptic(tmp_path / "coco")
+    content = json.loads((folder / "panoptic.json").read_text())
+    content["annotations"][0]["segments_info"][0].update(segment)
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"panoptic\.json has 1 problem: annotations"):
+        open_dataset(DataArguments(dataset_name=str(folder), task="panoptic"), "train")
+
+
+def test_categories_that_contradict_the_names_are_refused(tmp_path):
+    ids, segments = np.ones((40, 60), dtype=np.int32), [{"id": 1, "category_id": 0, "isthing": 0, "iscrowd": 0}]
+    categories = [{"id": 0, "name": "road", "isthing": 0}, {"id": 1, "name": "car", "isthing": 1}]
+    folder = make.panoptic(tmp_path / "data", ids, segments, categories=categories)
+    (folder / "id2label.json").write_text(json.dumps({"0": "car", "1": "road"}))
+    with pytest.raises(ValueError, match=r"two names for class 0: 'car' in id2label\.json and 'road'"):
+        open_dataset(DataArguments(dataset_name=str(folder), task="panoptic"), "train")
+    categories[1]["isthing"] = None
+    (folder / "panoptic_categories.json").write_text(json.dumps(categories))
+    with pytest.raises(ValueError, match="isthing None"):
+        open_dataset(DataArguments(dataset_name=str(folder), task="panoptic"), "train")
+
+
+def test_lossy_and_fractional_label_images_are_refused(tmp_path):
+    photo, column = make.photo(), {"image": Image(), "label": Image()}
+    names = {"id2label.json": {"0": "a", "1": "b"}}
+    lossy = tmp_path / "lossy.jpg"
+    make.photo(mode="L").save(lossy)
+    make.write(tmp_path / "jpeg", [{"image": photo, "label": {"path": str(lossy)}}], column, names)
+    fractional = PILImage.fromarray(np.full((40, 60), 0.7, dtype=np.float32))
+    fractional.save(tmp_path / "float.tiff")
+    make.write(tmp_path / "float", [{"image": photo, "label": {"path": str(tmp_path / "float.tiff")}}], column, names)
+    for name, message in (
+        ("jpeg", "Row 0: the label is a JPEG"),
+        ("float", "Row 0: the label has values of type float"),
+    ):
+        data = DataArguments(dataset_name=str(tmp_path / name), task="semantic")
+        with pytest.raises(ValueError, match=message):
+            open_dataset(data, "train")[0]
+
+
+# --- More than 255 classes ---
+
+
+def test_class_255_is_a_class_where_there_are_more(tmp_path):
+    map_ = np.full((40, 60), 254, dtype=np.uint16)
+    map_[:10], map_[10:20] = 255, 299
+    names = [f"class {i}" for i in range(300)]
+    data = DataArguments(dataset_name=str(make.semantic(tmp_path / "d", [map_], names=names)), task="semantic")
+    split = open_dataset(data, "train")
+    _, segments = split[0]
+    assert sorted(segments.classes.values()) == [254, 255, 299]
+    assert semantic_reference(segments)[0, 0] == 255
+    scores = TaskMetrics("semantic", split.labels)
+    wrong = torch.from_numpy(map_.astype(np.int64))
+    wrong[:10] = 299
+    scores.add({"semantic": wrong}, segments)
+    assert scores.compute()["per_class_iou"]["class 255"] == 0.0
+    with pytest.raises(ValueError, match="ignore_index 255 is one of the 300 classes"):
+        MeanIoU(num_labels=300)
+
+
+def test_objects_of_class_255_are_targets(tmp_path):
+    square = [[1.0, 1.0, 20.0, 1.0, 20.0, 20.0, 1.0, 20.0]]
+    objects = json.dumps([{"category": c, "segmentation": square, "iscrowd": 0} for c in (254, 255, 256)])
+    names = {"id2label.json": {str(i): f"class {i}" for i in range(300)}}
+    features = {"image": Image(), "objects": Value("string")}
+    folder = make.write(tmp_path / "d", [{"image": make.photo(), "objects": objects}], features, names)
+    _, segments = open_dataset(DataArguments(dataset_name=str(folder), task="instance"), "train")[0]
+    assert sorted(segments.classes.values()) == [254, 255, 256]
+
+
+def test_ignore_index_is_an_id_in_the_map():
+    map_ = torch.tensor([[0, 0, 7], [255, 255, 7]], dtype=torch.int32)
+    masks, classes = split_segments(map_, {0: 4, 7: 255, 255: 0}, False, 255)
+    assert classes.tolist() == [4, 255] and masks.shape == (2, 2, 3)
+    masks, classes = split_segments(map_, {7: 0, 255: 1}, False, 0)  # 0 = void, as in panoptic maps
+    assert classes.tolist() == [0, 1]
+    assert split_segments(map_, None, False, 255)[1].tolist() == [0, 7]
