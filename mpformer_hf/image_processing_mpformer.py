@@ -17,6 +17,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 from .boxes import mask_boxes
+from .images import to_eight_bits
 from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
 from .postprocessing import ResizeGeometry, instance_inference, instances_to_map, panoptic_inference, semantic_inference
 
@@ -27,7 +28,7 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     """Arguments of Mask2Former's processor, and those of post-processing.
 
     size_divisor: the sides of padded images are multiples of it.
-    ignore_index: void in segmentation maps.
+    ignore_index: void in segmentation maps of classes.
     do_reduce_labels: id 0 becomes void, other ids become one less; void remains void.
     task: semantic, instance or panoptic; default task of the pipeline.
     threshold, mask_threshold, overlap_mask_area_threshold: defaults of post-processing.
@@ -88,7 +89,7 @@ class MPFormerImageProcessorMixin:
 
         Args:
             images: one image or a list: PIL of any mode, or numpy or torch with 1, 3 or 4 channels, first or last;
-                converted to RGB.
+                converted to 8-bit RGB, see `to_eight_bits`.
             segmentation_maps: per image an integer map of the image's size, of class or segment ids; in a list also
                 `[L, H, W]`, layers of segments that overlap.
             instance_id_to_semantic_id: if given (one for all images or one each), maps have segment ids and this gives
@@ -104,6 +105,8 @@ class MPFormerImageProcessorMixin:
             ValueError: numbers or sizes of images and maps do not fit.
         """
         maps = None if segmentation_maps is None else as_maps(segmentation_maps)
+        if kwargs.get("do_convert_rgb", self.do_convert_rgb) and kwargs.get("do_rescale", self.do_rescale):
+            images = to_eight_bits(images)
         return super().preprocess(images, maps, instance_id_to_semantic_id, **kwargs)
 
     def _preprocess_image_like_inputs(

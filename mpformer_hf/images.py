@@ -1,4 +1,4 @@
-"""Image files and PIL images of any mode to 8-bit RGB tensors."""
+"""Images of any kind to 8-bit RGB: the same values in training, image processor and pipeline."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+ORIENTATION = 274  # EXIF tag
 EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -27,6 +28,47 @@ def to_rgb(image) -> Tensor:
     if image.mode not in EIGHT_BITS:
         raise ValueError(f"the image has mode {image.mode}, expected 8 or 16 bits per channel")
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def to_rgb_image(image: Image.Image) -> Image.Image:
+    """PIL image of any mode to RGB with 8 bits, see `to_rgb`."""
+    if image.mode == "RGB" and image.getexif().get(ORIENTATION, 1) == 1:
+        return image
+    return Image.fromarray(to_rgb(image).permute(1, 2, 0).numpy())
+
+
+def to_eight_bits(image):
+    """Images of any kind to values in 0..255.
+
+    Args:
+        image: PIL image of any mode; numpy array or tensor of uint8, uint16 (the upper 8 bits are kept) or floats (if
+            they are in [0, 1], they are multiplied by 255); or a list of these.
+
+    Returns:
+        RGB PIL image, array or tensor of the same shape; or a list of these.
+
+    Raises:
+        ValueError: the range of values is unknown.
+    """
+    if isinstance(image, (list, tuple)):
+        return [to_eight_bits(entry) for entry in image]
+    if isinstance(image, Image.Image):
+        return to_rgb_image(image)
+    if not isinstance(image, np.ndarray) and not torch.is_tensor(image):
+        return image
+    kind = str(image.dtype).removeprefix("torch.")
+    if kind == "uint8":
+        return image
+    if kind == "uint16":
+        if torch.is_tensor(image):
+            return (image.to(torch.int32) >> 8).to(torch.uint8)
+        return (image >> 8).astype(np.uint8)
+    low, high = (float(image.min()), float(image.max())) if np.prod(image.shape) else (0.0, 0.0)
+    if kind.startswith(("float", "bfloat")) and low >= 0 and high <= 1:
+        return image * 255
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"the image has values of type {kind} from {low:g} to {high:g}, expected 0 to 255 or 0 to 1")
+    return image
 
 
 def read_image(path: str | Path) -> Tensor:

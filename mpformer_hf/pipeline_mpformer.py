@@ -1,11 +1,16 @@
 """`pipeline("image-segmentation")` with task and thresholds from the image processor."""
 
+import io
 import logging
+import os
 from typing import Any
 
 import numpy as np
+from huggingface_hub.utils import get_session
 from PIL import Image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
+
+from .images import to_rgb_image
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +33,18 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         if unknown:
             raise ValueError(f"Unknown options: {', '.join(unknown)}; known: subtask, {', '.join(self.THRESHOLDS)}.")
         return super()._sanitize_parameters(**kwargs)
+
+    def preprocess(self, image: str | Image.Image, subtask: str | None = None, timeout: float | None = None):
+        """An image, path, URL or base64 text to model inputs. Images of 16 bits are converted as in training, where
+        transformers would saturate them."""
+        if isinstance(image, str) and image.startswith(("http://", "https://")):
+            response = get_session().get(image, timeout=timeout)
+            response.raise_for_status()
+            image = Image.open(io.BytesIO(response.content))
+        elif isinstance(image, str) and os.path.isfile(image):
+            image = Image.open(image)
+        image = to_rgb_image(image) if isinstance(image, Image.Image) else image
+        return super().preprocess(image, subtask=subtask, timeout=timeout)
 
     def postprocess(self, model_outputs: Any, subtask: str | None = None, **thresholds: float) -> list[dict[str, Any]]:
         """Model outputs of one image to `[{"label", "score", "mask"}]`, masks as PIL images of mode L, 0 or 255.

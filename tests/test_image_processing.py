@@ -80,12 +80,12 @@ def test_reduce_labels_keeps_void():
     assert classes.tolist() == [0, 1, 2, 255]
 
 
-def test_void_class_in_a_table_and_large_ids():
+def test_class_255_in_a_table_and_large_ids():
     maps = torch.tensor([[1, 2, 2**24 + 1, 2**40]]).repeat(32, 8)
     table = {1: 255, 2: 0, 2**24 + 1: 1, 2**40: 2}
     batch = MPFormerImageProcessor(size={"height": 64, "width": 64})([picture(32, 32)], [maps], table)
-    assert batch["class_labels"][0].tolist() == [0, 1, 2]
-    assert batch["mask_labels"][0].flatten(1).sum(1).tolist() == [1024] * 3
+    assert batch["class_labels"][0].tolist() == [255, 0, 1, 2], "a class like any other"
+    assert batch["mask_labels"][0].flatten(1).sum(1).tolist() == [1024] * 4
 
 
 @pytest.mark.parametrize("size", [(32, 64), (45, 31), (7, 200), (60, 90)])

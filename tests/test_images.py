@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mpformer_hf.images import read_image, to_rgb
+from mpformer_hf import MPFormerImageProcessor, MPFormerImageProcessorPil, MPFormerImageSegmentationPipeline
+from mpformer_hf.images import ORIENTATION, read_image, to_rgb
+from tests.tiny import tiny_model
 
 
 def gradient(height=6, width=8):
@@ -65,3 +67,42 @@ def test_broken_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="more than 2,000 pixels"):
         read_image(tmp_path / "huge.png")
+
+
+def sixteen_bits(tmp_path):
+    values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "sixteen.png")
+    return tmp_path / "sixteen.png", values
+
+
+def rotated(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # rotated by 90 degrees
+    values = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "rotated.png", exif=exif)
+    return tmp_path / "rotated.png", values
+
+
+@pytest.mark.parametrize("kind", [sixteen_bits, rotated])
+@pytest.mark.parametrize("processor", [MPFormerImageProcessor, MPFormerImageProcessorPil])
+def test_training_processor_and_pipeline_have_equal_values(kind, processor, tmp_path):
+    path, _ = kind(tmp_path)
+    processor = processor(do_resize=False, size_divisor=1, task="semantic")
+    in_training = processor(read_image(path), return_tensors="pt")["pixel_values"]
+    in_processor = processor(Image.open(path), return_tensors="pt")["pixel_values"]
+    segmenter = MPFormerImageSegmentationPipeline(model=tiny_model(), image_processor=processor)
+    assert torch.equal(in_processor, in_training)
+    for image in (Image.open(path), str(path)):
+        assert torch.equal(segmenter.preprocess(image)["pixel_values"], in_training)
+
+
+def test_arrays_of_other_types_have_the_values_of_eight_bits():
+    eight = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    processor = MPFormerImageProcessor(do_resize=False, size_divisor=1)
+    expected = processor(eight, return_tensors="pt")["pixel_values"]
+    sixteen = eight.astype(np.uint16) * 256 + 77
+    for same in (sixteen, torch.from_numpy(sixteen), eight.astype(np.float32), eight.astype(np.float32) / 255):
+        torch.testing.assert_close(processor(same, return_tensors="pt")["pixel_values"], expected, atol=1e-5, rtol=0)
+    for wrong in (eight.astype(np.int32) + 200, eight.astype(np.float32) - 5):
+        with pytest.raises(ValueError, match="expected 0 to 255 or 0 to 1"):
+            processor(wrong, return_tensors="pt")
