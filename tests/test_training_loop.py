@@ -45,7 +45,7 @@ def launch(*argv):
     )
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(shapes, tmp_path):
+def test_a_killed_run_resumes_with_equal_results(shapes, tmp_path):
     torch.set_num_threads(1)
     options = {"max_train_steps": 9, "eval_steps": 3, "checkpointing_steps": 2, "ema_decay": 0.9, "max_eval_samples": 1}
     finetune.main(flags(shapes, tmp_path / "whole", **options))
@@ -163,26 +163,27 @@ def sharding_environment(file):
     return {"ACCELERATE_USE_FSDP": "true", **{name.upper(): str(value) for name, value in fields.items()}}
 
 
-def test_spread_weights_train_like_copies_and_go_on(shapes, tmp_path):
+def test_fsdp_trains_like_ddp_and_resumes(shapes, tmp_path):
     options = {"max_train_steps": 4, "eval_steps": 2, "checkpointing_steps": 3, "num_pictures": 0}
     options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "ema_decay": 0.5}
-    copies, spread = (flags(shapes, tmp_path / name, **options) for name in ("copies", "spread"))
-    run_together([sys.executable, "-m", "training.finetune", *copies], processes=2)
+    ddp, fsdp = (flags(shapes, tmp_path / name, **options) for name in ("ddp", "fsdp"))
+    run_together([sys.executable, "-m", "training.finetune", *ddp], processes=2)
     environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml")
-    command = [sys.executable, "-m", "tests.sharded_run", *spread]
+    command = [sys.executable, "-m", "tests.sharded_run", *fsdp]
     told = run_together(command, processes=2, **environment)
-    checkpoint = tmp_path / "spread" / "checkpoint-3"
+    checkpoint = tmp_path / "fsdp" / "checkpoint-3"
     assert len(list(checkpoint.rglob("*.distcp"))) == 4, told[0]  # weights and optimizer of either process
     for resume in ([], ["--resume_from_checkpoint", "latest"]):
         if resume:
+            (tmp_path / "fsdp" / "all_results.json").unlink()  # as if it had been interrupted
             run_together([*command, *resume], processes=2, **environment)
-        assert losses_of(tmp_path / "spread") == pytest.approx(losses_of(tmp_path / "copies"), rel=1e-5)
+        assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), rel=1e-5)
         for name in ("last/model.safetensors", "model.safetensors"):
-            ours, theirs = (load_file(tmp_path / arm / name) for arm in ("spread", "copies"))
+            ours, theirs = (load_file(tmp_path / arm / name) for arm in ("fsdp", "ddp"))
             assert ours.keys() == theirs.keys()
             for key, tensor in theirs.items():
                 torch.testing.assert_close(ours[key], tensor, atol=1e-5, rtol=1e-4, msg=key)
-        ours, theirs = (rows_of(tmp_path / arm, "evaluations.jsonl") for arm in ("spread", "copies"))
+        ours, theirs = (rows_of(tmp_path / arm, "evaluations.jsonl") for arm in ("fsdp", "ddp"))
         assert [(row["step"], row["images"]) for row in ours] == [(2, 3), (4, 3)]
         assert [row["pixel_accuracy"] for row in ours] == pytest.approx([row["pixel_accuracy"] for row in theirs])
 
@@ -194,7 +195,7 @@ def test_spread_weights_train_like_copies_and_go_on(shapes, tmp_path):
         ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading must be false"),
     ],
 )
-def test_ways_to_spread_weights_that_do_not_work_are_refused(shapes, tmp_path, setting, message):
+def test_unsupported_fsdp_settings_are_refused(shapes, tmp_path, setting, message):
     environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml") | setting
     command = [sys.executable, ROOT / "tests" / "sharded_run.py", *flags(shapes, tmp_path / "a")]
     with pytest.raises(AssertionError, match=f"error: fsdp_config: {message}"):
