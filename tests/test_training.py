@@ -65,7 +65,7 @@ def test_pilot_flags_reach_the_configuration(tmp_path):
     with pytest.raises(ValueError, match="does not have: hiden_dim"):
         build_model(ModelArguments(model_fields='{"hiden_dim": 3}'), PilotArguments(), LABELS)
     with pytest.raises(
-        ValueError, match="model_name_or_path and model_fields: .* weights are missing or have other shapes"
+        ValueError, match="weights are missing or have other shapes"
     ):
         args = ModelArguments(model_name_or_path=str(tmp_path), model_fields='{"hidden_dim": 64}')
         build_model(args, PilotArguments(), LABELS)
@@ -390,6 +390,6 @@ def test_another_number_of_queries_starts_the_queries_afresh_and_nothing_else(tm
     model = load_checkpoint(str(tmp_path), {"num_queries": 12})
     assert model.model.transformer_module.queries_features.weight.shape[0] == 12
     with pytest.raises(
-        ValueError, match="model_name_or_path and model_fields: .* weights are missing or have other shapes"
+        ValueError, match="weights are missing or have other shapes"
     ):
         load_checkpoint(str(tmp_path), {"num_queries": 12, "dim_feedforward": 128})
