@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_frames_of_a_video(saved, tmp_path):
         run(saved, tmp_path / "broken.mp4", tmp_path / "out2")
 
 
-def test_it_goes_on_where_it_was_and_a_half_written_result_does_not_count(saved, photos, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_and_incomplete_results_are_made_again(saved, photos, tmp_path, monkeypatch, capsys):
     seen = []
     plain = script.Predictor.__call__
     monkeypatch.setattr(script.Predictor, "__call__", lambda self, images: seen.extend(images) or plain(self, images))
@@ -125,6 +126,36 @@ def test_it_goes_on_where_it_was_and_a_half_written_result_does_not_count(saved,
         run(saved, photos, tmp_path / "out", "--flip")
     with pytest.raises(SystemExit, match="is not an empty folder"):
         run(saved, photos, photos)
+
+
+def test_results_belong_to_a_model_and_to_the_pixels_of_an_image(saved, photos, tmp_path, monkeypatch):
+    seen = []
+    plain = script.Predictor.__call__
+    monkeypatch.setattr(script.Predictor, "__call__", lambda self, images: seen.extend(images) or plain(self, images))
+    shutil.copytree(saved, tmp_path / "model")
+    run(tmp_path / "model", photos, tmp_path / "out")
+    make.photo(40, 52).save(photos / "a.png")  # replaced
+    make.photo(44, 60).save(photos / "0.png")  # added; names must not shift
+    run(tmp_path / "model", photos, tmp_path / "out")
+    assert [tuple(image.shape[1:]) for image in seen[4:]] in ([(44, 60), (40, 52)], [(40, 52), (44, 60)])
+    assert read(tmp_path / "out" / "results" / "a.png.json")["width"] == 52
+    torch.manual_seed(1)
+    tiny_model(id2label=NAMES).save_pretrained(tmp_path / "model")  # retrained
+    with pytest.raises(SystemExit, match="has results of another weights"):
+        run(tmp_path / "model", photos, tmp_path / "out")
+
+
+def test_the_output_folder_is_not_segmented(saved, photos, capsys):
+    for _ in range(2):
+        run(saved, photos, photos / "out")
+        assert "4 of 4 images" in capsys.readouterr().out
+
+
+def test_a_run_without_any_result_fails(saved, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_text("no image")
+    with pytest.raises(SystemExit, match="None of the 1 images could be segmented"):
+        run(saved, tmp_path / "photos", tmp_path / "out")
 
 
 def bad_files(folder):
@@ -192,6 +223,8 @@ def test_two_processes_share_the_work(saved, photos, tmp_path):
     [
         (["photos", "--every", "0"], "--every and --batch_size must be at least 1"),
         (["photos", "--scales", "0"], "scales must be positive"),
+        (["photos", "--threshold", "nan"], r"threshold must be in \[0, 1\]"),
+        (["photos", "--threshold", "2"], r"threshold must be in \[0, 1\]"),
         (["nothing/*.png"], "No file matches nothing"),
         (["empty"], "empty has no image"),
         (["./nowhere"], "Folder ./nowhere does not exist"),

@@ -6,15 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from transformers import Mask2FormerImageProcessor, pipeline
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.arguments import parse
 from mpformer_hf.cli import evaluate
+from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.labels import Labels
+from mpformer_hf.evaluation.evaluator import evaluate_model, evaluation_loader
 from scripts import time_loading
 from tests import datasets_on_disk as make
 from tests.runs import flags
@@ -64,9 +68,7 @@ def test_pilot_flags_reach_the_configuration(tmp_path):
     assert torch.equal(again.state_dict()[weight], model.state_dict()[weight])
     with pytest.raises(ValueError, match="does not have: hiden_dim"):
         build_model(ModelArguments(model_fields='{"hiden_dim": 3}'), PilotArguments(), LABELS)
-    with pytest.raises(
-        ValueError, match="weights are missing or have other shapes"
-    ):
+    with pytest.raises(ValueError, match="weights are missing or have other shapes"):
         args = ModelArguments(model_name_or_path=str(tmp_path), model_fields='{"hidden_dim": 64}')
         build_model(args, PilotArguments(), LABELS)
     with pytest.raises(ValueError, match="Cannot load"):
@@ -323,6 +325,19 @@ def test_a_failing_evaluation_keeps_the_weights(shapes, tmp_path, monkeypatch):
     assert (tmp_path / "b" / "last" / "model.safetensors").is_file()
 
 
+def test_scores_do_not_depend_on_the_batch_size(tmp_path):
+    images = [make.photo(40, width) for width in (40, 60, 90, 60, 41)]
+    maps = [np.random.default_rng(i).integers(0, 3, image.size[::-1], dtype=np.uint8) for i, image in enumerate(images)]
+    folder = make.semantic(tmp_path / "data", maps, images)
+    split = open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train")
+    processor = MPFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 160}, task="semantic")
+    model, accelerator = tiny_model(num_labels=3), Accelerator()
+    loaders = [evaluation_loader(split, processor, accelerator, batch_size) for batch_size in (1, 2, 5)]
+    assert sorted(len(batch["index"]) for batch in loaders[2]) == [1, 1, 1, 2]
+    scores = [evaluate_model(model, processor, loader, accelerator)["pixel_accuracy"] for loader in loaders]
+    assert scores == [scores[0]] * 3
+
+
 def test_metric_for_best_acts(shapes, tmp_path):
     scores = iter([{"pq": 0.1, "sq": 0.9}, {"pq": 0.2, "sq": 0.5}] * 2)
     with pytest.MonkeyPatch.context() as patch:
@@ -389,7 +404,5 @@ def test_another_number_of_queries_starts_the_queries_afresh_and_nothing_else(tm
     tiny_model(num_queries=8).save_pretrained(tmp_path)
     model = load_checkpoint(str(tmp_path), {"num_queries": 12})
     assert model.model.transformer_module.queries_features.weight.shape[0] == 12
-    with pytest.raises(
-        ValueError, match="weights are missing or have other shapes"
-    ):
+    with pytest.raises(ValueError, match="weights are missing or have other shapes"):
         load_checkpoint(str(tmp_path), {"num_queries": 12, "dim_feedforward": 128})

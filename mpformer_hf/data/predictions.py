@@ -62,8 +62,10 @@ def image_hash(image: Tensor) -> str:
 
 def is_complete(folder: Path, name: str, image: Tensor) -> bool:
     """Whether the result of an image exists, and is of the same pixels."""
-    file = folder / "results" / f"{name}.json"
-    return file.is_file() and read_json(file).get("pixels_sha256") == image_hash(image)
+    try:
+        return read_json(folder / "results" / f"{name}.json").get("pixels_sha256") == image_hash(image)
+    except ValueError:
+        return False
 
 
 def write_result(
