@@ -1,6 +1,9 @@
 """Images of any kind to 8-bit RGB: the same values in training, image processor and pipeline."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -71,15 +74,25 @@ def to_eight_bits(image):
     return image
 
 
-def read_image(path: str | Path) -> Tensor:
+def read_image(file: str | Path | BinaryIO) -> Tensor:
     """Image file to uint8 `[3, H, W]`, see `to_rgb`; the first frame of an animation.
 
     Raises:
-        ValueError: it is not an image, truncated or too large to decode; the message has no file name.
+        ValueError: see `image_errors`.
+    """
+    with image_errors(), Image.open(file) as image:
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def image_errors() -> Iterator[None]:
+    """Convert the errors of reading an image.
+
+    Raises:
+        ValueError: the file is not an image, truncated or too large to decode; the message has no file name.
     """
     try:
-        with Image.open(path) as image:
-            return to_rgb(image)
+        yield
     except UnidentifiedImageError as error:
         raise ValueError("it is not an image file") from error
     except Image.DecompressionBombError as error:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from transformers import pipeline
 
 from mpformer_hf import draw_segmentation
@@ -32,7 +33,8 @@ def main() -> None:
     segmenter = pipeline("image-segmentation", model=str(folder / "model"))
     data = DataArguments(dataset_name=str(folder / "data"), task="panoptic")
     test = open_dataset(data, "test")
-    photo = max((test.rows[i] for i in range(12)), key=lambda r: len(r["segments_info"]))["image"].resize((512, 512))
+    image, _ = max((test[index] for index in range(12)), key=lambda example: len(example[1].classes))
+    photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((512, 512))
     result = as_result(segmenter(photo), segmenter.model.config.label2id)
     draw_segmentation(photo, result, segmenter.model.config.id2label).save(folder / "overlay.png")
 

@@ -13,9 +13,12 @@ from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.coco_masks import decode_segmentation
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.evaluation.task_metrics import TaskMetrics, semantic_reference
+from mpformer_hf.files import write_json
 from mpformer_hf.label_maps import encode_rle, split_segments
 from mpformer_hf.metrics.mean_iou import MeanIoU
 from tests import datasets_on_disk as make
+from tests.runs import flags
+from training import finetune
 
 HUGE = [[1.0, 1.0, 1e9, 1.0, 1e9, 1e9]]
 
@@ -219,3 +222,39 @@ def test_ignore_index_is_an_id_of_class_maps():
         assert classes.tolist() == [4, 255, 0] and masks.shape == (3, 2, 3)
         assert split_segments(map_, {7: 0, 255: 1}, False, ignore_index)[1].tolist() == [0, 1]
     assert split_segments(map_, None, False, 255)[1].tolist() == [0, 7]
+
+
+# --- Images that cannot be read ---
+
+
+def broken_images(folder):
+    """Three rows; the second image is truncated, the third label is not an image."""
+    rows, names = [], {"0": "road", "1": "car"}
+    for index in range(3):
+        image, label = folder / f"image{index}.png", folder / f"label{index}.png"
+        folder.mkdir(exist_ok=True)
+        make.photo().save(image)
+        PILImage.fromarray(np.zeros((40, 60), dtype=np.uint8)).save(label)
+        rows.append({"image": str(image), "label": str(label)})
+    (folder / "image1.png").write_bytes((folder / "image1.png").read_bytes()[:200])
+    (folder / "label2.png").write_text("no image")
+    make.write(folder / "data", rows, {"image": Image(), "label": Image()}, {})
+    write_json(names, folder / "data" / "id2label.json")
+    return folder / "data"
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    split = open_dataset(DataArguments(dataset_name=str(broken_images(tmp_path / "d")), task="semantic"), "train")
+    assert split[0][0].shape == (3, 40, 60)
+    with pytest.raises(ValueError, match=r"Row 1 \(.*image1\.png\): it cannot be decoded"):
+        split[1]
+    with pytest.raises(ValueError, match=r"Row 2 \(.*label2\.png\): it is not an image file"):
+        split[2]
+    assert split.image_size(0) == (40, 60) and split.image_size(1) == (0, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_invalid_row_stops_training_in_one_sentence(workers, shapes, tmp_path):
+    argv = flags(broken_images(tmp_path / "d"), tmp_path / "out", task="semantic", dataloader_num_workers=workers)
+    with pytest.raises(ValueError, match=r"^Row [12] \(.*\): it "):
+        finetune.main([*argv, "--train_split", "train", "--eval_split", "train"])

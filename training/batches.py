@@ -56,9 +56,13 @@ class TrainingDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor, dict[int, int], int]:
-        """Image, map of segment ids, classes of the ids, and row, for a pair of `SeededSampler`."""
+        """Image, map of segment ids, classes of the ids, and row, for a pair of `SeededSampler`; or the error of an
+        invalid row, which a worker process would otherwise report as a traceback."""
         index, seed = draw
-        return self.augmented(*self.dataset[index], index, seed)
+        try:
+            return self.augmented(*self.dataset[index], index, seed)
+        except ValueError as error:
+            return error
 
     def augmented(self, image: Tensor, segments: Segments, index: int, seed: int):
         """See `__getitem__`; the global random state is restored."""
@@ -67,7 +71,10 @@ class TrainingDataset(Dataset):
             return *augment(self.transform, image, segments.map, segments.classes), segments.classes, index
 
     def collate_with_rows(self, examples: list) -> tuple[dict, list[int]]:
-        """Result of `collate`, and the rows of the examples."""
+        """Result of `collate` and the rows of the examples, or the error of an invalid row and no rows."""
+        for example in examples:
+            if isinstance(example, ValueError):
+                return example, []
         return self.collate(examples), [example[3] for example in examples]
 
     def collate(self, examples: list) -> dict:
@@ -101,7 +108,10 @@ class StreamedTrainingDataset(IterableDataset):
             index = -1
             for index, row in enumerate(self.rows):
                 draw = int(torch.randint(2**62, (), generator=generator))
-                yield self.batches.augmented(*self.batches.dataset.decode(row, index), index, draw)
+                try:
+                    yield self.batches.augmented(*self.batches.dataset.decode(row, index), index, draw)
+                except ValueError as error:
+                    yield error
             if index < 0:
                 return  # a worker without a shard
             epoch += 1

@@ -210,12 +210,15 @@ class FineTuner:
 
         Raises:
             FloatingPointError: the loss is not finite.
+            ValueError: a row of the training split is invalid.
         """
         accumulation = self.optimization.gradient_accumulation_steps
         sums: dict[str, torch.Tensor] = {}
         images, norm = 0, None
         for _ in range(accumulation):
             inputs, rows = next(batches)
+            if isinstance(inputs, ValueError):  # an invalid row
+                raise inputs
             inputs = send_to_device(inputs, self.accelerator.device)
             images += len(rows)
             with self.accelerator.accumulate(self.model):

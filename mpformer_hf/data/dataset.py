@@ -1,14 +1,16 @@
 """Datasets of the Hub and COCO folders as images with segments."""
 
+import io
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+import PIL.Image
+from datasets import Dataset, Image, load_dataset
 from torch import Tensor
 
 from ..files import TABLE_SUFFIXES
-from ..images import to_rgb
+from ..images import ORIENTATION, image_errors, to_rgb
 from .arguments import DataArguments
 from .coco import is_coco_folder, read_coco_folder
 from .labels import Labels, read_labels
@@ -58,14 +60,28 @@ class SegmentationDataset:
     def image_size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image, after the rotation of its EXIF data; (0, 0) if it cannot be read."""
         try:
-            return tuple(to_rgb(self.rows[index][self.image_column]).shape[1:])
-        except (ValueError, OSError):
+            with image_errors():
+                image = open_image(self.rows[index][self.image_column])
+                turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+                return image.size if turned else image.size[::-1]
+        except ValueError:
             return 0, 0
 
     def decode(self, row: dict, index: int) -> tuple[Tensor, Segments]:
         """Image and segments of a row, see `__getitem__`."""
+        file = None
         try:
-            image, segments = to_rgb(row[self.image_column]), self.read(row)
+            with image_errors():
+                opened = {}
+                for column, value in row.items():
+                    file = file_name(value)
+                    opened[column] = open_image(value)
+                    if column == self.image_column:
+                        image = to_rgb(opened[column])
+                    elif isinstance(opened[column], PIL.Image.Image):
+                        opened[column].load()
+                file = None
+                segments = self.read(opened)
             declared = row.get("size")
             if declared and list(image.shape[1:]) != list(declared):
                 sizes = ["x".join(map(str, shape)) for shape in (image.shape[1:], declared)]
@@ -74,8 +90,28 @@ class SegmentationDataset:
                 sizes = ["x".join(map(str, shape)) for shape in (segments.map.shape[-2:], image.shape[1:])]
                 raise ValueError(f"the label map is {sizes[0]}, the image {sizes[1]} (height x width)")
         except ValueError as error:
-            raise ValueError(f"Row {index}: {error}.") from error
+            raise ValueError(f"Row {index}{f' ({file})' if file else ''}: {error}.") from error
         return image, segments
+
+
+def open_image(value):
+    """The image of a column that is not decoded, `{"bytes": ..., "path": ...}`; other values as they are."""
+    if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
+        return value
+    return PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"])
+
+
+def file_name(value) -> str | None:
+    """Path of an image of a column that is not decoded, if it has one."""
+    return value["path"] if isinstance(value, dict) and set(value) == {"bytes", "path"} else None
+
+
+def without_decoding(rows: Dataset) -> Dataset:
+    """A split whose images are decoded by `SegmentationDataset`, which reports errors with row and file."""
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, Image(decode=False))
+    return rows
 
 
 # --- Opening a dataset ---
@@ -133,7 +169,7 @@ def open_dataset(
         layout, read = "instance map", instance_map_reader(label_column, labels, args.do_reduce_labels)
     count = "a stream of" if args.streaming else len(rows)
     logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, layout, len(labels.names))
-    return SegmentationDataset(rows, image_column, read, labels)
+    return SegmentationDataset(without_decoding(rows), image_column, read, labels)
 
 
 def without_empty(rows: Dataset, labels: Labels) -> Dataset:
