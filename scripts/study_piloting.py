@@ -4,8 +4,8 @@ python -m scripts.study_piloting run --config training/recipes/study/shapes.yaml
     --output_dir outputs/study/shapes --results training/results/study_shapes.jsonl --seeds 0 1 2 --jobs 2
 python -m scripts.study_piloting report training/results/study_shapes.jsonl
 
-Other arms are read from a yaml file of flags by name of the arm (`--arms_file`); the report compares all arms with the
-one called off, if there is one. `--initial FOLDER` starts all runs from one saved model.
+Other arms are read from a yaml file of flags by name of the arm (`--arms_file`); the report compares all arms with
+`--baseline`. `--initial FOLDER` starts all runs from one saved model.
 
 Runs of one seed start with the same weights and use the same images, augmented equally, in the same order. Everything
 else is set by the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is a line of
@@ -162,30 +162,30 @@ def metric_of(row: dict) -> str:
     return next(name for name in ("ap", "pq", "mean_iou") if name in row)
 
 
-def curves_of(lines: list[dict], value) -> dict[str, np.ndarray]:
-    """`[seeds, evaluations]` of each arm, for a function of an evaluation."""
-    arms = sorted(dict.fromkeys(line["arm"] for line in lines), key=lambda arm: arm != "off")
+def curves_of(lines: list[dict], value, baseline: str = "off") -> dict[str, np.ndarray]:
+    """`[seeds, evaluations]` of each arm, the baseline first, for a function of an evaluation."""
+    arms = sorted(dict.fromkeys(line["arm"] for line in lines), key=lambda arm: arm != baseline)
     return {
         arm: np.array([[value(row) for row in line["evaluations"]] for line in lines if line["arm"] == arm])
         for arm in arms
     }
 
 
-def paired_difference(lines: list[dict], arm: str, score=score_of) -> tuple[float, float, int]:
-    """Mean difference of final scores (a function of an evaluation) to "off" over common seeds, half the width of its
-    95 % confidence interval (Student's t), and number of seeds."""
+def paired_difference(lines: list[dict], arm: str, score=score_of, baseline: str = "off") -> tuple[float, float, int]:
+    """Mean difference of final scores (a function of an evaluation) to the baseline over common seeds, half the width
+    of its 95 % confidence interval (Student's t), and number of seeds."""
     final = {(line["arm"], line["seed"]): score(line["evaluations"][-1]) for line in lines}
-    seeds = sorted({seed for _, seed in final if ("off", seed) in final and (arm, seed) in final})
-    differences = np.array([final[arm, seed] - final["off", seed] for seed in seeds])
+    seeds = sorted({seed for _, seed in final if (baseline, seed) in final and (arm, seed) in final})
+    differences = np.array([final[arm, seed] - final[baseline, seed] for seed in seeds])
     if len(seeds) < 2:
         return float(differences.mean()) if seeds else float("nan"), float("nan"), len(seeds)
     half = stats.t.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / len(seeds) ** 0.5
     return float(differences.mean()), float(half), len(seeds)
 
 
-def format_difference(lines: list[dict], arm: str, score) -> str:
+def format_difference(lines: list[dict], arm: str, score, baseline: str) -> str:
     """Mean difference with its confidence interval, and the number of seeds."""
-    mean, half, seeds = paired_difference(lines, arm, score)
+    mean, half, seeds = paired_difference(lines, arm, score, baseline)
     return f"{mean:+.4f} ± {half:.4f} ({seeds} seeds)" if seeds > 1 else f"{mean:+.4f} (1 seed)"
 
 
@@ -200,32 +200,34 @@ def steps_to_reach(goal: float, steps: list[int], curve: np.ndarray) -> float | 
     return None
 
 
-def write_table(lines: list[dict], file: Path) -> str:
+def write_table(lines: list[dict], file: Path, baseline: str = "off") -> str:
     """Write a markdown table: final scores, paired differences, steps to the baseline's score, time per step, and peak
     memory (until the first evaluation) if the runs have it."""
-    scores, steps = curves_of(lines, score_of), [row["step"] for row in lines[0]["evaluations"]]
+    scores, steps = curves_of(lines, score_of, baseline), [row["step"] for row in lines[0]["evaluations"]]
     seconds = {arm: np.median([x["median_step_seconds"] for x in lines if x["arm"] == arm]) for arm in scores}
     known = [line for line in lines if "peak_memory_mib" in line]
     memory = {
         arm: np.median([x["peak_memory_mib"] for x in known if x["arm"] == arm]) for arm in {x["arm"] for x in known}
     }
     metric = TITLES[metric_of(lines[0]["evaluations"][0])]
-    heads = f"arm | runs | final {metric}, mean and spread | minus off, 95 % interval | steps to its score"
+    heads = f"arm | runs | final {metric}, mean and spread | minus {baseline}, 95 % interval | steps to its score"
     rows = [f"| {heads} | step time | peak memory |", "|---|---|---|---|---|---|---|"]
     for arm, curve in scores.items():
         spread = f"{curve[:, -1].mean():.4f} ({curve[:, -1].min():.4f} to {curve[:, -1].max():.4f})"
         difference = ratio = slower = ""
-        if "off" in scores:
-            slower = f"x{seconds[arm] / seconds['off']:.2f}"
-            reached = steps_to_reach(scores["off"][:, -1].mean(), steps, curve.mean(0))
+        if baseline in scores:
+            slower = f"x{seconds[arm] / seconds[baseline]:.2f}"
+            reached = steps_to_reach(scores[baseline][:, -1].mean(), steps, curve.mean(0))
             ratio = "not reached" if reached is None else f"{reached:.0f} of {steps[-1]} (x{reached / steps[-1]:.2f})"
-        if "off" in scores and arm != "off":
-            difference = format_difference(lines, arm, score_of)
+        if baseline in scores and arm != baseline:
+            difference = format_difference(lines, arm, score_of, baseline)
             for name in ("pq_things", "pq_stuff"):
                 if name in lines[0]["evaluations"][0]:
                     kind = name.removeprefix("pq_")
-                    difference += f"; {kind} {format_difference(lines, arm, lambda row, name=name: row[name])}"
-        larger = f"x{memory[arm] / memory['off']:.2f}" if {arm, "off"} <= set(memory) else ""
+                    difference += (
+                        f"; {kind} {format_difference(lines, arm, lambda row, name=name: row[name], baseline)}"
+                    )
+        larger = f"x{memory[arm] / memory[baseline]:.2f}" if {arm, baseline} <= set(memory) else ""
         rows.append(f"| {arm} | {len(curve)} | {spread} | {difference} | {ratio} | {slower} | {larger} |")
     text = "\n".join(rows) + "\n"
     file.write_text(text)
@@ -271,7 +273,7 @@ def report(args: argparse.Namespace) -> None:
             raise ValueError(f"{file} has no results.")
         if len({tuple(row["step"] for row in line["evaluations"]) for line in lines}) > 1:
             raise ValueError(f"{file} has runs that were evaluated at different steps.")
-        print(file.stem, write_table(lines, file.with_suffix(".md")), sep="\n")
+        print(file.stem, write_table(lines, file.with_suffix(".md"), args.baseline), sep="\n")
         plot(lines, file.with_suffix(".png"))
 
 
@@ -290,6 +292,7 @@ def main(argv: list[str] | None = None) -> None:
     running.add_argument("--jobs", type=int, default=1, help="number of parallel runs, which share the CPU cores")
     reporting = commands.add_parser("report", help="table and figure of finished runs")
     reporting.add_argument("results", type=Path, nargs="+", help="JSON lines of `run`")
+    reporting.add_argument("--baseline", default="off", help="arm that the others are compared with")
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:cut])

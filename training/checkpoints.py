@@ -141,7 +141,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: nn.Module |
     except Exception as error:  # whatever torch, safetensors and accelerate raise for files that they do not accept
         raise ValueError(f"{checkpoint} could not be loaded: {next(iter(str(error).splitlines()), error)}") from error
     if ema is not None:
-        ema.load_state_dict(load_file(checkpoint / EMA, device=str(accelerator.device)))
+        ema.load_state_dict(load_file(checkpoint / EMA))
     state = json.loads((checkpoint / STATE).read_text())
     saved = state.pop("random_state")
     if accelerator.is_main_process and random_state() != saved:  # accelerate does not report such a failure
