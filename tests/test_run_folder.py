@@ -137,8 +137,10 @@ def test_a_damaged_checkpoint_is_not_used(interrupted, name, damage):
 def test_folders_that_are_not_checkpoints(tmp_path):
     (tmp_path / ".writing-checkpoint-8").mkdir()
     (tmp_path / "checkpoint-last").mkdir()
-    (tmp_path / "checkpoint-10").mkdir()
     assert checkpoints.find_checkpoint(tmp_path, "latest") is None
+    (tmp_path / "checkpoint-10").mkdir()
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        checkpoints.find_checkpoint(tmp_path, "latest")
     with pytest.raises(ValueError, match="is not a checkpoint folder"):
         checkpoints.find_checkpoint(tmp_path, str(tmp_path / "checkpoint-12"))
 

@@ -64,7 +64,7 @@ def find_checkpoint(output: Path, resume: str | None) -> Path | None:
     """The checkpoint to resume from: for `latest` the newest complete one, or None (step 0) if there is none.
 
     Raises:
-        ValueError: the given folder is not a complete checkpoint.
+        ValueError: the given folder is not a complete checkpoint, or all checkpoints are damaged.
     """
     if resume is None:
         return None
@@ -81,7 +81,9 @@ def find_checkpoint(output: Path, resume: str | None) -> Path | None:
             verify(folder)
             return folder
         except ValueError as error:
-            logger.warning("%s; an earlier checkpoint is used.", error)
+            logger.warning("%s; this checkpoint is not used.", error)
+    if checkpoints(output):  # starting again would delete the log
+        raise ValueError(f"{output} has no complete checkpoint; start a new run in another folder.")
     return None
 
 
