@@ -2,38 +2,70 @@
 
 import argparse
 import json
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser
 
-
-def option(default, help: str, **kwargs):
-    """A dataclass field with its help line."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help, **kwargs})
-    return field(default=default, metadata={"help": help, **kwargs})
+from .ranges import check_range
 
 
-def read_recipe(path: str) -> dict:
+def option(default, help: str, within: str | None = None):
+    """A dataclass field with its help line and, for numbers, the interval of valid values, such as `[1, inf)`.
+
+    `CheckedArguments` checks the interval, which is stored as argparse's `metavar`.
+    """
+    metadata = {"help": help} | ({"metavar": within} if within else {})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class CheckedArguments:
+    """Base of all argument classes: numbers are within their intervals.
+
+    Raises:
+        ValueError: one is not; the message has its name.
+    """
+
+    def __post_init__(self):
+        for f in fields(self):
+            if interval := f.metadata.get("metavar"):
+                check_range(f.name, getattr(self, f.name), interval)
+
+
+def read_recipe(path: str, above: tuple[Path, ...] = ()) -> dict:
     """Read a yaml file of flags. Its `base` (one file or a list, relative to it) is read first; later values replace
     earlier ones, mappings (`model_fields`) are merged.
 
     Raises:
-        ValueError: the file does not exist or is not a mapping.
+        ValueError: the file does not exist, is not YAML, is not a mapping of texts, or is its own base.
     """
-    file = Path(path)
+    file = Path(path).resolve()
+    if file in above:
+        raise ValueError(f"Recipe {path} is its own base.")
     if not file.is_file():
         known = ", ".join(sorted(recipe.name for recipe in file.parent.glob("*.yaml")))
         raise ValueError(f"Recipe {path} does not exist{f'; its folder has {known}' if known else ''}.")
-    content = yaml.safe_load(file.read_text()) or {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Recipe {path} cannot be read as YAML: {reason}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"Recipe {path} must be a mapping of flags to values.")
+    for name in content:
+        if not isinstance(name, str):
+            raise ValueError(f"Recipe {path} has the name {name!r}; YAML reads on, off, yes and no so: quote them.")
     bases = content.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"Recipe {path} must name files as base, got {bases!r}.")
     merged: dict = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_recipe(str(file.parent / base)))
+    for base in bases:
+        merged = merge(merged, read_recipe(str(file.parent / base), (*above, file)))
     return merge(merged, content)
 
 
@@ -69,8 +101,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         if action.nargs == 0:
             return action.option_strings[0]
         kind = {"string_to_bool": "bool"}.get(action.type.__name__, action.type.__name__)
-        if action.choices and len(action.choices) <= 3:
-            kind = "|".join(map(str, action.choices))
+        if action.choices:
+            kind = "|".join(map(str, action.choices)) if len(action.choices) <= 3 else "str"
         return f"{action.option_strings[0]} {kind}{' ...' if action.nargs == '+' else ''}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -99,7 +131,7 @@ def parse(
         one instance of each class.
 
     Raises:
-        ValueError: a recipe does not exist or has an unknown flag.
+        ValueError: a recipe is invalid or has an unknown flag, or a number is outside its interval.
     """
     recipe_parser = argparse.ArgumentParser(add_help=False)
     recipe_parser.add_argument(

@@ -4,8 +4,35 @@ from typing import Literal, get_args
 
 from transformers import Mask2FormerConfig
 
+from .ranges import check_range
+
 PilotNoise = Literal["point", "shift", "scale", "shift_scale", "patch", "dropout"]
 PILOT_NOISES = get_args(PilotNoise)
+RANGES = {  # of configuration fields; the trainer's flags of the same names refer to them
+    "pilot_groups": "[1, inf)",
+    "pilot_query_budget": "[1, inf)",
+    "pilot_layers": "[0, inf)",
+    "pilot_noise_scale": "[0, inf)",
+    "pilot_label_noise": "[0, 1]",
+    "pilot_loss_weight": "[0, inf)",
+    "num_queries": "[1, 10000]",
+    "hidden_dim": "[1, 65536]",
+    "feature_size": "[1, 65536]",
+    "mask_feature_size": "[1, 65536]",
+    "encoder_feedforward_dim": "[1, 1048576]",
+    "dim_feedforward": "[1, 1048576]",
+    "num_attention_heads": "[1, 1024]",
+    "encoder_layers": "[1, 100]",
+    "decoder_layers": "[2, 101]",
+    "dropout": "[0, 1)",
+    "train_num_points": "[1, 1000000]",
+    "oversample_ratio": "[1, 100]",
+    "importance_sample_ratio": "[0, 1]",
+    "no_object_weight": "[0, inf)",
+    "class_weight": "[0, inf)",
+    "mask_weight": "[0, inf)",
+    "dice_weight": "[0, inf)",
+}
 
 
 class MPFormerConfig(Mask2FormerConfig):
@@ -59,24 +86,19 @@ class MPFormerConfig(Mask2FormerConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
 
+        for field, interval in RANGES.items():
+            check_range(f"MPFormerConfig: {field}", getattr(self, field), interval)
+
         def require(holds: bool, field: str, rule: str):
             if not holds:
                 raise ValueError(f"MPFormerConfig: {field} must be {rule}, got {getattr(self, field)!r}.")
 
-        require(self.pilot_groups >= 1, "pilot_groups", "at least 1")
-        require(self.pilot_query_budget is None or self.pilot_query_budget >= 1, "pilot_query_budget", "at least 1")
-        require(self.pilot_layers is None or self.pilot_layers >= 0, "pilot_layers", "None or at least 0")
         require(self.pilot_noise in PILOT_NOISES, "pilot_noise", f"one of {', '.join(PILOT_NOISES)}")
-        require(self.pilot_noise_scale >= 0, "pilot_noise_scale", "at least 0")
-        require(0 <= self.pilot_label_noise <= 1, "pilot_label_noise", "between 0 and 1")
-        require(self.pilot_loss_weight >= 0, "pilot_loss_weight", "at least 0")
         require(
             self.mask_loss_points in ("image", "prediction", "mask"), "mask_loss_points", "image, prediction or mask"
         )
-        require(0 <= self.importance_sample_ratio <= 1, "importance_sample_ratio", "between 0 and 1")
         enough = self.oversample_ratio >= self.importance_sample_ratio
         require(enough, "oversample_ratio", "at least importance_sample_ratio")
-        require(self.decoder_layers >= 2, "decoder_layers", "at least 2")
         require(self.hidden_dim % self.num_attention_heads == 0, "hidden_dim", "a multiple of num_attention_heads")
         require(
             tuple(self.feature_strides) == (4, 8, 16, 32) and self.common_stride == 4,

@@ -20,6 +20,7 @@ from .boxes import mask_boxes
 from .images import to_eight_bits
 from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
 from .postprocessing import ResizeGeometry, instance_inference, instances_to_map, panoptic_inference, semantic_inference
+from .ranges import check_range
 
 TASKS = ("semantic", "instance", "panoptic")
 
@@ -193,8 +194,7 @@ class MPFormerImageProcessorMixin:
             ValueError: it is not in [0, 1].
         """
         value = getattr(self, name) if value is None else value
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}.")
+        check_range(name, value, "[0, 1]")
         return value
 
     def post_process_semantic_segmentation(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .matcher import mask_costs
 from .postprocessing import ResizeGeometry, resize_masks
+from .ranges import check_range
 
 POSTPROCESS = {task: f"post_process_{task}_segmentation" for task in ("semantic", "instance", "panoptic")}
 MIN_IOU = 0.5  # smallest IoU inside the overlap of two windows at which their segments are joined
@@ -42,14 +43,15 @@ class InferenceOptions:
     threshold: float | None = None
 
     def __post_init__(self):
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales must be positive, got {list(self.scales)}.")
-        if self.window is not None and self.window < 32:
-            raise ValueError(f"window must be at least 32 pixels, got {self.window}.")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap must be in [0, 1), got {self.overlap}.")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {self.threshold}.")
+        if not self.scales:
+            raise ValueError("scales is empty; [1.0] is the processor's size.")
+        for name, interval in (
+            ("scales", "(0, 16]"),
+            ("window", "[32, inf)"),
+            ("overlap", "[0, 1)"),
+            ("threshold", "[0, 1]"),
+        ):
+            check_range(name, getattr(self, name), interval)
 
     @property
     def uses_tta(self) -> bool:

@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Mask2FormerImageProcessor, ResNetConfig, SwinConfig
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor, mask_losses
+from mpformer_hf.cli.main import run_command
 from mpformer_hf.deformable_attention import weighted_row_sum
 from mpformer_hf.files import write_json
 from training.memory import peak_memory
@@ -454,7 +454,9 @@ def main(argv: list[str] | None = None) -> dict:
     if args.output_file and args.output_file.exists():
         before = json.loads(args.output_file.read_text())
         if {**before, "rows": {}} != result:
-            sys.exit(f"error: {args.output_file} has results of another machine or other settings; choose another file")
+            raise ValueError(
+                f"{args.output_file} has results of another machine or other settings; choose another file."
+            )
         result = before
     for name in args.measure:
         with ProcessPoolExecutor(
@@ -472,4 +474,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,7 +7,6 @@ are tinted.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from mpformer_hf import MPFormerConfig
+from mpformer_hf.cli.main import run_command
 from mpformer_hf.configuration_mpformer import PILOT_NOISES
 from mpformer_hf.mask_piloting import build_pilot
 from mpformer_hf.targets import collect_targets
@@ -73,20 +73,20 @@ def draw(image: Image.Image, segments: np.ndarray, scale: float, seed: int) -> I
     return table
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path, help="photograph")
     parser.add_argument("segments", type=Path, help="map of segment ids of the same size, 0 = void")
     parser.add_argument("output", type=Path, help="picture to write")
     parser.add_argument("--scale", type=float, default=0.4, help="pilot_noise_scale of every noise")
     parser.add_argument("--seed", type=int, default=1, help="seed of the noise")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     image, segments = Image.open(args.image), np.array(Image.open(args.segments))
     if segments.ndim != 2 or segments.shape != image.size[::-1] or min(segments.shape) < 32:
-        sys.exit(f"error: {args.segments} must be a one-channel map of the image's size, at least 32 pixels a side")
+        raise ValueError(f"{args.segments} must be a one-channel map of the image's size, at least 32 pixels a side.")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     draw(image, segments, args.scale, args.seed).save(args.output)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

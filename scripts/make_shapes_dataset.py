@@ -8,7 +8,6 @@ grass, water, sand, brick. About one image in twelve has no thing. The same seed
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
+from mpformer_hf.cli.main import run_command
 from mpformer_hf.files import check_new_folder, write_json
 
 NAMES = ["disc", "square", "triangle", "star", "grass", "water", "sand", "brick"]
@@ -159,20 +159,17 @@ def write_dataset(folder: Path, counts: dict[str, int], size: int, seed: int) ->
     (folder / "README.md").write_text(card)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="new or empty folder")
     for split, count in (("train", 600), ("validation", 60), ("test", 100)):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"images in the {split} split")
     parser.add_argument("--size", type=int, default=128, help="side of the images, in pixels")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images")
-    args = parser.parse_args()
-    try:
-        counts = {"train": args.train, "validation": args.validation, "test": args.test}
-        write_dataset(args.folder, counts, args.size, args.seed)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    args = parser.parse_args(argv)
+    counts = {"train": args.train, "validation": args.validation, "test": args.test}
+    write_dataset(args.folder, counts, args.size, args.seed)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import pipeline
 
 from mpformer_hf import draw_segmentation
+from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.evaluation.task_metrics import most_frequent_class, score_constant
@@ -25,10 +26,10 @@ def as_result(segments: list[dict], label2id: dict[str, int]) -> dict:
     return {"segmentation": np.stack(masks) if masks else np.zeros((0, 1, 1), bool), "segments_info": rows}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the quickstart")
-    folder = parser.parse_args().folder
+    folder = parser.parse_args(argv).folder
 
     segmenter = pipeline("image-segmentation", model=str(folder / "model"))
     data = DataArguments(dataset_name=str(folder / "data"), task="panoptic")
@@ -59,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -27,11 +27,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from scipy import stats
 from transformers import set_seed
 
-from mpformer_hf.arguments import as_flags
+from mpformer_hf.arguments import as_flags, read_recipe
+from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.files import write_atomically
 from training.arguments import parse_arguments
@@ -78,7 +78,7 @@ def train_arm(arm: str, own: dict, seed: int, initial: Path, flags: list[str], o
     """Train one arm with its flags in a new process; returns its line of the results.
 
     Raises:
-        RuntimeError: the run failed; the message has the last line of its output.
+        ValueError: the run failed; the message has the last line of its output.
     """
     folder = output / f"{arm}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -88,7 +88,7 @@ def train_arm(arm: str, own: dict, seed: int, initial: Path, flags: list[str], o
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{arm}, seed {seed}: {done.stderr.strip().splitlines()[-1:]}")
+        raise ValueError(f"{arm}, seed {seed}: {done.stderr.strip().splitlines()[-1:]}")
     log, evaluations = (
         [json.loads(line) for line in (folder / name).read_text().splitlines()] for name in (LOG, EVALUATIONS)
     )
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     if any(line["flags"] != flags for line in lines):
         raise ValueError(f"{args.results} has runs of other flags; choose another file.")
     finished = {(line["arm"], line["seed"]) for line in lines}
-    arms = yaml.safe_load(args.arms_file.read_text()) if args.arms_file else ARMS
+    arms = read_recipe(str(args.arms_file)) if args.arms_file else ARMS
     chosen = args.arms or (list(arms) if args.arms_file else ["off", "recipe"])
     unknown = sorted(set(chosen) - set(arms))
     if unknown:
@@ -277,7 +277,7 @@ def report(args: argparse.Namespace) -> None:
         plot(lines, file.with_suffix(".png"))
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="train; flags after `--` are those of training.finetune")
@@ -293,14 +293,10 @@ def main(argv: list[str] | None = None) -> None:
     reporting = commands.add_parser("report", help="table and figure of finished runs")
     reporting.add_argument("results", type=Path, nargs="+", help="JSON lines of `run`")
     reporting.add_argument("--baseline", default="off", help="arm that the others are compared with")
-    argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:cut])
-    try:
-        run(args, argv[cut + 1 :]) if args.command == "run" else report(args)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    run(args, argv[cut + 1 :]) if args.command == "run" else report(args)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

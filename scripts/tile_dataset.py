@@ -9,13 +9,13 @@ background) and `segments_info`. Where objects overlap, the later annotation is 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.files import check_new_folder, write_json
@@ -56,30 +56,27 @@ def tile_rows(dataset, tile: int, min_area: int):
             yield {"image": PILImage.fromarray(pixels), "label": PILImage.fromarray(label), "segments_info": infos}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="dataset: Hub name, or local folder")
     parser.add_argument("output", type=Path, help="new or empty folder")
     parser.add_argument("--tile", type=int, default=128, help="side of the tiles, in pixels")
     parser.add_argument("--min_area", type=int, default=8, help="smallest part of an object that is kept, in pixels")
     parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="splits of the source")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     segment = {name: Value("int64") for name in ("id", "category_id", "isthing", "iscrowd")}
     features = Features({"image": Image(), "label": Image(), "segments_info": [segment]})
     data = DataArguments(dataset_name=args.source, task="instance")
-    try:
-        check_new_folder(args.output)
-        for split in args.splits:
-            dataset = open_dataset(data, split)
-            rows = Dataset.from_list(list(tile_rows(dataset, args.tile, args.min_area)), features=features)
-            name = {"val": "validation"}.get(split, split)
-            rows.to_parquet(args.output / "data" / f"{name}-00000-of-00001.parquet")
-            objects = sum(len(row) for row in rows["segments_info"])
-            print(f"{name}: {len(dataset)} images, {len(rows)} tiles, {objects} objects")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    check_new_folder(args.output)
+    for split in args.splits:
+        dataset = open_dataset(data, split)
+        rows = Dataset.from_list(list(tile_rows(dataset, args.tile, args.min_area)), features=features)
+        name = {"val": "validation"}.get(split, split)
+        rows.to_parquet(args.output / "data" / f"{name}-00000-of-00001.parquet")
+        objects = sum(len(row) for row in rows["segments_info"])
+        print(f"{name}: {len(dataset)} images, {len(rows)} tiles, {objects} objects")
     write_json(dataset.labels.id2label, args.output / "id2label.json")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -142,9 +142,9 @@ def test_painting_gives_each_pixel_to_the_best_and_fuses_stuff():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"scales": (0.0,)}, "scales must be positive"),
+        ({"scales": (0.0,)}, "scales must be greater than 0"),
         ({"window": 8}, "window must be at least 32"),
-        ({"overlap": 1.0}, r"overlap must be in \[0, 1\)"),
+        ({"overlap": 1.0}, r"overlap must be at least 0 and less than 1"),
     ],
 )
 def test_bad_options(options, message):

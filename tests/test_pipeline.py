@@ -94,9 +94,9 @@ def test_unknown_options_and_thresholds_out_of_range_are_refused(folder):
     with pytest.raises(ValueError, match="Unknown options: treshold"):
         segmenter(image(), treshold=0.5)
     for threshold in (5.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"threshold must be at least 0 and at most 1"):
             segmenter(image(), threshold=threshold)
-    with pytest.raises(ValueError, match=r"mask_threshold must be in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"mask_threshold must be at least 0 and at most 1, got 2"):
         MPFormerImageProcessor(mask_threshold=2)
 
 

@@ -222,9 +222,9 @@ def test_two_processes_share_the_work(saved, photos, tmp_path):
     "flags, message",
     [
         (["photos", "--every", "0"], "--every and --batch_size must be at least 1"),
-        (["photos", "--scales", "0"], "scales must be positive"),
-        (["photos", "--threshold", "nan"], r"threshold must be in \[0, 1\]"),
-        (["photos", "--threshold", "2"], r"threshold must be in \[0, 1\]"),
+        (["photos", "--scales", "0"], "scales must be greater than 0"),
+        (["photos", "--threshold", "nan"], r"threshold must be at least 0 and at most 1"),
+        (["photos", "--threshold", "2"], r"threshold must be at least 0 and at most 1"),
         (["nothing/*.png"], "No file matches nothing"),
         (["empty"], "empty has no image"),
         (["./nowhere"], "Folder ./nowhere does not exist"),

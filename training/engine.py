@@ -39,15 +39,13 @@ def count_steps(args: OptimizationArguments, images: int | None, processes: int)
     """Optimizer steps of the run, for a training split of `images` images (None: unknown, a stream).
 
     Raises:
-        ValueError: there are none, or their number is unknown.
+        ValueError: their number is unknown.
     """
     total = args.max_train_steps
     if total is None and images is None:
         raise ValueError("streaming: the length of the dataset is unknown, so give --max_train_steps.")
     if total is None:
         total = math.ceil(args.num_train_epochs * images / images_per_step(args, processes))
-    if total < 1:
-        raise ValueError(f"max_train_steps must be at least 1, got {total}.")
     return total
 
 
@@ -233,7 +231,8 @@ class FineTuner:
                     )
                 self.accelerator.backward(output.loss)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.max_grad_norm)
+                    limit = self.optimization.max_grad_norm or math.inf
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         if self.ema is not None:

@@ -48,12 +48,7 @@ def largest_share(segments: Tensor, classes: dict[int, int]) -> float:
 def build_transform(args: TransformArguments) -> v2.Compose:
     """Augmentation of `(image, segments, classes)`: uint8 image `[3, H, W]`, int32 map of segment ids `[L, H, W]`, and
     the classes of the ids, which are returned unchanged.
-
-    Raises:
-        ValueError: the crop size is not two numbers.
     """
-    if len(args.crop_size) != 2:
-        raise ValueError(f"crop_size must be height and width, got {args.crop_size}.")
     size = tuple(args.crop_size)
     steps: list = []
     if args.augmentation == "lsj":

@@ -18,7 +18,7 @@ from typing import Literal
 from accelerate import Accelerator
 from PIL import Image
 
-from ..arguments import option, parse
+from ..arguments import CheckedArguments, option, parse
 from ..data.arguments import DataArguments
 from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
 from ..evaluation.evaluator import EvaluationDetails, diagnose_model, draw_rows, evaluate_model, evaluation_loader
@@ -30,21 +30,21 @@ from ..loading import load_model, load_processor
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(CheckedArguments):
     """What is scored, and where results are written."""
 
     _argument_group_name = "evaluation"
 
     model_name_or_path: str | None = option(None, "Saved model: folder or Hub name.")
     most_frequent_class: bool = option(False, "Score a constant prediction: the training split's most frequent class.")
-    per_device_eval_batch_size: int = option(1, "Images per process and forward pass.")
+    per_device_eval_batch_size: int = option(1, "Images per process and forward pass.", within="[1, inf)")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "Default: as accelerate is configured.")
     output_file: str | None = option(None, "New JSON file for the scores.")
     pictures: str | None = option(None, "New folder for overlays.")
-    num_pictures: int = option(8, "Number of overlays.")
+    num_pictures: int = option(8, "Number of overlays.", within="[0, inf)")
     diagnostics: str | None = option(None, "New picture (png, svg) of mask consistency and query utilisation by layer.")
     report: str | None = option(None, "New HTML page: scores by class, worst and best images, confusion, layers.")
-    max_detections: int = option(100, "Best-scored instances of an image that are counted for AP.")
+    max_detections: int = option(100, "Best-scored instances of an image that are counted for AP.", within="[1, inf)")
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -18,16 +18,40 @@ MP-Former, mask-piloted Mask2Former: semantic, instance and panoptic segmentatio
 commands:
 {commands}
 
-`mpformer COMMAND --help` lists the arguments of a command.
+`mpformer COMMAND --help` lists the arguments of a command; `--debug` shows the traceback of an error.
 """
 
 
-def run_command(command: Callable[[], object]) -> None:
-    """Run a command line program; user errors end in one sentence on stderr and exit code 1."""
+def run_command(command: Callable[[list[str]], object], argv: list[str] | None = None) -> None:
+    """Run a command line program. Errors end in one sentence on stderr: exit code 1, or 130 if it was interrupted. The
+    flag `--debug`, which all programs have, shows the traceback.
+
+    Args:
+        command: takes the arguments without `--debug`.
+        argv: default: those of the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    if debug:
+        argv.remove("--debug")
     try:
-        command()
-    except (ValueError, FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
+        command(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:  # every error, so that no user sees a traceback unasked
+        if debug:
+            raise
+        sys.exit(f"error: {describe_error(error)}")
+
+
+def describe_error(error: Exception) -> str:
+    """One line about an error. Errors of a kind that this package does not raise have their kind in it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, FloatingPointError, OSError)) and text:
+        return text
+    kind = type(error).__name__
+    return f"{kind}: {text[:500]} (--debug shows the traceback)" if text else f"{kind} (--debug shows the traceback)"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,8 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     elif argv[0] not in COMMANDS:
         sys.exit(f"{usage}\nerror: unknown command {argv[0]!r}")
     else:
-        module = importlib.import_module(f"mpformer_hf.cli.{argv[0]}")
-        run_command(lambda: module.main(argv[1:]))
+        run_command(lambda rest: importlib.import_module(f"mpformer_hf.cli.{argv[0]}").main(rest), argv[1:])
 
 
 if __name__ == "__main__":

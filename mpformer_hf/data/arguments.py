@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..arguments import option
+from ..arguments import CheckedArguments, option
 
 Task = Literal["semantic", "instance", "panoptic"]
 
 
 @dataclass
-class DataArguments:
+class DataArguments(CheckedArguments):
     """The dataset and how to read it."""
 
     _argument_group_name = "data"
@@ -26,10 +26,12 @@ class DataArguments:
     )
     id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
     do_reduce_labels: bool = option(False, "Class 0 of the label maps is void, every other class one less.")
-    void_label: int = option(255, "Id of void in semantic label maps, in addition to 255 (which may be a class).")
+    void_label: int = option(
+        255, "Id of void in semantic label maps, in addition to 255 (which may be a class).", within="[0, 65535]"
+    )
     streaming: bool = option(False, "Stream the dataset instead of downloading it first.")
-    shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.")
+    shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.", within="[1, inf)")
     drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")
-    max_train_samples: int | None = option(None, "Use only the first images of the training split.")
-    max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.")
-    dataloader_num_workers: int = option(2, "Worker processes of the training data loader.")
+    max_train_samples: int | None = option(None, "Use only the first images of the training split.", within="[1, inf)")
+    max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.", within="[1, inf)")
+    dataloader_num_workers: int = option(2, "Worker processes of the training data loader.", within="[0, 1024]")
