@@ -2,13 +2,27 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
-TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
+ARCHIVE_SUFFIXES = (".zip", ".tar")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", *ARCHIVE_SUFFIXES)  # what `datasets.load_dataset` reads
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder at any depth, also in linked folders; a link to a folder above is not followed."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent) / name for name in names)
 
 
 @contextlib.contextmanager

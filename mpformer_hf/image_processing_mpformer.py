@@ -103,7 +103,7 @@ class MPFormerImageProcessorMixin:
             `[T, H, W]`, False in the padding) and `class_labels` (int64 `[T]`).
 
         Raises:
-            ValueError: numbers or sizes of images and maps do not fit.
+            ValueError: numbers or sizes of images and maps do not fit, or an image is empty or too narrow.
         """
         maps = None if segmentation_maps is None else as_maps(segmentation_maps)
         if kwargs.get("do_convert_rgb", self.do_convert_rgb) and kwargs.get("do_rescale", self.do_rescale):
@@ -125,6 +125,8 @@ class MPFormerImageProcessorMixin:
                 raise ValueError(
                     f"Image {index} has {image.shape[0]} channels, image_mean has {len(kwargs['image_mean'])}."
                 )
+            if kwargs["do_resize"]:
+                check_shape(tuple(image.shape[-2:]), kwargs["size"].longest_edge)
         if maps is not None:
             check_maps(maps, images)
         images = self.transform_images(images, **kwargs)
@@ -355,6 +357,19 @@ class MPFormerImageProcessorPil(MPFormerImageProcessorMixin, PilBackend):
                 image = self.normalize(image, kwargs["image_mean"], kwargs["image_std"])
             transformed.append(torch.from_numpy(np.ascontiguousarray(image)))
         return transformed
+
+
+def check_shape(size: tuple[int, int], longest_edge: int | None) -> None:
+    """Check that an image has pixels after it is resized.
+
+    Raises:
+        ValueError: it is empty, or its shorter side would have none.
+    """
+    height, width = size
+    if not height or not width:
+        raise ValueError(f"the image is empty ({width}x{height} pixels)")
+    if longest_edge and max(size) > longest_edge * min(size):
+        raise ValueError(f"the image is {width}x{height} pixels, too narrow for a longest edge of {longest_edge}")
 
 
 def padded_size(sizes: list[tuple[int, int]], divisor: int, pad_size=None) -> tuple[int, int]:

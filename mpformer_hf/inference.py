@@ -87,17 +87,9 @@ class Predictor:
         Raises:
             ValueError: an image is too narrow for the processor's size.
         """
-        for image in images:
-            self.check_shape(image)
         if self.options.window is not None:
             return [self.predict_windows(image) for image in images]
         return self.predict_full(images)
-
-    def check_shape(self, image: Tensor) -> None:
-        longest = getattr(self.processor.size, "longest_edge", None) or 4096
-        height, width = image.shape[1:]
-        if max(height, width) > longest * min(height, width):
-            raise ValueError(f"the image is {width}x{height} pixels, too narrow for a longest edge of {longest}")
 
     # --- Full images ---
 

@@ -1,5 +1,6 @@
 """Model cards: one template for converted, fine-tuned and published models."""
 
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ segmenter = pipeline("image-segmentation", model="{model}"{trust})
 segmenter("image.jpg")
 ```
 """
+
+
+def escape(text: str) -> str:
+    """A name from outside as one line of markdown that is neither HTML nor code."""
+    return html.escape(" ".join(text.split())).replace("`", "'")
 
 
 def use_section(model: str, with_code: bool = False) -> str:
@@ -55,8 +61,8 @@ def write_card(folder: Path, body: str, title: str | None = None, tags: Sequence
     title = title or folder.resolve().name
     tags = ["mp-former", "mask2former", *tags]
     data = ModelCardData(library_name="transformers", pipeline_tag="image-segmentation", tags=tags, **metadata)
-    text = CARD.format(metadata=data.to_yaml(), title=title, body=body.strip())
+    text = CARD.format(metadata=data.to_yaml(), title=escape(title), body=body.strip())
     write_text(
-        text if "\n## Use\n" in text else replace_use_section(text, use_section(f"path/to/{title}")),
+        text if "\n## Use\n" in text else replace_use_section(text, use_section(f"path/to/{escape(title)}")),
         folder / "README.md",
     )

@@ -105,8 +105,8 @@ def train_arm(arm: str, own: dict, seed: int, initial: Path, flags: list[str], o
 
 
 def round_all(value):
-    """Numbers to five digits, in lists too."""
-    return [round(x, 5) for x in value] if isinstance(value, list) else round(value, 5)
+    """Numbers to five digits, in lists too; None is kept."""
+    return [round_all(x) for x in value] if isinstance(value, list) else value if value is None else round(value, 5)
 
 
 def read_lines(file: Path) -> list[dict]:

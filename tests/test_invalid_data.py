@@ -258,3 +258,91 @@ def test_an_invalid_row_stops_training_in_one_sentence(workers, shapes, tmp_path
     argv = flags(broken_images(tmp_path / "d"), tmp_path / "out", task="semantic", dataloader_num_workers=workers)
     with pytest.raises(ValueError, match=r"^Row [12] \(.*\): it "):
         finetune.main([*argv, "--train_split", "train", "--eval_split", "train"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_left_out_and_named_if_that_is_asked_for(workers, tmp_path, capsys):
+    options = {"task": "semantic", "dataloader_num_workers": workers, "skip_bad_images": True, "max_train_steps": 1}
+    argv = flags(broken_images(tmp_path / "d"), tmp_path / "out", **options)
+    results = finetune.main([*argv, "--train_split", "train", "--eval_split", "train"])
+    assert results["last"]["images"] == 1 and len(results["skipped_images"]) == 4  # two of each split
+    assert (
+        json.loads((tmp_path / "out" / "all_results.json").read_text())["skipped_images"] == results["skipped_images"]
+    )
+    assert "4 images were left out: Row 1 (" in capsys.readouterr().out
+    (tmp_path / "d" / "image0.png").write_text("no image")
+    with pytest.raises(ValueError, match="All 3 images are invalid; the first one: Row 0"):
+        open_dataset(
+            DataArguments(dataset_name=str(tmp_path / "d" / "data"), task="semantic", skip_bad_images=True), "train"
+        )
+
+
+# --- COCO folders as people have them ---
+
+
+def test_a_linked_folder_of_images_is_found(tmp_path):
+    folder = make.coco_panoptic(tmp_path / "coco")
+    (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").symlink_to(tmp_path / "elsewhere")
+    (folder / "images" / "above").symlink_to(folder)  # a cycle
+    split = open_dataset(DataArguments(dataset_name=str(folder), task="panoptic"), "train")
+    assert split[0][0].shape == (3, 40, 60)
+
+
+def test_archives_beside_the_folders_are_ignored(tmp_path):
+    data = coco_folder(tmp_path / "coco")
+    (tmp_path / "coco" / "train2017.zip").write_bytes(b"PK")
+    assert len(open_dataset(data, "train")) == 1
+
+
+def test_coco_folders_cannot_be_streamed(tmp_path):
+    data = coco_folder(tmp_path / "coco")
+    data.streaming = True
+    with pytest.raises(ValueError, match="is a COCO folder, which cannot be streamed: leave out streaming"):
+        open_dataset(data, "train")
+
+
+def single_json(folder, images=10):
+    """A COCO folder with one JSON for all images, as annotation tools export it."""
+    make.coco_instances(folder)
+    names = [f"{index}.png" for index in range(images)]
+    for name in names:
+        make.photo().save(folder / "train2017" / name)
+    square = [[1, 1, 20, 1, 20, 20, 1, 20]]
+    content = {
+        "images": [{"id": i, "file_name": name, "height": 40, "width": 60} for i, name in enumerate(names)],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [{"image_id": i, "category_id": 3, "segmentation": square} for i in range(images)],
+    }
+    for file in (folder / "annotations").iterdir():
+        file.unlink()
+    (folder / "annotations" / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_one_json_is_not_used_for_training_and_evaluation(tmp_path):
+    folder = single_json(tmp_path / "coco")
+    argv = flags(folder, tmp_path / "out", task="instance")
+    with pytest.raises(ValueError, match=r"annotations\.json is of no split, .* give --validation_share 0\.1"):
+        finetune.main(argv)
+    results = finetune.main([*argv, "--validation_share", "0.2", "--max_train_steps", "1"])
+    assert results["last"]["images"] == 2
+    assert "`validation` split (0.2 of `train`)" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_validation_share_is_drawn_by_a_fixed_seed(tmp_path):
+    args = {"dataset_name": str(single_json(tmp_path / "coco")), "task": "instance", "validation_share": 0.3}
+    data = DataArguments(**args)
+
+    def files(split):
+        return [row["image"]["path"] for row in open_dataset(data, split).rows]
+
+    train, validation = files("train"), files("validation")
+    assert len(train) == 7 and len(validation) == 3 and not set(train) & set(validation)
+    assert files("validation") == validation and len(open_dataset(data, "anything").rows) == 10
+    with pytest.raises(ValueError, match="leaves 0 to evaluate on"):
+        open_dataset(DataArguments(**{**args, "validation_share": 0.01}), "train")
+    with pytest.raises(ValueError, match="eval_split must have another name"):
+        DataArguments(**args, eval_split="train")
+    with pytest.raises(ValueError, match="validation_share needs the whole dataset: leave out streaming"):
+        DataArguments(**args, streaming=True)

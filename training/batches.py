@@ -68,7 +68,11 @@ class TrainingDataset(Dataset):
         """See `__getitem__`; the global random state is restored."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the CPU's only; a device's is for the model
-            return *augment(self.transform, image, segments.map, segments.classes), segments.classes, index
+            try:
+                return *augment(self.transform, image, segments.map, segments.classes), segments.classes, index
+            except RuntimeError as error:  # of an image that has no pixels after it is resized
+                height, width = image.shape[1:]
+                raise ValueError(f"Row {index}: a {width}x{height} image cannot be augmented: {error}.") from error
 
     def collate_with_rows(self, examples: list) -> tuple[dict, list[int]]:
         """Result of `collate` and the rows of the examples, or the error of an invalid row and no rows."""

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from mpformer_hf.evaluation.task_metrics import TASK_METRICS
-from mpformer_hf.model_card import use_section, write_card
+from mpformer_hf.evaluation.task_metrics import TASK_METRICS, format_score
+from mpformer_hf.model_card import escape, use_section, write_card
 
 BODY = """MP-Former (mask-piloted Mask2Former, CVPR 2023) for {task} segmentation, fine-tuned on `{dataset}` with
 `mpformer-hf`.
 
-| metric | `{split}` split, {images} images, original size |
+| metric | {split}, {images} images, original size |
 |---|---|
 {rows}
 
@@ -42,20 +42,21 @@ def write_run_card(folder: Path, results: dict, arguments: dict, classes: list[s
     dataset = Path(dataset).name if Path(dataset).exists() else dataset
     metrics = [name for name in TASK_METRICS[task] if name in best]
     title = folder.resolve().name
+    share = arguments["validation_share"]
     base_model = arguments["model_name_or_path"] or arguments["backbone"]
     body = BODY.format(
         task=task,
-        dataset=dataset,
-        split=arguments["eval_split"],
+        dataset=escape(dataset),
+        split=f"`{arguments['eval_split']}` split" + (f" ({share} of `{arguments['train_split']}`)" if share else ""),
         images=best["images"],
-        rows="\n".join(f"| {name} | {best[name]:.4f} |" for name in metrics),
+        rows="\n".join(f"| {name} | {format_score(best[name])} |" for name in metrics),
         metric=arguments["metric_for_best"] or metrics[0],
         step=best["step"],
         steps=results["steps"],
         minutes=round(results["train_seconds"] / 60, 1),
-        use=use_section(f"path/to/{title}"),
+        use=use_section(f"path/to/{escape(title)}"),
         arguments=json.dumps(arguments, indent=2),
-        classes=", ".join(classes),
+        classes=", ".join(escape(name) for name in classes),
     )
     scores = [
         EvalResult(
@@ -67,6 +68,7 @@ def write_run_card(folder: Path, results: dict, arguments: dict, classes: list[s
             metric_value=round(best[name], 4),
         )
         for name in metrics
+        if best[name] is not None
     ]
     write_card(
         folder,

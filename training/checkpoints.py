@@ -161,8 +161,10 @@ def save_model(model: MPFormerForUniversalSegmentation, processor: MPFormerImage
     temporary = folder / ".writing"
     remove(temporary)
     temporary.mkdir(parents=True)
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    for file in sorted(temporary.iterdir()):
-        file.replace(folder / file.name)
-    temporary.rmdir()
+    try:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        for file in sorted(temporary.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        remove(temporary)

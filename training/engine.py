@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.evaluation.evaluator import diagnose_model, evaluate_model
-from mpformer_hf.evaluation.task_metrics import TASK_METRICS
+from mpformer_hf.evaluation.task_metrics import TASK_METRICS, format_score
 from mpformer_hf.files import write_json
 
 from .arguments import OptimizationArguments, RunArguments
@@ -273,7 +273,7 @@ class FineTuner:
             with (self.output / EVALUATIONS).open("a") as file:
                 file.write(json.dumps(results) + "\n")
             self.log_pictures(pictures)
-        main_scores = (f"{name} {scores[name]:.4f}" for name in ("pq", "ap", "mean_iou") if name in scores)
+        main_scores = (f"{name} {format_score(scores[name])}" for name in ("pq", "ap", "mean_iou") if name in scores)
         self.accelerator.print(f"step {self.step}: {', '.join(main_scores)}")
         return results
 
@@ -294,10 +294,11 @@ class FineTuner:
         self.accelerator.wait_for_everyone()
 
     def keep_best(self) -> None:
-        """Save the weights in the output folder if their score is the best so far; write the results."""
+        """Save the weights in the output folder if their score is the best so far; write the results. A score that is
+        not defined is below all others."""
         self.evaluations_since_best += 1
         score = self.results["last"][self.metric]
-        if self.best is None or score > self.best:
+        if "best" not in self.results or (score is not None and (self.best is None or score > self.best)):
             self.best, self.evaluations_since_best = score, 0
             self.results["best"] = self.results["last"]
             self.save(self.output)

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader
 
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.dataset import materialize_stream, open_dataset
+from mpformer_hf.data.splits import check_splits
 from mpformer_hf.evaluation.evaluator import evaluation_loader
+from mpformer_hf.evaluation.task_metrics import format_score
 from mpformer_hf.files import write_json
 from mpformer_hf.publishing import push
 from training.arguments import Arguments, parse_arguments
@@ -31,7 +33,7 @@ from training.building import build_model, build_processor
 from training.card import write_run_card
 from training.checkpoints import find_checkpoint, step_of
 from training.engine import FineTuner, count_steps, images_per_step
-from training.run_folder import ARGUMENTS, check_unfinished, lock_folder, prepare_folder, truncate_logs
+from training.run_folder import ARGUMENTS, RESULTS, check_unfinished, lock_folder, prepare_folder, truncate_logs
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -74,6 +76,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     """
     data, optimization, run_args = args.data, args.optimization, args.run
     checkpoint = find_checkpoint(output, run_args.resume_from_checkpoint)
+    check_splits(data)
     train_split = open_dataset(data, data.train_split, data.max_train_samples, drop_empty=data.drop_empty)
     eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
     if data.streaming:
@@ -99,9 +102,14 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         truncate_logs(output, tuner.step)  # after everything is loaded: a failed resume changes nothing
         write_json(flags, output / ARGUMENTS)
     results = tuner.train()
+    skipped = train_split.skipped + eval_split.skipped
+    if skipped:
+        results |= {"skipped_images": skipped}
+        accelerator.print(f"{len(skipped)} images were left out: {' '.join(skipped)}")
     if accelerator.is_main_process:
+        write_json(results, output / RESULTS)
         write_run_card(output, results, flags, train_split.labels.names)
-        accelerator.print(f"Best {tuner.metric} {results['best'][tuner.metric]:.4f}; results are in {output}")
+        accelerator.print(f"Best {tuner.metric} {format_score(results['best'][tuner.metric])}; results are in {output}")
         if run_args.push_to_hub:
             accelerator.print(push(output, run_args.hub_model_id or output.resolve().name))
     accelerator.end_training()

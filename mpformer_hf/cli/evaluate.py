@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> dict:
         scores = score_model(data, args, split, accelerator)
     else:
         raise ValueError("Nothing to score: give --model_name_or_path or --most_frequent_class.")
+    scores |= {"skipped_images": split.skipped} if split.skipped else {}
     if accelerator.is_main_process:
         print(json.dumps(scores, indent=2))
         if args.output_file:

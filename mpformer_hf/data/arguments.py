@@ -29,9 +29,21 @@ class DataArguments(CheckedArguments):
     void_label: int = option(
         255, "Id of void in semantic label maps, in addition to 255 (which may be a class).", within="[0, 65535]"
     )
+    validation_share: float | None = option(
+        None, "Evaluate on this share of the training split, drawn by seed 0, and train on the rest.", within="(0, 1)"
+    )
+    skip_bad_images: bool = option(False, "Read all images first, and leave out and name those that are invalid.")
     streaming: bool = option(False, "Stream the dataset instead of downloading it first.")
     shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.", within="[1, inf)")
     drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")
     max_train_samples: int | None = option(None, "Use only the first images of the training split.", within="[1, inf)")
     max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.", within="[1, inf)")
     dataloader_num_workers: int = option(2, "Worker processes of the training data loader.", within="[0, 1024]")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.streaming and (self.validation_share or self.skip_bad_images):
+            name = "validation_share" if self.validation_share else "skip_bad_images"
+            raise ValueError(f"{name} needs the whole dataset: leave out streaming.")
+        if self.validation_share and self.train_split == self.eval_split:
+            raise ValueError("validation_share divides the training split: eval_split must have another name.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 
-from ..files import IMAGE_SUFFIXES, TABLE_SUFFIXES, read_json
+from ..files import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES, files_below, read_json
 from .coco_checks import check_coco
 
 SEGMENT = {"id": Value("int64"), "category_id": Value("int64"), "iscrowd": Value("int64")}
@@ -15,10 +15,13 @@ SPLITS = {"train": ("train",), "validation": ("val",), "val": ("val",), "test": 
 
 
 def is_coco_folder(folder: Path) -> bool:
-    """Whether a folder has JSON annotations and none of the files that `datasets` reads as tables."""
+    """Whether a folder has JSON annotations and none of the files that `datasets` reads as tables. Archives are allowed
+    beside images: the downloads that were unpacked."""
     if not folder.is_dir() or not annotation_files(folder):
         return False
-    return not any(file.suffix in TABLE_SUFFIXES for file in folder.rglob("*"))
+    suffixes = {file.suffix.lower() for file in files_below(folder)}
+    tables = suffixes & set(TABLE_SUFFIXES)
+    return not tables or (tables <= set(ARCHIVE_SUFFIXES) and not suffixes.isdisjoint(IMAGE_SUFFIXES))
 
 
 def annotation_files(folder: Path) -> list[Path]:
@@ -72,7 +75,7 @@ def read_coco_folder(folder: Path, split: str, task: str) -> tuple[Dataset, list
     if task == "panoptic" and not panoptic:
         raise ValueError(f"{file} has no panoptic annotations.")
     below: dict[str, list[Path]] = {}
-    for path in folder.rglob("*"):
+    for path in files_below(folder):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             below.setdefault(path.name, []).append(path.relative_to(folder))
 

@@ -2,14 +2,16 @@
 
 import io
 import logging
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import PIL.Image
 from datasets import Dataset, Image, load_dataset
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from ..files import TABLE_SUFFIXES
+from ..files import TABLE_SUFFIXES, files_below
 from ..images import ORIENTATION, image_errors, to_rgb
 from .arguments import DataArguments
 from .coco import is_coco_folder, read_coco_folder
@@ -23,6 +25,7 @@ from .layouts import (
     panoptic_reader,
     semantic_reader,
 )
+from .splits import divide
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +42,14 @@ class SegmentationDataset:
         image_column: column of the images.
         read: reader of the annotation layout, from a row to segments.
         labels: the classes.
+        skipped: errors of the rows that `skip_bad_images` left out.
     """
 
     rows: Dataset
     image_column: str
     read: Reader
     labels: Labels
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,11 +142,15 @@ def open_dataset(
         ValueError: the dataset or the split does not exist, or the columns do not fit the task.
     """
     categories = None
+    divided = args.validation_share is not None and split in (args.train_split, args.eval_split)
+    source = args.train_split if divided else split
     if args.dataset_name and is_coco_folder(Path(args.dataset_name)):
-        rows, categories = read_coco_folder(Path(args.dataset_name), split, args.task)
+        if args.streaming:
+            raise ValueError(f"{args.dataset_name} is a COCO folder, which cannot be streamed: leave out streaming.")
+        rows, categories = read_coco_folder(Path(args.dataset_name), source, args.task)
         image_column = "image"
     else:
-        rows, image_column = load_split(args, split)
+        rows, image_column = load_split(args, source)
     if args.label_column:
         label_column = args.label_column
     else:
@@ -152,6 +161,8 @@ def open_dataset(
             raise ValueError(f"{args.dataset_name} has no column {column!r}, only {', '.join(rows.column_names)}.")
     check_layout(args, rows, label_column)
     labels = labels or read_labels(args, rows, label_column, categories)  # from all images, before some are dropped
+    if divided:
+        rows = divide(rows, args.validation_share)[split == args.eval_split]
     if drop_empty:
         rows = without_empty(rows, labels)
     if max_samples is not None:
@@ -169,7 +180,33 @@ def open_dataset(
         layout, read = "instance map", instance_map_reader(label_column, labels, args.do_reduce_labels)
     count = "a stream of" if args.streaming else len(rows)
     logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, layout, len(labels.names))
-    return SegmentationDataset(without_decoding(rows), image_column, read, labels)
+    dataset = SegmentationDataset(without_decoding(rows), image_column, read, labels)
+    return without_bad_images(dataset, args) if args.skip_bad_images else dataset
+
+
+def without_bad_images(dataset: SegmentationDataset, args: DataArguments) -> SegmentationDataset:
+    """Read every row, and leave out those that are invalid; `skipped` has their errors.
+
+    Raises:
+        ValueError: all are.
+    """
+
+    def error_of(index: int) -> str | None:
+        try:
+            dataset[index]
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max(1, args.dataloader_num_workers)) as pool:
+        errors = list(tqdm(pool.map(error_of, range(len(dataset))), "check", len(dataset), leave=False))
+    skipped = [error for error in errors if error]
+    if len(skipped) == len(dataset):
+        raise ValueError(f"All {len(dataset)} images are invalid; the first one: {skipped[0]}")
+    for error in skipped:
+        logger.warning("Left out: %s", error)
+    rows = dataset.rows.select([index for index, error in enumerate(errors) if not error])
+    return replace(dataset, rows=rows, skipped=skipped)
 
 
 def without_empty(rows: Dataset, labels: Labels) -> Dataset:
@@ -240,7 +277,7 @@ def check_folder(name: str) -> None:
         return  # a Hub name
     if not folder.is_dir():
         raise ValueError(f"{name} is a file, expected a folder in the Hub's layout.")
-    if not any(file.suffix in TABLE_SUFFIXES for file in folder.rglob("*")):
+    if not any(file.suffix in TABLE_SUFFIXES for file in files_below(folder)):
         raise ValueError(f"{name} is not a dataset: it has no file of type {', '.join(TABLE_SUFFIXES)}.")
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ..files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
 from ..images import read_image, to_rgb
+
+LONGEST_NAME = 200  # bytes; file systems allow 255, with suffix and prefix
 
 
 @dataclass
@@ -43,7 +45,7 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
         yield from video_frames(path, every)
         return
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES)
         root = path
     elif path.is_file():
         files, root = [path], path.parent
@@ -56,7 +58,7 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
         names = unique_names(files, root)
         for file, name in zip(files[::every], names[::every], strict=True):
             yield SourceImage(name, lambda file=file: read_image(file))
-    elif path.is_dir() and not list(path.rglob("*.parquet")):
+    elif path.is_dir() and not any(file.suffix == ".parquet" for file in files_below(path)):
         raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}).")
     elif glob.has_magic(source):
         raise ValueError(f"No file matches {source}.")
@@ -66,14 +68,21 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
 
 def unique_names(files: list[Path], root: Path | None) -> list[str]:
     """Output names: the path relative to `root` with `_` for `/`. Where names would be equal, the suffix is added, and
-    where they still are, a hash of the path; so a name does not depend on the order of the files."""
+    where they still are or are too long for a file, a hash of the path; so a name does not depend on the order of the
+    files."""
     parts = [file.relative_to(root) if root else Path(file.name) for file in files]
     short = ["_".join(part.with_suffix("").parts) for part in parts]
     counts = Counter(short)
     names = [name if counts[name] == 1 else "_".join(part.parts) for name, part in zip(short, parts, strict=True)]
     counts = Counter(names)
+
+    def with_hash(name: str, file: Path) -> str:
+        """The name, shortened, and a hash of the path."""
+        short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
+        return f"{short}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+
     return [
-        name if counts[name] == 1 else f"{name}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        name if counts[name] == 1 and len(name.encode()) <= LONGEST_NAME else with_hash(name, file)
         for name, file in zip(names, files, strict=True)
     ]
 

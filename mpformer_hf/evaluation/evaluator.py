@@ -83,16 +83,16 @@ class EvaluationDetails:
     """What a report shows besides the scores.
 
     Attributes:
-        image_scores: (score of one image, its row in the split).
+        image_scores: (score of one image or None, its row in the split).
         confusion: pixels `[K, K]`, [reference, prediction].
     """
 
-    image_scores: list[tuple[float, int]] = field(default_factory=list)
+    image_scores: list[tuple[float | None, int]] = field(default_factory=list)
     confusion: np.ndarray | None = None
 
     def extremes(self, count: int) -> tuple[list[int], list[int]]:
-        """Rows of the worst and of the best images, at most `count` each; no row is in both."""
-        order = [row for _, row in sorted(self.image_scores)]
+        """Rows of the worst and of the best images that have a score, at most `count` each; no row is in both."""
+        order = [row for _, row in sorted(entry for entry in self.image_scores if entry[0] is not None)]
         count = min(count, len(order) // 2) or len(order)
         return order[:count], order[count:][::-1][:count]
 
@@ -118,7 +118,7 @@ def evaluate_model(
     max_detections: int = 100,
     details: EvaluationDetails | None = None,
 ) -> dict:
-    """Scores in [0, 1], and `images` and `images_per_second`.
+    """Scores in [0, 1] (None if not defined), and `images` and `images_per_second`.
 
     Args:
         model: not wrapped by DDP, since processes may have different numbers of images. Its training mode is restored.

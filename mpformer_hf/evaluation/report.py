@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..files import write_text
 from .evaluator import EvaluationDetails
+from .task_metrics import format_score
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -43,15 +44,11 @@ def class_table(scores: dict) -> str:
     first = next(iter(columns.values()))
     rows = []
     for name in sorted(first, key=lambda name: (first[name] is None, first[name])):
-        cells = "".join(f"<td>{format_score(values[name])}</td>" for values in columns.values())
+        cells = "".join(f"<td>{format_score(values[name], 3)}</td>" for values in columns.values())
         bar = f'<span class="bar" style="width: {100 * (first[name] or 0):.0f}px"></span>'
         rows.append(f'<tr><td>{html.escape(name)}</td>{cells}<td style="text-align: left">{bar}</td></tr>')
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     return f"<table><tr><th>class</th>{head}<th></th></tr>{''.join(rows)}</table>"
-
-
-def format_score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def confusion_table(confusion: np.ndarray, names: list[str]) -> str:
@@ -97,9 +94,9 @@ def write_report(
         diagnostics: plot of `plot_diagnostics`.
     """
     numbers = "".join(
-        f"<div><b>{value:.3f}</b>{html.escape(name)}</div>"
+        f"<div><b>{format_score(value, 3)}</b>{html.escape(name)}</div>"
         for name, value in scores.items()
-        if isinstance(value, float) and name != "images_per_second"
+        if (value is None or isinstance(value, float)) and name != "images_per_second"
     )
     parts = [
         f"<h1>{html.escape(title)}</h1>",

@@ -16,6 +16,11 @@ TASK_METRICS = {  # scores that are single numbers, the main one first
 }
 
 
+def format_score(value: float | None, digits: int = 4) -> str:
+    """A score as text; "-" if it is not defined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def semantic_reference(segments: Segments) -> torch.Tensor:
     """Segments to a label map of class ids, int64 `[H, W]`, void = -1."""
     result = torch.full(segments.map.shape, VOID, dtype=torch.int64)
@@ -65,7 +70,7 @@ class TaskMetrics:
         if task != "instance":
             self.metrics["semantic"] = MeanIoU(num_labels=count, ignore_index=VOID)
 
-    def add(self, predictions: dict, segments: Segments) -> float:
+    def add(self, predictions: dict, segments: Segments) -> float | None:
         """Add one image.
 
         Args:
@@ -73,7 +78,7 @@ class TaskMetrics:
             segments: ground truth.
 
         Returns:
-            the main score of this image alone.
+            the main score of this image alone; None if it is not defined.
         """
         scores = [
             metric.add(prediction=predictions[kind], reference=REFERENCES[kind](segments))
@@ -82,7 +87,7 @@ class TaskMetrics:
         return scores[0]
 
     def compute(self) -> dict:
-        """All scores; lists of one value per class become dicts by class name."""
+        """All scores, None where one is not defined; lists of one value per class become dicts by class name."""
         results = {}
         for metric in self.metrics.values():
             results |= metric.compute()

@@ -87,8 +87,8 @@ class AveragePrecision(evaluate.Metric):
         """Scores of all images since the last call.
 
         Returns:
-            `ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar` in [0, 1] (0 if there is no object of a
-            size), and `per_class_ap` (None for classes without objects).
+            `ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar` in [0, 1], and `per_class_ap`; None without
+            an object (of the size, of the class).
         """
         images = gather_object(self.images)
         self.reset()
@@ -97,8 +97,8 @@ class AveragePrecision(evaluate.Metric):
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         # precision: [IoU thresholds, recall points, classes, areas, max detections]; -1 = no object
 
-        def mean(values: np.ndarray) -> float:
-            return float(values[values > -1].mean()) if (values > -1).any() else 0.0
+        def mean(values: np.ndarray) -> float | None:
+            return float(values[values > -1].mean()) if (values > -1).any() else None
 
         per_class = [precision[:, :, label, 0, -1] for label in range(self.num_labels)]
         return {
@@ -107,7 +107,7 @@ class AveragePrecision(evaluate.Metric):
             "ap75": mean(precision[5, :, :, 0, -1]),
             **{f"ap_{size}": mean(precision[:, :, :, i, -1]) for i, size in enumerate(SIZES, start=1)},
             "ar": mean(recall[:, :, 0, -1]),
-            "per_class_ap": [mean(values) if (values > -1).any() else None for values in per_class],
+            "per_class_ap": [mean(values) for values in per_class],
         }
 
     def evaluate(self, images: list[dict]) -> COCOeval:

@@ -46,8 +46,8 @@ class MeanIoU(evaluate.Metric):
         self.confusion = np.zeros((self.num_labels, self.num_labels), dtype=np.int64)  # [reference, prediction]
         self.boundaries = np.zeros((2, self.num_labels), dtype=np.int64)  # intersection, union
 
-    def add(self, *, prediction, reference) -> float:
-        """Add one image: two integer label maps `[H, W]`. Returns the mean IoU of this image.
+    def add(self, *, prediction, reference) -> float | None:
+        """Add one image: two integer label maps `[H, W]`. Returns the mean IoU of this image (None: all void).
 
         Raises:
             ValueError: sizes differ or ids are out of range.
@@ -81,14 +81,14 @@ class MeanIoU(evaluate.Metric):
         """Scores of all images since the last call. The confusion matrix of all processes is kept in `total`.
 
         Returns:
-            `mean_iou`, `pixel_accuracy`, `boundary_mean_iou` in [0, 1], and `per_class_iou` (None for classes that do
-            not occur).
+            `mean_iou`, `pixel_accuracy`, `boundary_mean_iou` in [0, 1], and `per_class_iou`; None where no class
+            occurs.
         """
         self.total = np.sum(gather_object([self.confusion]), axis=0)
         hit, union = np.sum(gather_object([self.boundaries]), axis=0)
         self.reset()
         occurs = union > 0
-        boundary_iou = float((hit[occurs] / union[occurs]).mean()) if occurs.any() else 0.0
+        boundary_iou = float((hit[occurs] / union[occurs]).mean()) if occurs.any() else None
         return {**summarise(self.total), "boundary_mean_iou": boundary_iou}
 
 
@@ -116,7 +116,7 @@ def summarise(confusion: np.ndarray) -> dict:
     occurs = union > 0
     iou = hit / np.maximum(union, 1)
     return {
-        "mean_iou": float(iou[occurs].mean()) if occurs.any() else 0.0,
-        "pixel_accuracy": float(hit.sum() / max(confusion.sum(), 1)),
+        "mean_iou": float(iou[occurs].mean()) if occurs.any() else None,
+        "pixel_accuracy": float(hit.sum() / confusion.sum()) if confusion.any() else None,
         "per_class_iou": [float(value) if there else None for value, there in zip(iou, occurs, strict=True)],
     }

@@ -44,8 +44,8 @@ class PanopticQuality(evaluate.Metric):
     def reset(self) -> None:
         self.statistics = np.zeros((self.num_labels, 4))  # sum of IoU, matched, false positives, false negatives
 
-    def add(self, *, prediction, reference) -> float:
-        """Add one image. Returns the PQ of this image.
+    def add(self, *, prediction, reference) -> float | None:
+        """Add one image. Returns the PQ of this image (None: no segment).
 
         Raises:
             ValueError: sizes differ, or a pixel has an id without a row in `segments_info`.
@@ -102,7 +102,7 @@ class PanopticQuality(evaluate.Metric):
 
         Returns:
             `pq`, `sq`, `rq` in [0, 1] (means over the classes that occur), the same with `_things` and `_stuff`, and
-            `per_class_pq` (None for classes that do not occur).
+            `per_class_pq`; None where no class occurs.
         """
         statistics = np.sum(gather_object([self.statistics]), axis=0)
         self.reset()
@@ -118,6 +118,6 @@ class PanopticQuality(evaluate.Metric):
         result = {}
         for suffix, group in (("", occurs), ("_things", occurs & is_thing), ("_stuff", occurs & ~is_thing)):
             for name, values in (("pq", sq * rq), ("sq", sq), ("rq", rq)):
-                result[name + suffix] = float(values[group].mean()) if group.any() else 0.0
+                result[name + suffix] = float(values[group].mean()) if group.any() else None
         per_class = [float(value) if there else None for value, there in zip(sq * rq, occurs, strict=True)]
         return {**result, "per_class_pq": per_class}
