@@ -76,6 +76,15 @@ class MPFormerImageProcessorMixin:
         self.label_ids_to_fuse = sorted(int(label) for label in self.label_ids_to_fuse or ())
         for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
             self._threshold(None, name)
+        for name, interval in (("image_mean", "(-inf, inf)"), ("image_std", "(0, inf)")):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or not values or None in values:
+                raise ValueError(f"{name} must be a list of numbers, got {values!r}.")
+            check_range(name, values, interval)
+        if self.size is None:
+            raise ValueError("size must be shortest_edge and longest_edge, or height and width, got None.")
+        for side, value in dict(self.size).items():
+            check_range(f"size: {side}", value, "[1, inf)")
 
     # --- Preprocessing ---
 
@@ -193,9 +202,11 @@ class MPFormerImageProcessorMixin:
         """A threshold, by default the processor's.
 
         Raises:
-            ValueError: it is not in [0, 1].
+            ValueError: it is not a number in [0, 1].
         """
         value = getattr(self, name) if value is None else value
+        if value is None or isinstance(value, (list, tuple)):
+            raise ValueError(f"{name} must be a number, got {value}.")
         check_range(name, value, "[0, 1]")
         return value
 

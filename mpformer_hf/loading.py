@@ -43,7 +43,7 @@ def load_weights(name: str, new: tuple[str, ...] = (PILOT_EMBEDDER,), **kwargs) 
         raise ValueError(
             f"Cannot load {name}: {len(lost)} weights are missing or have other shapes, such as {lost[0]}."
         )
-    broken = [key for key, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    broken = [key for key, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
         raise ValueError(f"Cannot load {name}: {len(broken)} weights are not finite, such as {broken[0]}.")
     return model

@@ -25,6 +25,8 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
         model_fields = json.loads(args.model_fields)
     except json.JSONDecodeError as error:
         raise ValueError(f"model_fields is not JSON: {error}.") from error
+    if not isinstance(model_fields, dict):
+        raise ValueError(f"model_fields must be a mapping of fields, got {args.model_fields}.")
     unknown = sorted(set(model_fields) - set(MPFormerConfig().to_dict()))
     if unknown:
         raise ValueError(f"model_fields has fields that MPFormerConfig does not have: {', '.join(unknown)}.")

@@ -55,12 +55,15 @@ def find_problems(content) -> Iterator[str]:
 
 
 def find_category_problems(categories: list[dict]) -> Iterator[str]:
-    """Ids that are not unique integers, names that are not unique texts, `isthing` that is not 0 or 1."""
+    """Ids that are not unique integers, names that are not unique texts, `isthing` that is not 0 or 1 or
+    that some categories do not have."""
     for index, row in enumerate(categories):
         if not is_id(row.get("id")):
             yield f"categories[{index}] has id {row.get('id')!r}, expected an integer"
         if not isinstance(row.get("name"), str):
             yield f"categories[{index}] has name {row.get('name')!r}, expected a text"
+        if "isthing" not in row and any("isthing" in other for other in categories):
+            yield f"categories[{index}] has no isthing, but other categories have"
         if "isthing" in row and not is_flag(row["isthing"]):
             yield f"categories[{index}] has isthing {row['isthing']!r}, expected 0 or 1"
     for key in ("id", "name"):
