@@ -163,6 +163,14 @@ def test_the_newest_checkpoints_are_kept(shapes, tmp_path):
     assert names == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
 
 
+def test_resuming_from_an_earlier_checkpoint_deletes_the_later_ones(shapes, finished, interrupted):
+    shutil.copytree(finished / "checkpoint-6", interrupted / "checkpoint-6")
+    (interrupted / ".deleting-checkpoint-2").mkdir()
+    resume(shapes, interrupted, str(interrupted / "checkpoint-4"), checkpointing_steps=100)
+    assert_equal_runs(interrupted, finished)
+    assert [path.name for path in interrupted.iterdir() if "checkpoint" in path.name] == ["checkpoint-4"]
+
+
 HOLD = """
 import sys, time
 from training.run_folder import lock_folder

@@ -114,9 +114,18 @@ def save_checkpoint(
         write_json({str(file.relative_to(temporary)): checksum(file) for file in files}, temporary / CHECKSUMS)
         delete(final)  # exists if the run resumed from an earlier checkpoint
         temporary.rename(final)
-        for folder in checkpoints(output)[:-limit]:
-            delete(folder)
+        delete_old(output, step, limit)
     accelerator.wait_for_everyone()
+
+
+def delete_old(output: Path, step: int, limit: int) -> None:
+    """Delete all but the `limit` newest checkpoints up to a step. Later ones are left by a run that was resumed from an
+    earlier checkpoint; their log is gone."""
+    found = checkpoints(output)
+    kept = [folder for folder in found if step_of(folder) <= step][-limit:]
+    for folder in found:
+        if folder not in kept:
+            delete(folder)
 
 
 def delete(checkpoint: Path) -> None:

@@ -138,8 +138,7 @@ class FineTuner:
         """Train to the end.
 
         Returns:
-            `last` and `best` (scores), perhaps `before_training`, `steps`, `train_seconds` and `eval_seconds`; they are
-            also written to the output folder.
+            `last` and `best` (scores), perhaps `before_training`, `steps`, `train_seconds` and `eval_seconds`.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -189,7 +188,6 @@ class FineTuner:
         results = {**self.results, "steps": self.step, **{name: round(x, 1) for name, x in self.spent.items()}}
         if main:
             log.close()
-            write_json(results, self.output / RESULTS)
         return results
 
     def set_training_mode(self) -> None:

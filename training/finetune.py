@@ -31,7 +31,7 @@ from training.arguments import Arguments, parse_arguments
 from training.batches import SeededSampler, StreamedTrainingDataset, TrainingDataset
 from training.building import build_model, build_processor
 from training.card import write_run_card
-from training.checkpoints import find_checkpoint, step_of
+from training.checkpoints import delete_old, find_checkpoint, step_of
 from training.engine import FineTuner, count_steps, images_per_step
 from training.run_folder import ARGUMENTS, RESULTS, check_unfinished, lock_folder, prepare_folder, truncate_logs
 
@@ -100,6 +100,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         accelerator.init_trackers("mpformer", config=scalars)
     if accelerator.is_main_process:
         truncate_logs(output, tuner.step)  # after everything is loaded: a failed resume changes nothing
+        delete_old(output, tuner.step, run_args.save_total_limit)
         write_json(flags, output / ARGUMENTS)
     results = tuner.train()
     skipped = train_split.skipped + eval_split.skipped
@@ -107,8 +108,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         results |= {"skipped_images": skipped}
         accelerator.print(f"{len(skipped)} images were left out: {' '.join(skipped)}")
     if accelerator.is_main_process:
-        write_json(results, output / RESULTS)
         write_run_card(output, results, flags, train_split.labels.names)
+        write_json(results, output / RESULTS)  # last: with `steps` in it the run is finished
         accelerator.print(f"Best {tuner.metric} {format_score(results['best'][tuner.metric])}; results are in {output}")
         if run_args.push_to_hub:
             accelerator.print(push(output, run_args.hub_model_id or output.resolve().name))

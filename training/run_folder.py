@@ -71,7 +71,9 @@ def prepare_folder(folder: Path, flags: dict, resume: str | None) -> None:
         ValueError: a new run in a folder that is not empty; or a run to resume that does not exist or was started with
             other arguments.
     """
-    content = [file for file in folder.iterdir() if file.name != LOCK and not file.name.startswith(".writing")]
+    content = [
+        file for file in folder.iterdir() if file.name != LOCK and not file.name.startswith((".writing", ".deleting"))
+    ]
     if content and not resume:
         raise ValueError(
             f"Output folder {folder} is not empty; choose another one, or --resume_from_checkpoint latest."
@@ -80,7 +82,7 @@ def prepare_folder(folder: Path, flags: dict, resume: str | None) -> None:
         raise ValueError(f"Output folder {folder} is not empty and has no run to resume; choose another one.")
     if content:
         check_arguments(read_json(folder / ARGUMENTS), flags, folder)
-    for file in folder.glob(".writing*"):
+    for file in (*folder.glob(".writing*"), *folder.glob(".deleting*")):
         remove(file)
 
 
