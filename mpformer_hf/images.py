@@ -80,8 +80,19 @@ def read_image(file: str | Path | BinaryIO) -> Tensor:
     Raises:
         ValueError: see `image_errors`.
     """
-    with image_errors(), Image.open(file) as image:
+    with image_errors(), open_verified(file) as image:
         return to_rgb(image)
+
+
+def open_verified(file: str | Path | BinaryIO) -> Image.Image:
+    """Open an image. The checksums of a PNG are compared, which decoding does not do."""
+    image = Image.open(file)
+    if image.format == "PNG":
+        image.verify()  # closes the image
+        if hasattr(file, "seek"):
+            file.seek(0)
+        image = Image.open(file)
+    return image
 
 
 @contextlib.contextmanager

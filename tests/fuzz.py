@@ -20,7 +20,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -52,6 +52,13 @@ class Hang(BaseException):
     """A case took longer than `LIMIT`."""
 
 
+@contextmanager
+def quiet():
+    """Nothing is printed."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
 class Case:
     """A changed input.
 
@@ -74,7 +81,7 @@ class Case:
         signal.signal(signal.SIGALRM, stop)
         signal.alarm(LIMIT)
         try:
-            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            with quiet():
                 result = self.use()
         except (ValueError, FloatingPointError, OSError) as error:
             text = str(error)
@@ -314,9 +321,11 @@ def result_cases(folder: Path, draw: random.Random):
         predict.main(argv)
         return content()
 
-    expected = use()
+    with quiet():
+        expected = use()
     while True:
-        use()
+        with quiet():
+            use()
         files = sorted((folder / "changed" / "results").iterdir())
         file = draw.choice([*files, folder / "changed" / "settings.json"])
         what, changed = change_bytes(file.read_bytes(), draw)

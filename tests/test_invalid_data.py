@@ -253,6 +253,16 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     assert split.image_size(0) == (40, 60) and split.image_size(1) == (0, 0)
 
 
+def test_a_flipped_byte_in_a_label_png_is_noticed(tmp_path):
+    folder = make.coco_panoptic(tmp_path / "coco")
+    file = folder / "panoptic" / "one.png"
+    content = bytearray(file.read_bytes())
+    content[content.index(b"IDAT") + 20] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"Row 0 \(.*one\.png\): it cannot be decoded: broken PNG file"):
+        open_dataset(DataArguments(dataset_name=str(folder), task="panoptic"), "train")[0]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_invalid_row_stops_training_in_one_sentence(workers, shapes, tmp_path):
     argv = flags(broken_images(tmp_path / "d"), tmp_path / "out", task="semantic", dataloader_num_workers=workers)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..files import TABLE_SUFFIXES, files_below
-from ..images import ORIENTATION, image_errors, to_rgb
+from ..images import ORIENTATION, image_errors, open_verified, to_rgb
 from .arguments import DataArguments
 from .coco import is_coco_folder, read_coco_folder
 from .labels import Labels, read_labels
@@ -103,7 +103,7 @@ def open_image(value):
     """The image of a column that is not decoded, `{"bytes": ..., "path": ...}`; other values as they are."""
     if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
         return value
-    return PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"])
+    return open_verified(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"])
 
 
 def file_name(value) -> str | None:
