@@ -8,6 +8,10 @@ from .ranges import check_range
 
 PilotNoise = Literal["point", "shift", "scale", "shift_scale", "patch", "dropout"]
 PILOT_NOISES = get_args(PilotNoise)
+BACKBONES = (  # tested; others get a warning
+    *("resnet", "swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "pvt_v2", "hgnet_v2", "textnet"),
+    *("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet", "beit", "hiera", "focalnet", "timm_backbone"),
+)
 RANGES = {  # of configuration fields; the trainer's flags of the same names refer to them
     "pilot_groups": "[1, inf)",
     "pilot_query_budget": "[1, inf)",
@@ -59,6 +63,8 @@ class MPFormerConfig(Mask2FormerConfig):
         pilot_loss_weight (`float >= 0`, defaults to 1.0): factor on all pilot losses.
         query_position_embeddings (`bool`, defaults to `True`): learned position embeddings of the queries. Mask2Former
             has them, the public MP-Former release does not.
+        feature_pyramid (`bool`, *optional*): make the feature maps at strides 4, 8, 16 and 32 from one map of the
+            backbone (simple feature pyramid of ViTDet); None: for backbones whose maps have one stride (ViTs).
         mask_loss_points (`str`, defaults to `"image"`): how candidate points of the mask losses are drawn: once per
             `image`, for all predictions and the pilot; once per `prediction` of an image; or once per `mask`, as in
             the official code.
@@ -68,7 +74,7 @@ class MPFormerConfig(Mask2FormerConfig):
     """
 
     model_type = "mpformer"
-    backbones_supported = ("swin", "resnet", "convnext")  # tested; others get a warning
+    backbones_supported = BACKBONES
 
     mask_piloting: bool = True
     pilot_groups: int = 1
@@ -81,6 +87,7 @@ class MPFormerConfig(Mask2FormerConfig):
     pilot_class_loss: bool = True
     pilot_loss_weight: float | int = 1.0
     query_position_embeddings: bool = True
+    feature_pyramid: bool | None = None
     mask_loss_points: str = "image"
 
     def __post_init__(self, **kwargs):

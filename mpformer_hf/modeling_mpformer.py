@@ -8,15 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoBackbone,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    PreTrainedModel,
-    initialization,
-)
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedModel, initialization
 from transformers.utils import ModelOutput
 
+from .backbone import build_backbone
 from .configuration_mpformer import MPFormerConfig
 from .criterion import MPFormerCriterion
 from .deformable_attention import SamplingOffsets, ZeroInitLinear
@@ -117,30 +112,38 @@ class MPFormerPixelLevelModule(nn.Module):
     """Backbone and pixel decoder.
 
     Args:
-        config: its `backbone_config` is that of any `AutoBackbone` with feature maps at strides 4, 8, 16, 32.
+        config: its `backbone_config` is that of any `AutoBackbone`, see `build_backbone`.
 
     Raises:
-        ValueError: the backbone does not have four feature maps.
+        ValueError: the feature maps of the backbone cannot be used.
     """
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()
-        self.encoder = AutoBackbone.from_config(config.backbone_config)
-        if len(self.encoder.channels) != 4:
-            raise ValueError(
-                f"backbone_config: out_features must name four stages (strides 4, 8, 16, 32), "
-                f"got {self.encoder.out_features}."
-            )
+        self.encoder, self.feature_pyramid, info = build_backbone(config)
+        self.image_size = info.image_size
         # Swin also normalises its last feature map for a pooler, which a backbone does not have.
         unused = getattr(getattr(self.encoder, "swin", None), "layernorm", None)
         if unused is not None:
             unused.requires_grad_(False)
-        self.decoder = MPFormerPixelDecoder(config, list(self.encoder.channels))
+        self.decoder = MPFormerPixelDecoder(config, info.channels)
 
     def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
-        """`[B, 3, H, W]` -> feature maps of the backbone, mask features, feature levels of the decoder."""
+        """`[B, 3, H, W]` -> four feature maps, mask features, feature levels of the decoder.
+
+        Raises:
+            ValueError: the backbone takes images of another size only.
+        """
+        size = tuple(pixel_values.shape[-2:])
+        if self.image_size is not None and size != (self.image_size, self.image_size):
+            sizes = f"{self.image_size}x{self.image_size} pixels only, got {size[0]}x{size[1]}"
+            raise ValueError(f"The backbone takes images of {sizes}.")
+        if self.feature_pyramid is not None:
+            pixel_values = self.feature_pyramid.whole_patches(pixel_values)
         # Channels last: convolutions are at least as fast, and feature maps become sequences without a copy.
         features = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last)).feature_maps
+        if self.feature_pyramid is not None:
+            features = self.feature_pyramid(features, size)
         return features, *self.decoder(list(features))
 
 
@@ -171,7 +174,7 @@ class MPFormerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ClassPredictor):
             initialization.normal_(module.weight, std=self.config.init_std)
             initialization.zeros_(module.bias)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             initialization.xavier_uniform_(module.weight, gain=gain)
             if module.bias is not None:
                 initialization.zeros_(module.bias)
@@ -350,7 +353,13 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
 
     def to_mask2former(self) -> Mask2FormerForUniversalSegmentation:
         """A plain Mask2Former with equal outputs, on the same device and in the same dtype. The pilot's class embedding
-        is dropped; missing query positions become zeros."""
+        is dropped; missing query positions become zeros.
+
+        Raises:
+            ValueError: the model has a feature pyramid, which Mask2Former does not have.
+        """
+        if self.model.pixel_level_module.feature_pyramid is not None:
+            raise ValueError("A model with a feature pyramid cannot become a Mask2Former, which has none.")
         fields = self.config.to_dict()
         added = set(MPFormerConfig().to_dict()) - set(Mask2FormerConfig().to_dict())
         for name in added | {"model_type", "architectures", "auto_map", "_name_or_path", "custom_pipelines"}:

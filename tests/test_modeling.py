@@ -299,7 +299,7 @@ def test_out_of_range_fields_are_named(field, value):
 def test_a_backbone_with_too_few_maps():
     backbone = copy.deepcopy(BACKBONES["resnet"])
     backbone.out_features = ["stage3", "stage4"]
-    with pytest.raises(ValueError, match="out_features must name four stages"):
+    with pytest.raises(ValueError, match=r"must have strides 4, 8, 16, 32 or one stride from 7 to 16, got 16, 32\."):
         MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=backbone, num_labels=4, **SIZES))
 
 

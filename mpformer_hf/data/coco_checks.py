@@ -89,7 +89,7 @@ def find_image_problems(images: list[dict]) -> Iterator[str]:
 
 def find_panoptic_problems(annotation: dict, index: int, categories: set) -> Iterator[str]:
     """Missing file names, invalid segments, segment ids that are 0 (void) or not unique."""
-    if not isinstance(annotation.get("file_name"), str):
+    if not isinstance(annotation.get("file_name"), str) or not annotation["file_name"]:
         yield f"annotations[{index}] has no file_name"
     segments = annotation["segments_info"]
     if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):

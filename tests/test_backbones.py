@@ -1,0 +1,166 @@
+"""Every backbone: strides, a training step, inference at odd sizes, saving and loading."""
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from mpformer_hf.backbone import STRIDES, build_backbone, probe_features
+from mpformer_hf.inference import Predictor
+from tests.tiny import SIZES, batch_of
+
+DEPTHS = {"depths": [1, 1, 1, 1]}
+VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+PYRAMIDS = {
+    "dinov2": {**VIT, "image_size": 56},
+    "dinov2_with_registers": {**VIT, "image_size": 56, "patch_size": 14},
+    "dinov3_vit": {**VIT, "image_size": 64, "intermediate_size": 64},
+    "vitdet": {**VIT, "image_size": 64, "pretrain_image_size": 64},
+    "beit": {**VIT, "image_size": 64, "intermediate_size": 64},
+}
+FOUR_MAPS = {
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "layer_type": "basic", **DEPTHS},
+    "convnext": {"hidden_sizes": [8, 16, 24, 32], **DEPTHS},
+    "convnextv2": {"hidden_sizes": [8, 16, 24, 32], **DEPTHS},
+    "dinov3_convnext": {"hidden_sizes": [8, 16, 24, 32], **DEPTHS},
+    "swin": {"embed_dim": 12, "num_heads": [1, 2, 2, 4], "window_size": 4, **DEPTHS},
+    "swinv2": {"embed_dim": 12, "num_heads": [1, 2, 2, 4], "window_size": 4, **DEPTHS},
+    "pvt_v2": {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 1, 2, 2], **DEPTHS},
+    "hgnet_v2": {  # declares other channels (`hidden_sizes`) than it returns
+        "stem_channels": [3, 8, 16],
+        "stage_in_channels": [16, 32, 64, 96],
+        "stage_mid_channels": [8, 8, 8, 8],
+        "stage_out_channels": [32, 64, 96, 128],
+        "stage_num_blocks": [1, 1, 1, 1],
+        "stage_numb_of_layers": [2, 2, 2, 2],
+    },
+}
+FIXED = {"hiera": {"embed_dim": 8, "num_heads": [1, 2, 2, 4], "image_size": [64, 64], **DEPTHS}}
+ALL = PYRAMIDS | FOUR_MAPS
+
+
+def backbone_config(kind, **fields):
+    """A tiny configuration with the last four stages as feature maps."""
+    given = {**{**ALL, **FIXED}[kind], **fields}
+    stages = AutoConfig.for_model(kind, **given).stage_names
+    return AutoConfig.for_model(kind, **given, out_indices=list(range(len(stages) - 4, len(stages))))
+
+
+def tiny_model(kind, **fields):
+    return MPFormerForUniversalSegmentation(
+        MPFormerConfig(backbone_config=backbone_config(kind), **{**SIZES, "num_labels": 4, **fields})
+    )
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_one_training_step_reaches_every_part(kind):
+    model = tiny_model(kind).train()
+    loss = model(**batch_of((2, 1))).loss
+    loss.backward()
+    module = model.model.pixel_level_module
+    parts = [module.encoder, module.decoder, *([module.feature_pyramid] if kind in PYRAMIDS else [])]
+    assert torch.isfinite(loss) and (module.feature_pyramid is not None) == (kind in PYRAMIDS)
+    for part in parts:
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+    if module.feature_pyramid is not None:
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.feature_pyramid.parameters())
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_inference_at_odd_sizes_and_after_loading(kind, tmp_path):
+    model = tiny_model(kind).eval()
+    processor = MPFormerImageProcessor(task="semantic", size={"shortest_edge": 64, "longest_edge": 192})
+    for size in ((70, 98), (33, 129)):
+        image = torch.randint(256, (3, *size), dtype=torch.uint8)
+        assert Predictor(model, processor)([image])[0].shape == size
+        inputs = processor([image], return_tensors="pt")
+        height, width = inputs["pixel_values"].shape[-2:]
+        with torch.no_grad():
+            masks = model(inputs["pixel_values"]).masks_queries_logits
+        assert masks.shape[-2:] == (height // 4, width // 4)
+    model.save_pretrained(tmp_path)
+    loaded, info = MPFormerForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(inputs["pixel_values"]).masks_queries_logits, masks)
+
+
+@pytest.mark.parametrize("kind", PYRAMIDS)
+@pytest.mark.parametrize("size", [(56, 112), (96, 64), (64, 224)])
+def test_the_pyramid_has_maps_at_exactly_the_strides(kind, size):
+    encoder, pyramid, info = build_backbone(tiny_model(kind).config)
+    pixel_values = pyramid.whole_patches(torch.randn(1, 3, *size))
+    assert all(side % pyramid.patch_size == 0 for side in pixel_values.shape[-2:])
+    maps = pyramid(encoder(pixel_values).feature_maps, size)
+    assert [tuple(x.shape[1:]) for x in maps] == [
+        (channels, -(-size[0] // stride), -(-size[1] // stride))
+        for channels, stride in zip(info.channels, STRIDES, strict=True)
+    ]
+
+
+def test_features_of_a_patch_of_14_stay_where_they_are():
+    """A bright square is at its place in the finest map, for a size that 14 does not divide."""
+    torch.manual_seed(0)
+    encoder, pyramid, _ = build_backbone(tiny_model("dinov2").config)
+    black, bright = torch.zeros(2, 1, 3, 96, 160).unbind()
+    bright = bright.clone()
+    bright[..., 48:, 128:] = 20.0
+    with torch.no_grad():
+        maps = [encoder(pyramid.whole_patches(x)).feature_maps[0] for x in (black, bright)]  # the patch embeddings
+    change = torch.nn.functional.interpolate((maps[0] - maps[1]).abs().sum(1, True), size=(96, 160))[0, 0]
+    inside = torch.zeros(96, 160, dtype=torch.bool)
+    inside[48:, 128:] = True
+    assert change[inside].min() > 0 and change[:34, :114].max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", {**FOUR_MAPS, **PYRAMIDS})
+def test_the_probe_sees_what_a_real_image_gives(kind):
+    config = backbone_config(kind)
+    encoder = tiny_model(kind).model.pixel_level_module.encoder
+    info = probe_features(encoder, config)
+    with torch.no_grad():
+        maps = encoder(torch.zeros(1, 3, 224, 224)).feature_maps
+    assert info.channels == [x.shape[1] for x in maps] and info.strides == [224 / x.shape[-1] for x in maps]
+
+
+def test_strides_are_checked_at_construction():
+    with pytest.raises(
+        ValueError, match=r"must have strides 4, 8, 16, 32, since feature_pyramid is False, got 14, 14, 14"
+    ):
+        tiny_model("dinov2", feature_pyramid=False)
+    config = backbone_config("resnet")
+    config.out_features = ["stage1", "stage2", "stage3"]
+    with pytest.raises(ValueError, match=r"out_features or out_indices.* or one stride from 7 to 16, got 4, 8, 16\."):
+        MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=config, **SIZES))
+    config.out_features = ["stage4"]
+    with pytest.raises(ValueError, match=r"got 32\."):
+        MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=config, **SIZES))
+    config.out_features = ["stage3"]
+    model = MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=config, **SIZES))
+    assert model.model.pixel_level_module.feature_pyramid.base == 16
+
+
+def test_a_pyramid_may_replace_the_maps_of_a_hierarchical_backbone():
+    model = tiny_model("resnet", feature_pyramid=True)
+    assert model.model.pixel_level_module.feature_pyramid.source == 2
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 64, 96)).masks_queries_logits.shape[-2:] == (16, 24)
+
+
+def test_a_map_of_stride_8_gives_the_four_strides():
+    config = backbone_config("dinov3_vit", patch_size=8)
+    model = MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=config, **SIZES)).train()
+    assert model.model.pixel_level_module.feature_pyramid.base == 8
+    model(**batch_of((1, 1), num_labels=2)).loss.backward()
+
+
+def test_a_backbone_of_one_image_size_says_so():
+    model = tiny_model("hiera").train()
+    model(**batch_of((1, 1), size=(64, 64))).loss.backward()
+    with pytest.raises(ValueError, match="takes images of 64x64 pixels only, got 64x96"):
+        model(torch.randn(1, 3, 64, 96))
+
+
+def test_a_model_with_a_pyramid_is_no_mask2former():
+    with pytest.raises(ValueError, match="feature pyramid cannot become a Mask2Former"):
+        tiny_model("dinov3_vit").to_mask2former()
