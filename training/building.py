@@ -1,16 +1,18 @@
 """Model and image processor from arguments."""
 
 import json
+import logging
 
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.data.labels import Labels
-from mpformer_hf.loading import PILOT_EMBEDDER, load_weights
+from mpformer_hf.loading import PILOT_EMBEDDER, load_processor, load_weights
 
 from .arguments import DataArguments, ModelArguments, PilotArguments, TransformArguments
+from .backbones import find_backbone
 
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
+logger = logging.getLogger(__name__)
 
 
 def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> MPFormerForUniversalSegmentation:
@@ -39,13 +41,12 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
         if "model_type" not in backbone:
             raise ValueError("model_fields: backbone_config has no model_type, such as resnet or swin.")
         fields["backbone_config"] = AutoConfig.for_model(backbone.pop("model_type"), **backbone)
-    elif args.backbone:
-        fields["backbone_config"] = AutoConfig.from_pretrained(args.backbone, out_features=STAGES)
+    backbone = find_backbone(args.backbone, fields.get("backbone_config")) if args.backbone else None
+    if backbone is not None:
+        fields["backbone_config"] = backbone.config
     model = AutoModelForUniversalSegmentation.from_config(MPFormerConfig(**fields))
-    if args.backbone:
-        encoder = model.model.pixel_level_module.encoder
-        pretrained = type(encoder).from_pretrained(args.backbone, config=fields["backbone_config"])
-        encoder.load_state_dict(pretrained.state_dict())
+    if backbone is not None:
+        model.model.pixel_level_module.encoder.load_state_dict(backbone.load_weights())
     return model
 
 
@@ -65,9 +66,28 @@ def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation
         raise ValueError(f"model_name_or_path and model_fields: {error}") from error
 
 
-def build_processor(data: DataArguments, transforms: TransformArguments, labels: Labels) -> MPFormerImageProcessor:
-    """Image processor with the task, the evaluation size, the score threshold and the stuff classes."""
+def find_normalisation(args: ModelArguments) -> dict:
+    """`image_mean`, `image_std` and `resample` that the weights were trained with: of the checkpoint's image processor
+    or of the backbone; empty if they are unknown."""
+    if args.backbone and not args.model_name_or_path:
+        return find_backbone(args.backbone).normalisation
+    if not args.model_name_or_path:
+        return {}
+    try:
+        processor = load_processor(args.model_name_or_path)
+    except ValueError as error:
+        logger.warning("%s; images are normalised as for ImageNet.", error)
+        return {}
+    return {name: getattr(processor, name) for name in ("image_mean", "image_std", "resample")}
+
+
+def build_processor(
+    data: DataArguments, transforms: TransformArguments, labels: Labels, normalisation: dict | None = None
+) -> MPFormerImageProcessor:
+    """Image processor with the task, the evaluation size, the score threshold, the stuff classes and the normalisation
+    of the pretrained weights, see `find_normalisation`."""
     return MPFormerImageProcessor(
+        **(normalisation or {}),
         task=data.task,
         size={"shortest_edge": transforms.eval_shortest_edge, "longest_edge": transforms.eval_longest_edge},
         threshold=transforms.eval_threshold,

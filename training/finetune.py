@@ -29,7 +29,7 @@ from mpformer_hf.files import write_json
 from mpformer_hf.publishing import push
 from training.arguments import Arguments, parse_arguments
 from training.batches import SeededSampler, StreamedTrainingDataset, TrainingDataset
-from training.building import build_model, build_processor
+from training.building import build_model, build_processor, find_normalisation
 from training.card import write_run_card
 from training.checkpoints import delete_old, find_checkpoint, step_of
 from training.engine import FineTuner, count_steps, images_per_step
@@ -83,7 +83,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         eval_split = materialize_stream(eval_split)
     set_seed(run_args.seed)
     model = build_model(args.model, args.pilot, train_split.labels)
-    processor = build_processor(data, args.transforms, train_split.labels)
+    processor = build_processor(data, args.transforms, train_split.labels, find_normalisation(args.model))
     length = None if data.streaming else len(train_split)
     accelerator.print(f"{model.num_parameters():,} parameters, {length or 'streamed'} training images")
     set_seed(run_args.seed, device_specific=True)

@@ -1,5 +1,8 @@
 """AdamW parameter groups and learning-rate schedules of the official recipes."""
 
+import re
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, LinearLR, LRScheduler, MultiStepLR, PolynomialLR
@@ -8,14 +11,20 @@ from .arguments import OptimizationArguments
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 BACKBONE = "pixel_level_module.encoder."
+LAYER = re.compile(r"\.(?:layer|layers|blocks)\.(\d+)\.")  # of a ViT, of transformers or timm
 
 
 def parameter_groups(model: nn.Module, args: OptimizationArguments) -> list[dict]:
     """Parameter groups by learning rate (backbone or not) and weight decay.
 
     Norms, embeddings and Swin's position tables have no weight decay; the pixel decoder's `level_embed`, which is not
-    an `nn.Embedding`, has. Frozen parameters are left out.
+    an `nn.Embedding`, has. Frozen parameters are left out. With `layer_decay` d, layer i of n of a ViT learns at
+    d ** (n - i) of the backbone's rate, its embeddings at d ** (n + 1) (BEiT, Bao et al. 2022, appendix).
+
+    Raises:
+        ValueError: `layer_decay` is set and the backbone is not a ViT.
     """
+    decay_of = layer_decays(model, args.layer_decay)
     groups: dict[tuple[float, float], list] = {}
     seen = set()
     for module_name, module in model.named_modules():
@@ -28,9 +37,34 @@ def parameter_groups(model: nn.Module, args: OptimizationArguments) -> list[dict
                 "position_embeddings",
             )
             in_backbone = BACKBONE in f"{module_name}."
-            lr = args.learning_rate * (args.backbone_lr_multiplier if in_backbone else 1.0)
+            lr = args.learning_rate
+            if in_backbone:
+                lr *= args.backbone_lr_multiplier * decay_of(f"{module_name}.{name}")
             groups.setdefault((lr, 0.0 if no_decay else args.weight_decay), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def layer_decays(model: nn.Module, decay: float) -> Callable[[str], float]:
+    """Factor on the learning rate of a parameter of the backbone, by its name.
+
+    Raises:
+        ValueError: the backbone has no single stack of layers.
+    """
+    if decay == 1:
+        return lambda name: 1.0
+    layers = {
+        int(found[1]) for name, _ in model.named_parameters() if BACKBONE in name and (found := LAYER.search(name))
+    }
+    last = max(layers, default=0)
+    if model.model.pixel_level_module.feature_pyramid is None or last == 0:
+        raise ValueError("layer_decay needs a ViT backbone: one stack of layers.")
+
+    def factor(name: str) -> float:
+        if found := LAYER.search(name):
+            return decay ** (last - int(found[1]))
+        return decay ** (last + 1) if "embed" in name else 1.0  # norms after the layers: the full rate
+
+    return factor
 
 
 def build_optimizer(model: nn.Module, args: OptimizationArguments) -> torch.optim.AdamW:
