@@ -33,6 +33,11 @@ def to_rgb(image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
+def displayed_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the rotation of the EXIF data; the image is not decoded."""
+    return image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+
+
 def to_rgb_image(image: Image.Image) -> Image.Image:
     """PIL image of any mode to RGB with 8 bits, see `to_rgb`."""
     if image.mode == "RGB" and image.getexif().get(ORIENTATION, 1) == 1:
@@ -45,7 +50,7 @@ def to_eight_bits(image):
 
     Args:
         image: PIL image of any mode; numpy array or tensor of uint8, uint16 (the upper 8 bits are kept) or floats (if
-            they are in [0, 1], they are multiplied by 255); or a list of these.
+            they are in [0, 1], they are multiplied by 255), bool (0 and 255); or a list of these.
 
     Returns:
         RGB PIL image, array or tensor of the same shape; or a list of these.
@@ -62,6 +67,10 @@ def to_eight_bits(image):
     kind = str(image.dtype).removeprefix("torch.")
     if kind == "uint8":
         return image
+    if kind == "bool":
+        return image.to(torch.uint8) * 255 if torch.is_tensor(image) else image.astype(np.uint8) * 255
+    if not kind.startswith(("int", "uint", "float", "bfloat")):
+        raise ValueError(f"the image has values of type {kind}, expected integers or floats")
     if kind == "uint16":
         if torch.is_tensor(image):
             return (image.to(torch.int32) >> 8).to(torch.uint8)

@@ -349,7 +349,7 @@ def test_the_validation_share_is_drawn_by_a_fixed_seed(tmp_path):
 
     train, validation = files("train"), files("validation")
     assert len(train) == 7 and len(validation) == 3 and not set(train) & set(validation)
-    assert files("validation") == validation and len(open_dataset(data, "anything").rows) == 10
+    assert files("validation") == validation and len(open_dataset(data, "test").rows) == 10
     with pytest.raises(ValueError, match="leaves 0 to evaluate on"):
         open_dataset(DataArguments(**{**args, "validation_share": 0.01}), "train")
     with pytest.raises(ValueError, match="eval_split must have another name"):

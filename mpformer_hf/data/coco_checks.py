@@ -43,15 +43,22 @@ def find_problems(content) -> Iterator[str]:
     yield from find_image_problems(content["images"])
     categories = {row.get("id") for row in content["categories"] if is_id(row.get("id"))}
     images = {row.get("id") for row in content["images"] if is_hashable(row.get("id"))}
+    mixed = any("segments_info" in row for row in content["annotations"])
     for index, row in enumerate(content["annotations"]):
         if not is_hashable(row.get("image_id")) or row.get("image_id") not in images:
             yield f"annotations[{index}] has image_id {row.get('image_id')!r}, which is not in images"
         if "segments_info" in row:
             yield from find_panoptic_problems(row, index, categories)
+        elif mixed:
+            yield f"annotations[{index}] has no segments_info, but other annotations have"
         else:
             yield from find_object_problems(row, f"annotations[{index}]", categories)
             if "segmentation" not in row:
                 yield f"annotations[{index}] has no segmentation"
+            elif isinstance(row["segmentation"], list):
+                yield from (f"annotations[{index}] has {text}" for text in find_polygon_problems(row["segmentation"]))
+    panoptic = Counter(row.get("image_id") for row in content["annotations"] if "segments_info" in row)
+    yield from (f"image {value!r} has {n} panoptic annotations" for value, n in panoptic.items() if n > 1)
 
 
 def find_category_problems(categories: list[dict]) -> Iterator[str]:
@@ -83,8 +90,10 @@ def find_image_problems(images: list[dict]) -> Iterator[str]:
     for index, value in enumerate(ids):
         if value is None or not is_hashable(value):
             yield f"images[{index}] has no id"
-    counts = Counter(value for value in ids if value is not None and is_hashable(value))
-    yield from (f"images have the id {value!r} {n} times" for value, n in counts.items() if n > 1)
+    names = [row.get("file_name") for row in images]
+    for key, values in (("id", ids), ("file_name", names)):
+        counts = Counter(value for value in values if value is not None and is_hashable(value))
+        yield from (f"images have the {key} {value!r} {n} times" for value, n in counts.items() if n > 1)
 
 
 def find_panoptic_problems(annotation: dict, index: int, categories: set) -> Iterator[str]:
@@ -102,6 +111,16 @@ def find_panoptic_problems(annotation: dict, index: int, categories: set) -> Ite
         yield from find_object_problems(segment, name, categories)
     counts = Counter(segment["id"] for segment in segments if is_id(segment.get("id")))
     yield from (f"annotations[{index}] has the segment id {value} {n} times" for value, n in counts.items() if n > 1)
+
+
+def find_polygon_problems(polygons: list) -> Iterator[str]:
+    """Polygons that are not lists of at least three points; their coordinates are checked when they are drawn."""
+    for polygon in polygons:
+        if not isinstance(polygon, list):
+            yield "a segmentation that is neither polygons nor RLE"
+            return
+        if len(polygon) < 6 or len(polygon) % 2:
+            yield f"a polygon of {len(polygon)} coordinates, expected an even number of at least 6"
 
 
 def find_object_problems(row: dict, name: str, categories: set) -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..files import TABLE_SUFFIXES, files_below
-from ..images import ORIENTATION, image_errors, open_verified, to_rgb
+from ..images import displayed_size, image_errors, open_verified, to_rgb
 from .arguments import DataArguments
 from .coco import is_coco_folder, read_coco_folder
 from .labels import Labels, read_labels
@@ -66,9 +66,7 @@ class SegmentationDataset:
         """(height, width) of an image, after the rotation of its EXIF data; (0, 0) if it cannot be read."""
         try:
             with image_errors():
-                image = open_image(self.rows[index][self.image_column])
-                turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-                return image.size if turned else image.size[::-1]
+                return displayed_size(open_image(self.rows[index][self.image_column]))[::-1]
         except ValueError:
             return 0, 0
 
@@ -94,8 +92,17 @@ class SegmentationDataset:
             if segments.map.shape[-2:] != image.shape[1:]:
                 sizes = ["x".join(map(str, shape)) for shape in (segments.map.shape[-2:], image.shape[1:])]
                 raise ValueError(f"the label map is {sizes[0]}, the image {sizes[1]} (height x width)")
-        except ValueError as error:
-            raise ValueError(f"Row {index}{f' ({file})' if file else ''}: {error}.") from error
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:  # annotations of any form
+            text = (
+                str(error) if isinstance(error, ValueError) else f"invalid annotation ({type(error).__name__}: {error})"
+            )
+            raise ValueError(f"Row {index}{f' ({file})' if file else ''}: {' '.join(text.split())}.") from error
         return image, segments
 
 
@@ -160,13 +167,24 @@ def open_dataset(
         if column not in rows.column_names:
             raise ValueError(f"{args.dataset_name} has no column {column!r}, only {', '.join(rows.column_names)}.")
     check_layout(args, rows, label_column)
-    labels = labels or read_labels(args, rows, label_column, categories)  # from all images, before some are dropped
+    own = read_labels(args, rows, label_column, categories) if labels is None or categories is not None else labels
+    if labels is not None and (own.names, own.category_to_class) != (labels.names, labels.category_to_class):
+        raise ValueError(
+            f"The categories of split {split!r} of {args.dataset_name} are not those of {args.train_split!r}."
+        )
+    labels = own  # from all images, before some are dropped
     if divided:
         rows = divide(rows, args.validation_share)[split == args.eval_split]
     if drop_empty:
         rows = without_empty(rows, labels)
     if max_samples is not None:
         rows = rows.take(max_samples) if args.streaming else rows.select(range(min(max_samples, len(rows))))
+    if not args.streaming and len(rows) == 0:
+        raise ValueError(
+            f"Split {split!r} of {args.dataset_name} has no image{' with an object' if drop_empty else ''}."
+        )
+    if args.do_reduce_labels and ("segments_info" in rows.column_names or label_column == "objects"):
+        raise ValueError("do_reduce_labels is for label maps of class ids; this dataset has lists of segments.")
     if "segments_info" in rows.column_names:
         layout, read = "panoptic id map with segments_info", panoptic_reader(label_column, labels)
     elif args.task == "semantic":

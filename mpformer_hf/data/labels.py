@@ -9,7 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 
 from ..files import read_json
 from .arguments import DataArguments
-from .coco_checks import find_category_problems
+from .coco_checks import find_category_problems, is_flag
 from .releases import RELEASES
 
 
@@ -80,12 +80,25 @@ def read_names(file: Path) -> dict:
     if str(file) in RELEASES:
         return dict(enumerate(RELEASES[str(file)]["names"]))
     try:
-        names = read_json(file)
+        return check_names(read_json(file), str(file))
     except ValueError as error:
         raise ValueError(f"id2label: {error}") from error
-    if not isinstance(names, dict) or not all(str(key).isdigit() for key in names):
-        raise ValueError(f'id2label: {file} must map class ids to names, like {{"0": "road"}}.')
-    return names
+
+
+def check_names(names, source: str) -> dict[int, str]:
+    """Class names by id from the content of a JSON file.
+
+    Raises:
+        ValueError: it is not a mapping of different ids to texts.
+    """
+    if not isinstance(names, dict) or not names or not all(str(key).isdecimal() for key in names):
+        raise ValueError(f'{source} must map class ids to names, like {{"0": "road"}}.')
+    result = {int(key): name for key, name in names.items()}
+    wrong = next((name for name in result.values() if not isinstance(name, str) or not name), None)
+    if len(result) < len(names) or wrong is not None:
+        reason = "has an id twice" if len(result) < len(names) else f"has the name {wrong!r}, expected a text"
+        raise ValueError(f"{source} {reason}.")
+    return result
 
 
 def feature_names(rows: Dataset, column: str) -> list[str] | None:
@@ -99,10 +112,21 @@ def feature_names(rows: Dataset, column: str) -> list[str] | None:
 
 
 def class_names(rows: Dataset) -> dict[int, str] | None:
-    """Class names from the column `semantic_class_to_id`, which repeats them in every row, or None."""
+    """Class names from the column `semantic_class_to_id`, which repeats them in every row, or None.
+
+    Raises:
+        ValueError: the rows differ.
+    """
     if "semantic_class_to_id" not in rows.column_names:
         return None
-    return {index: name for name, index in next(iter(rows))["semantic_class_to_id"].items() if index is not None}
+    first = next(iter(rows))["semantic_class_to_id"]
+    if not isinstance(first, dict):
+        raise ValueError(f"Row 0: semantic_class_to_id is {first!r}, expected a mapping of names to ids.")
+    if isinstance(rows, Dataset):
+        for index, table in enumerate(rows.select_columns("semantic_class_to_id")):
+            if table["semantic_class_to_id"] != first:
+                raise ValueError(f"Row {index}: semantic_class_to_id is not that of row 0.")
+    return {index: name for name, index in first.items() if index is not None}
 
 
 def read_labels(args: DataArguments, rows: Dataset, label_column: str, categories: list[dict] | None = None) -> Labels:
@@ -118,7 +142,11 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     if categories is None:
         categories = read_dataset_json(args.dataset_name, "panoptic_categories.json")
         check_categories(categories, args.dataset_name)
-    names = read_names(Path(args.id2label)) if args.id2label else read_dataset_json(args.dataset_name, "id2label.json")
+    if args.id2label:
+        names = read_names(Path(args.id2label))
+    else:
+        names = read_dataset_json(args.dataset_name, "id2label.json")
+        names = names if names is None else check_names(names, f"id2label.json of {args.dataset_name}")
     if names is None and categories is not None:
         names = {category["id"]: category["name"] for category in categories}
     if names is None and (listed := feature_names(rows, label_column)):
@@ -166,10 +194,18 @@ def find_things(args: DataArguments, rows: Dataset, categories: list[dict] | Non
     if args.task == "semantic" or "segments_info" not in rows.column_names:
         return None
     columns = rows.select_columns("segments_info")
-    segments = [segment for row in columns for segment in as_rows(row["segments_info"])]
-    if any("isthing" not in segment for segment in segments):
+    segments = [segment for row in columns for segment in as_rows(row["segments_info"] or [])]
+    if any("isthing" not in segment or segment["isthing"] is None for segment in segments):
         raise ValueError(
             f"{args.dataset_name} does not say which classes are things: it has neither panoptic_categories.json nor "
             "isthing in segments_info."
         )
-    return {segment["category_id"] for segment in segments if segment["isthing"]}
+    kinds = {(segment["category_id"], segment["isthing"]) for segment in segments}
+    wrong = sorted((category, kind) for category, kind in kinds if not is_flag(kind))
+    if wrong:
+        raise ValueError(f"{args.dataset_name} has isthing {wrong[0][1]!r} of category {wrong[0][0]}, expected 0 or 1.")
+    things = {category for category, kind in kinds if kind}
+    both = sorted(things & {category for category, kind in kinds if not kind})
+    if both:
+        raise ValueError(f"{args.dataset_name} has category {both[0]} as thing and as stuff.")
+    return things

@@ -6,6 +6,7 @@ ids are 0..K-1.
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..images import displayed_size
 from .coco_checks import is_flag
 from .coco_masks import decode_segmentation
 from .labels import Labels, as_rows
@@ -60,7 +62,10 @@ def read_map(image) -> np.ndarray:
 def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int = FILE_VOID) -> Reader:
     """Label maps of class ids. `void` is void, and so is 255 unless the dataset has such a class. Each class is one
     segment."""
-    void_ids = {void, FILE_VOID} - {category + reduce_labels for category in labels.category_to_class}
+    ids = {category + reduce_labels for category in labels.category_to_class}
+    if void != FILE_VOID and void in ids:
+        raise ValueError(f"void_label {void} is the id of a class.")
+    void_ids = {void, FILE_VOID} - ids
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
@@ -84,7 +89,17 @@ def panoptic_reader(column: str, labels: Labels) -> Reader:
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
         classes, crowds, ignored_categories = {}, {}, set()
-        for segment in as_rows(row["segments_info"]):
+        present = set(np.unique(map_).tolist())
+        segments = as_rows(row["segments_info"])
+        if not isinstance(segments, list):
+            raise ValueError(f"segments_info is {segments!r}, expected a list")
+        twice = [i for i, n in Counter(segment["id"] for segment in segments).items() if n > 1 or i <= 0]
+        if twice:
+            raise ValueError(f"segments_info has the id {twice[0]}, which must be positive (0 is void) and occur once")
+        for segment in segments:
+            if segment["id"] not in present:
+                logger.warning("Segment %d of a row covers no pixel and is ignored.", segment["id"])
+                continue
             category = segment["category_id"]
             if category in labels.ignored_categories:
                 ignored_categories.add(segment["id"])
@@ -92,7 +107,7 @@ def panoptic_reader(column: str, labels: Labels) -> Reader:
             if category not in labels.category_to_class:
                 raise ValueError(f"segment {segment['id']} has category_id {category}, which is not in id2label")
             (crowds if is_crowd(segment) else classes)[segment["id"]] = labels.category_to_class[category]
-        unknown = set(np.unique(map_).tolist()) - set(classes) - set(crowds) - ignored_categories - {0}
+        unknown = present - set(classes) - set(crowds) - ignored_categories - {0}
         if unknown:
             raise ValueError(f"{column} has segment ids {sorted(unknown)[:5]} that are not in segments_info")
         return Segments(torch.from_numpy(map_), classes, crowds)
@@ -130,7 +145,9 @@ def objects_reader(image_column: str, labels: Labels) -> Reader:
     def read(row: dict) -> Segments:
         objects = row["objects"]
         objects = as_rows(json.loads(objects) if isinstance(objects, str) else objects)
-        width, height = row[image_column].size
+        if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
+            raise ValueError(f"objects is {objects!r}, expected a list of mappings")
+        width, height = displayed_size(row[image_column])
         segments, layers = Segments(torch.empty(0), {}), []
         for number, item in enumerate(objects, start=1):
             category = first_value(item, ("category_id", "category", "label"))
