@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 ARCHIVE_SUFFIXES = (".zip", ".tar")
@@ -72,12 +75,29 @@ def read_json(path: Path):
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 
 
+def lock_folder(folder: Path) -> FileLock:
+    """Create a folder if it does not exist and lock it. The lock ends with the process.
+
+    Raises:
+        ValueError: it is a file, or another process uses it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Output folder {folder} is a file; choose another one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"Output folder {folder} is used by another process.") from error
+    return lock
+
+
 def check_new_folder(path: Path) -> Path:
     """Return `path`.
 
     Raises:
         ValueError: it exists and is not an empty folder.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(file.name != LOCK for file in path.iterdir())):
         raise ValueError(f"{path} is not an empty folder; choose another output folder.")
     return path

@@ -35,8 +35,9 @@ def interrupted(finished, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "checkpoint-6")
-    for name in ("all_results.json", "README.md"):
-        (folder / name).unlink()
+    (folder / "README.md").unlink()
+    state = json.loads((folder / "checkpoint-4" / "state.json").read_text())
+    (folder / "all_results.json").write_text(json.dumps(state["results"]))  # as after the evaluation of step 3
     run_folder.truncate_logs(folder, 5)
     return folder
 
@@ -171,10 +172,47 @@ def test_resuming_from_an_earlier_checkpoint_deletes_the_later_ones(shapes, fini
     assert [path.name for path in interrupted.iterdir() if "checkpoint" in path.name] == ["checkpoint-4"]
 
 
+def test_the_best_weights_are_those_of_the_best_score(shapes, finished, tmp_path):
+    """The folder has the weights of another step than the checkpoint's best score: the next score is the best."""
+    shutil.copytree(finished, tmp_path / "model")
+    (tmp_path / "model" / "all_results.json").unlink()
+    results = resume(shapes, tmp_path / "model", str(tmp_path / "model" / "checkpoint-4"), eval_steps=99)
+    assert results["best"]["step"] == 6
+    ours, last = (load_file(tmp_path / "model" / name) for name in ("model.safetensors", "last/model.safetensors"))
+    assert all(torch.equal(ours[key], last[key]) for key in last)
+
+
+def test_a_checkpoint_in_a_new_folder_needs_the_same_arguments_and_gives_a_model(shapes, finished, tmp_path):
+    checkpoint = str(finished / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"was started with other arguments: learning_rate 0\.001 -> 0\.5"):
+        resume(shapes, tmp_path / "new", checkpoint, learning_rate=0.5)
+    results = resume(shapes, tmp_path / "other", checkpoint)
+    assert results["best"]["step"] == 6 and (tmp_path / "other" / "model.safetensors").is_file()
+
+
+def test_checkpoints_of_other_runs_and_steps_are_refused(shapes, interrupted, tmp_path):
+    (interrupted / "checkpoint-4").rename(interrupted / "checkpoint-5")
+    with pytest.raises(ValueError, match="is the checkpoint of step 4; it was renamed"):
+        resume(shapes, interrupted)
+    (interrupted / "checkpoint-5").rename(interrupted / "checkpoint-4")
+    state = json.loads((interrupted / "checkpoint-4" / "state.json").read_text())
+    for change, message in (
+        ({"arguments": {**state["arguments"], "seed": 7}}, "started with other arguments: seed 7 -> 0"),
+        ({"training_images": 9}, "the run had 9 training images, now 6"),
+    ):
+        checkpoint = interrupted / "checkpoint-4"
+        (checkpoint / "state.json").write_text(json.dumps({**state, **change}))
+        sums = json.loads((checkpoint / "checksums.json").read_text())
+        sums["state.json"] = checkpoints.checksum(checkpoint / "state.json")
+        (checkpoint / "checksums.json").write_text(json.dumps(sums))
+        with pytest.raises(ValueError, match=message):
+            resume(shapes, interrupted)
+
+
 HOLD = """
 import sys, time
-from training.run_folder import lock_folder
-lock = lock_folder(sys.argv[1])
+from training.run_folder import lock_run
+lock = lock_run(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)
 """
@@ -185,12 +223,12 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="is used by another run"):
-            run_folder.lock_folder(str(tmp_path / "model"))
+        with pytest.raises(ValueError, match="is used by another process"):
+            run_folder.lock_run(str(tmp_path / "model"))
     finally:
         first.kill()
         first.wait()
-    run_folder.lock_folder(str(tmp_path / "model")).release()  # the lock of a killed process is gone
+    run_folder.lock_run(str(tmp_path / "model")).release()  # the lock of a killed process is gone
 
 
 def test_an_interrupted_first_write_is_like_an_empty_folder(shapes, tmp_path):
@@ -199,10 +237,10 @@ def test_an_interrupted_first_write_is_like_an_empty_folder(shapes, tmp_path):
     run_folder.prepare_folder(tmp_path, {}, None)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     with pytest.raises(ValueError, match="--output_dir is missing"):
-        run_folder.lock_folder(None)
+        run_folder.lock_run(None)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file"):
-        run_folder.lock_folder(str(tmp_path / "file"))
+        run_folder.lock_run(str(tmp_path / "file"))
 
 
 class Runs:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
-from mpformer_hf.files import remove, write_json
+from mpformer_hf.files import read_json, remove, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,20 @@ def verify(checkpoint: Path) -> None:
             raise ValueError(f"{checkpoint} has no {name}")
         if checksum(checkpoint / name) != digest:
             raise ValueError(f"{checkpoint}/{name} is damaged")
+
+
+def read_state(checkpoint: Path) -> dict:
+    """State of a run in a verified checkpoint, besides that of model, optimizer and random numbers.
+
+    Raises:
+        ValueError: it is of another step than its folder's name says, or of a version without arguments.
+    """
+    state = read_json(checkpoint / STATE)
+    if state.get("step") != step_of(checkpoint):
+        raise ValueError(f"{checkpoint} is the checkpoint of step {state.get('step')}; it was renamed.")
+    if "arguments" not in state:
+        raise ValueError(f"{checkpoint} has no arguments of its run; it is of an earlier version.")
+    return state
 
 
 def find_checkpoint(output: Path, resume: str | None) -> Path | None:
@@ -153,7 +167,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: nn.Module |
         raise ValueError(f"{checkpoint} could not be loaded: {next(iter(str(error).splitlines()), error)}") from error
     if ema is not None:
         ema.load_state_dict(load_file(checkpoint / EMA))
-    state = json.loads((checkpoint / STATE).read_text())
+    state = read_state(checkpoint)
     saved = state.pop("random_state")
     if accelerator.is_main_process and random_state() != saved:  # accelerate does not report such a failure
         raise ValueError(f"The random state in {checkpoint} could not be loaded.")

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.evaluation.evaluator import diagnose_model, evaluate_model
 from mpformer_hf.evaluation.task_metrics import TASK_METRICS, format_score
-from mpformer_hf.files import write_json
+from mpformer_hf.files import read_json, write_json
 
 from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import load_checkpoint, save_checkpoint, save_model
@@ -75,6 +75,7 @@ class FineTuner:
         output: the output folder.
         total: number of optimizer steps.
         checkpoint: checkpoint to resume from; the loader starts at its step.
+        run: `arguments` and number of `training_images`, which are stored in checkpoints.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class FineTuner:
         output: Path,
         total: int,
         checkpoint: Path | None = None,
+        run: dict | None = None,
     ):
+        self.run = run or {}
         self.processor, self.optimization, self.run_args = processor, optimization, run_args
         self.accelerator, self.eval_loader, self.output, self.total = accelerator, eval_loader, output, total
         metrics = TASK_METRICS[processor.task]
@@ -120,12 +123,27 @@ class FineTuner:
     def state(self) -> dict:
         """State of the run in a checkpoint, besides that of model, optimizer and random numbers."""
         names = ("step", "best", "evaluations_since_best", "results", "spent")
-        return {name: getattr(self, name) for name in names}
+        return {**self.run, **{name: getattr(self, name) for name in names}}
 
     def resume(self, checkpoint: Path) -> None:
-        """Load a checkpoint. The schedule has no state of its own: its steps are repeated."""
-        for name, value in load_checkpoint(self.accelerator, checkpoint, self.ema).items():
+        """Load a checkpoint. The schedule has no state of its own: its steps are repeated. If the best weights in the
+        output folder are not those of the checkpoint's best score, the next score is the best.
+
+        Raises:
+            ValueError: it cannot be loaded, or the dataset has another number of images.
+        """
+        state = load_checkpoint(self.accelerator, checkpoint, self.ema)
+        del state["arguments"]
+        images = state.pop("training_images")
+        if images != self.run["training_images"]:
+            raise ValueError(f"{checkpoint}: the run had {images} training images, now {self.run['training_images']}.")
+        for name, value in state.items():
             setattr(self, name, value)
+        stored = read_json(self.output / RESULTS) if (self.output / RESULTS).is_file() else {}
+        best = self.results.get("best", {}).get("step")
+        if best is not None and stored.get("best", {}).get("step") != best:
+            self.accelerator.print(f"The weights of the best score (step {best}) are not in {self.output}.")
+            self.best = self.results.pop("best") and None
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"]
         self.scheduler = build_scheduler(self.optimizer.optimizer, self.optimization, self.total)
@@ -169,12 +187,7 @@ class FineTuner:
                 log.flush()
             self.scheduler.step()
             if self.step == self.total or is_due(self.step, self.run_args.eval_steps):
-                start = time.perf_counter()
-                self.save(self.output / "last")  # before the evaluation, which may fail
-                self.results["last"] = self.evaluate()
-                self.keep_best()
-                self.set_training_mode()
-                self.spent["eval_seconds"] += time.perf_counter() - start
+                self.save_and_evaluate()
             if is_due(self.step, self.run_args.checkpointing_steps):
                 if self.unsharded is not None:
                     broadcast_buffers(self.model)
@@ -185,10 +198,21 @@ class FineTuner:
                 self.accelerator.print(f"Early stopping at step {self.step}: {self.metric} has not improved.")
                 break
         bar.close()
+        if "best" not in self.results or self.results["last"]["step"] != self.step:  # resumed at the last step
+            self.save_and_evaluate()
         results = {**self.results, "steps": self.step, **{name: round(x, 1) for name, x in self.spent.items()}}
         if main:
             log.close()
         return results
+
+    def save_and_evaluate(self) -> None:
+        """Save the last weights, evaluate them, and keep them if they are the best."""
+        start = time.perf_counter()
+        self.save(self.output / "last")  # before the evaluation, which may fail
+        self.results["last"] = self.evaluate()
+        self.keep_best()
+        self.set_training_mode()
+        self.spent["eval_seconds"] += time.perf_counter() - start
 
     def set_training_mode(self) -> None:
         """Set the model to training mode, and frozen modules to evaluation mode."""
@@ -299,6 +323,8 @@ class FineTuner:
         if "best" not in self.results or (score is not None and (self.best is None or score > self.best)):
             self.best, self.evaluations_since_best = score, 0
             self.results["best"] = self.results["last"]
+            if self.accelerator.is_main_process:  # an interruption must not leave new weights with the old score
+                write_json({name: x for name, x in self.results.items() if name != "best"}, self.output / RESULTS)
             self.save(self.output)
         if self.accelerator.is_main_process:
             write_json(self.results, self.output / RESULTS)

@@ -31,9 +31,17 @@ from training.arguments import Arguments, parse_arguments
 from training.batches import SeededSampler, StreamedTrainingDataset, TrainingDataset
 from training.building import build_model, build_processor, find_normalisation
 from training.card import write_run_card
-from training.checkpoints import delete_old, find_checkpoint, step_of
+from training.checkpoints import delete_old, find_checkpoint, read_state, step_of
 from training.engine import FineTuner, count_steps, images_per_step
-from training.run_folder import ARGUMENTS, RESULTS, check_unfinished, lock_folder, prepare_folder, truncate_logs
+from training.run_folder import (
+    ARGUMENTS,
+    RESULTS,
+    check_arguments,
+    check_unfinished,
+    lock_run,
+    prepare_folder,
+    truncate_logs,
+)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -56,7 +64,7 @@ def main(argv: list[str] | None = None) -> dict:
     flags = {**args.as_dict(), "num_processes": accelerator.num_processes}
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.callback(lock_folder(run_args.output_dir).release)
+            stack.callback(lock_run(run_args.output_dir).release)
             prepare_folder(Path(run_args.output_dir), flags, run_args.resume_from_checkpoint)
         accelerator.wait_for_everyone()
         return train(args, accelerator, flags, Path(run_args.output_dir))
@@ -76,6 +84,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     """
     data, optimization, run_args = args.data, args.optimization, args.run
     checkpoint = find_checkpoint(output, run_args.resume_from_checkpoint)
+    if checkpoint is not None:
+        check_arguments(read_state(checkpoint)["arguments"], flags, checkpoint)
     check_splits(data)
     train_split = open_dataset(data, data.train_split, data.max_train_samples, drop_empty=data.drop_empty)
     eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
@@ -94,7 +104,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     train_loader = training_loader(args, train_split, processor, accelerator, done)
     eval_loader = evaluation_loader(eval_split, processor, accelerator, run_args.per_device_eval_batch_size)
     loaders = (train_loader, eval_loader)
-    tuner = FineTuner(model, processor, optimization, run_args, accelerator, *loaders, output, total, checkpoint)
+    run = {"arguments": flags, "training_images": length}
+    tuner = FineTuner(model, processor, optimization, run_args, accelerator, *loaders, output, total, checkpoint, run)
     if run_args.report_to:
         scalars = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("mpformer", config=scalars)

@@ -3,17 +3,11 @@
 import json
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from mpformer_hf.files import read_json, remove, write_text
+from mpformer_hf.files import LOCK, lock_folder, read_json, remove, write_text
 
-LOG, EVALUATIONS, RESULTS, ARGUMENTS, LOCK = (
-    "log.jsonl",
-    "evaluations.jsonl",
-    "all_results.json",
-    "arguments.json",
-    ".lock",
-)
+LOG, EVALUATIONS, RESULTS, ARGUMENTS = "log.jsonl", "evaluations.jsonl", "all_results.json", "arguments.json"
 # What may differ when a run resumes: the number of steps, evaluation, outputs, and processes of the same total batch.
 CHANGEABLE = {
     "output_dir",
@@ -39,24 +33,15 @@ CHANGEABLE = {
 }
 
 
-def lock_folder(path: str | None) -> FileLock:
-    """Create the output folder if it does not exist and lock it. The lock ends with the process.
+def lock_run(path: str | None) -> FileLock:
+    """Lock the output folder of a run, see `lock_folder`.
 
     Raises:
         ValueError: no folder is given, it is a file, cannot be created, or another run uses it.
     """
     if not path:
         raise ValueError("--output_dir is missing: a new or empty folder.")
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"Output folder {path} is a file; choose another one.")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"Output folder {path} is used by another run.") from error
-    return lock
+    return lock_folder(Path(path))
 
 
 def prepare_folder(folder: Path, flags: dict, resume: str | None) -> None:

@@ -15,7 +15,7 @@ are skipped and listed; the exit code is 1 if no image could be segmented.
 """
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,9 +26,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.predictions import PICTURES, is_complete, write_coco, write_result
-from ..data.sources import SourceImage, list_images
-from ..files import check_new_folder, write_json
+from ..data.predictions import is_complete, write_coco, write_result
+from ..data.sources import PICTURES, SourceImage, list_images
+from ..files import check_new_folder, lock_folder, read_json, write_json
 from ..image_processing_mpformer import TASKS
 from ..inference import InferenceOptions, Predictor
 from ..loading import fingerprint, load_model, load_processor
@@ -36,9 +36,10 @@ from .main import run_command
 
 
 def batches_by_size(
-    images: Iterator[SourceImage], size: int, output: Path, skipped: list[str]
+    images: Iterator[SourceImage], size: int, output: Path, pictures: list[str], skipped: list[str]
 ) -> Iterator[list[tuple[str, Tensor]]]:
-    """Batches of up to `size` images of equal size. Images that cannot be read are skipped, complete ones left out."""
+    """Batches of up to `size` images of equal size. Images that cannot be read are skipped; those whose result and
+    pictures are complete are left out."""
     waiting: dict[tuple, list] = {}
     for image in images:
         try:
@@ -46,7 +47,7 @@ def batches_by_size(
         except ValueError as error:
             skip(skipped, image.name, error)
             continue
-        if is_complete(output, image.name, pixels):
+        if is_complete(output, image.name, pixels, pictures):
             continue
         group = waiting.setdefault(tuple(pixels.shape), [])
         group.append((image.name, pixels))
@@ -74,15 +75,20 @@ def predict(args: argparse.Namespace) -> None:
     model, processor = load_model(args.model), load_processor(args.model)
     predictor = Predictor(model.to(state.device), processor, args.task, options)
     task, id2label = predictor.task, model.config.id2label
-    settings = {"model": args.model, "weights": fingerprint(args.model), "source": args.source, "split": args.split}
+    if task == "panoptic" and not processor.label_ids_to_fuse:
+        print("note: the processor names no stuff classes (label_ids_to_fuse); stuff is not fused", file=sys.stderr)
+    source = args.source if "://" in args.source else os.path.normpath(args.source)
+    settings = {"weights": fingerprint(args.model), "source": source, "split": args.split}
     settings |= {"write": sorted(args.write), "task": task, **asdict(options), "scales": list(options.scales)}
     check_output(args.output, settings)
     state.wait_for_everyone()  # all processes have checked the folder before one writes
+    lock = lock_folder(args.output) if state.is_main_process else None
     if state.is_main_process:
         write_json(settings, args.output / "settings.json")
     state.wait_for_everyone()
 
     names, skipped = [], []
+    pictures = [kind for kind in args.write if kind == "overlays" or task != "instance"]  # instances have no maps
 
     def images_of_process() -> Iterator[SourceImage]:
         for index, image in enumerate(list_images(args.source, args.split, args.every, args.output)):
@@ -91,7 +97,7 @@ def predict(args: argparse.Namespace) -> None:
                 yield image
 
     with tqdm(unit="image", disable=not state.is_main_process) as bar:
-        for batch in batches_by_size(images_of_process(), args.batch_size, args.output, skipped):
+        for batch in batches_by_size(images_of_process(), args.batch_size, args.output, pictures, skipped):
             batch_names, images = zip(*batch, strict=True)
             try:
                 results = predictor(list(images))
@@ -109,6 +115,7 @@ def predict(args: argparse.Namespace) -> None:
         print(f"{len(complete)} of {len(names)} images are in {args.output}")
         if file:
             print(f"results of all images: {file}")
+        lock.release()
         if not complete:
             raise ValueError(f"None of the {len(names)} images could be segmented.")
 
@@ -123,7 +130,9 @@ def check_output(output: Path, settings: dict) -> None:
     if not file.exists():
         check_new_folder(output)
         return
-    before = json.loads(file.read_text())
+    before = read_json(file)
+    if not isinstance(before, dict):
+        raise ValueError(f"{file} is not a mapping of settings; choose another output folder.")
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
         raise ValueError(f"{output} has results of another {', '.join(changed)}; choose another output folder.")

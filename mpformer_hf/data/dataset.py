@@ -30,6 +30,7 @@ from .splits import divide
 logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "pixel_values")
+ROW_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)  # of annotations of any form
 LABEL_COLUMNS = ("label", "annotation", "segmentation", "semantic_segmentation")
 
 
@@ -92,16 +93,10 @@ class SegmentationDataset:
             if segments.map.shape[-2:] != image.shape[1:]:
                 sizes = ["x".join(map(str, shape)) for shape in (segments.map.shape[-2:], image.shape[1:])]
                 raise ValueError(f"the label map is {sizes[0]}, the image {sizes[1]} (height x width)")
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-        ) as error:  # annotations of any form
-            text = (
-                str(error) if isinstance(error, ValueError) else f"invalid annotation ({type(error).__name__}: {error})"
-            )
+        except ROW_ERRORS as error:
+            text = str(error)
+            if not isinstance(error, ValueError):
+                text = f"the annotation is invalid ({type(error).__name__}: {error})"
             raise ValueError(f"Row {index}{f' ({file})' if file else ''}: {' '.join(text.split())}.") from error
         return image, segments
 

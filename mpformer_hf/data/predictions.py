@@ -13,7 +13,7 @@ from ..files import read_json, write_atomically, write_json
 from ..label_maps import encode_rle
 from ..visualization import draw_segmentation
 
-PICTURES = ("overlays", "maps")
+RESULT_FIELDS = {"name", "pixels_sha256", "height", "width", "task", "segments"}
 
 
 def write_image(image: Image.Image, path: Path) -> None:
@@ -60,12 +60,14 @@ def image_hash(image: Tensor) -> str:
     return hashlib.sha256(str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes()).hexdigest()
 
 
-def is_complete(folder: Path, name: str, image: Tensor) -> bool:
-    """Whether the result of an image exists, and is of the same pixels."""
+def is_complete(folder: Path, name: str, image: Tensor, pictures: list[str]) -> bool:
+    """Whether the result of an image is of the same pixels, and its pictures exist."""
     try:
-        return read_json(folder / "results" / f"{name}.json").get("pixels_sha256") == image_hash(image)
+        result = read_json(folder / "results" / f"{name}.json")
     except ValueError:
         return False
+    valid = isinstance(result, dict) and result.keys() >= RESULT_FIELDS and result["pixels_sha256"] == image_hash(image)
+    return valid and all((folder / kind / f"{name}.png").is_file() for kind in pictures)
 
 
 def write_result(

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
-from ..images import read_image, to_rgb
+from ..images import image_errors, read_image, to_rgb
 
+PICTURES = ("overlays", "maps")  # folders of `mpformer predict`
 LONGEST_NAME = 200  # bytes; file systems allow 255, with suffix and prefix
 
 
@@ -54,11 +56,15 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
         root = None
     if output is not None:
         files = [file for file in files if output.resolve() not in file.resolve().parents]
+    files = [file for file in files if not is_prediction(file)]
+    tables = path.is_dir() and any(file.suffix == ".parquet" for file in files_below(path))
+    if files and tables:
+        raise ValueError(f"{source} has parquet files and {len(files)} images; give the folder of one of them.")
     if files:
         names = unique_names(files, root)
         for file, name in zip(files[::every], names[::every], strict=True):
             yield SourceImage(name, lambda file=file: read_image(file))
-    elif path.is_dir() and not any(file.suffix == ".parquet" for file in files_below(path)):
+    elif path.is_dir() and not tables:
         raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}).")
     elif glob.has_magic(source):
         raise ValueError(f"No file matches {source}.")
@@ -66,11 +72,17 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
         yield from dataset_images(source, split, every)
 
 
+def is_prediction(file: Path) -> bool:
+    """Whether a picture is of an earlier run of `mpformer predict`."""
+    return file.parent.name in PICTURES and (file.parent.parent / "settings.json").is_file()
+
+
 def unique_names(files: list[Path], root: Path | None) -> list[str]:
     """Output names: the path relative to `root` with `_` for `/`. Where names would be equal, the suffix is added, and
     where they still are or are too long for a file, a hash of the path; so a name does not depend on the order of the
     files."""
     parts = [file.relative_to(root) if root else Path(file.name) for file in files]
+    parts = [Path(os.fsencode(part).decode(errors="replace")) for part in parts]  # names that are not UTF-8
     short = ["_".join(part.with_suffix("").parts) for part in parts]
     counts = Counter(short)
     names = [name if counts[name] == 1 else "_".join(part.parts) for name, part in zip(short, parts, strict=True)]
@@ -79,7 +91,7 @@ def unique_names(files: list[Path], root: Path | None) -> list[str]:
     def with_hash(name: str, file: Path) -> str:
         """The name, shortened, and a hash of the path."""
         short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
-        return f"{short}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        return f"{short}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
 
     return [
         name if counts[name] == 1 and len(name.encode()) <= LONGEST_NAME else with_hash(name, file)
@@ -115,9 +127,15 @@ def dataset_images(source: str, split: str, every: int) -> Iterator[SourceImage]
     """
     try:
         from .arguments import DataArguments
-        from .dataset import load_split
+        from .dataset import load_split, open_image, without_decoding
     except ImportError as error:
         raise ValueError(f'Datasets need {error.name}: pip install "mpformer-hf[data]".') from error
     rows, column = load_split(DataArguments(dataset_name=source), split)
+    rows = without_decoding(rows.select_columns(column))
+
+    def read(index: int) -> Tensor:
+        with image_errors():
+            return to_rgb(open_image(rows[index][column]))
+
     for index in range(0, len(rows), every):
-        yield SourceImage(f"{split}_{index:06d}", lambda index=index: to_rgb(rows[index][column]))
+        yield SourceImage(f"{split}_{index:06d}", lambda index=index: read(index))
