@@ -36,6 +36,17 @@ class CheckedArguments:
                 check_range(f.name, getattr(self, f.name), interval)
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Reads YAML without tags that run code; a key that is given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(path: str, above: tuple[Path, ...] = ()) -> dict:
     """Read a yaml file of flags. Its `base` (one file or a list, relative to it) is read first; later values replace
     earlier ones, mappings (`model_fields`) are merged.
@@ -50,7 +61,7 @@ def read_recipe(path: str, above: tuple[Path, ...] = ()) -> dict:
         known = ", ".join(sorted(recipe.name for recipe in file.parent.glob("*.yaml")))
         raise ValueError(f"Recipe {path} does not exist{f'; its folder has {known}' if known else ''}.")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        content = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"Recipe {path} cannot be read as YAML: {reason}.") from error
@@ -85,8 +96,10 @@ def as_flags(recipe: dict) -> list[str]:
     flags = []
     for name, value in recipe.items():
         values = value if isinstance(value, list) else [value]
-        if value is None or not values:
+        if value is None:
             continue
+        if not values:
+            raise ValueError(f"{name} is an empty list; leave it out for the default.")
         flags += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
     return flags
 

@@ -12,6 +12,11 @@ BACKBONES = (  # tested; others get a warning
     *("resnet", "swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "pvt_v2", "hgnet_v2", "textnet"),
     *("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet", "beit", "hiera", "focalnet", "timm_backbone"),
 )
+BOOLEANS = (
+    *("mask_piloting", "pilot_per_head_noise", "pilot_class_loss"),
+    *("query_position_embeddings", "feature_pyramid"),
+)
+INTEGERS = ("pilot_groups", "pilot_query_budget", "pilot_layers")
 RANGES = {  # of configuration fields; the trainer's flags of the same names refer to them
     "pilot_groups": "[1, inf)",
     "pilot_query_budget": "[1, inf)",
@@ -93,6 +98,17 @@ class MPFormerConfig(Mask2FormerConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
 
+        for field in BOOLEANS:
+            value = getattr(self, field)
+            if not isinstance(value, bool) and not (field == "feature_pyramid" and value is None):
+                raise ValueError(f"MPFormerConfig: {field} must be true or false, got {value!r}.")
+        for field in INTEGERS:
+            value = getattr(self, field)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"MPFormerConfig: {field} must be an integer, got {value!r}.")
+        names = list(self.id2label.values())
+        if sorted(self.id2label) != list(range(len(names))) or not all(isinstance(name, str) for name in names):
+            raise ValueError("MPFormerConfig: id2label must map the ids 0 to K - 1 to names.")
         for field, interval in RANGES.items():
             check_range(f"MPFormerConfig: {field}", getattr(self, field), interval)
 

@@ -4,6 +4,7 @@ Label convention: class ids are 0..K-1; 255 (`ignore_index`) is void in label ma
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,7 +74,17 @@ class MPFormerImageProcessorMixin:
         super().__init__(**kwargs)
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
-        self.label_ids_to_fuse = sorted(int(label) for label in self.label_ids_to_fuse or ())
+        fused = list(self.label_ids_to_fuse or ())
+        if isinstance(self.label_ids_to_fuse, str) or not all(isinstance(label, Integral) for label in fused):
+            raise ValueError(f"label_ids_to_fuse must be a list of class ids, got {self.label_ids_to_fuse!r}.")
+        self.label_ids_to_fuse = sorted(int(label) for label in fused)
+        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"):
+            if not isinstance(getattr(self, name), (bool, type(None))):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+        for name, interval in (("size_divisor", "[1, inf)"), ("rescale_factor", "(0, inf)")):
+            check_range(name, getattr(self, name), interval)
+        if not isinstance(self.ignore_index, (Integral, type(None))):
+            raise ValueError(f"ignore_index must be an integer, got {self.ignore_index!r}.")
         for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
             self._threshold(None, name)
         for name, interval in (("image_mean", "(-inf, inf)"), ("image_std", "(0, inf)")):
@@ -185,9 +196,13 @@ class MPFormerImageProcessorMixin:
         if target_sizes is None:
             targets = images
         else:
-            targets = [tuple(int(side) for side in size) for size in target_sizes]
-            if len(targets) != batch:
-                raise ValueError(f"target_sizes has {len(targets)} entries for {batch} images.")
+            sizes = target_sizes.tolist() if torch.is_tensor(target_sizes) else [tuple(size) for size in target_sizes]
+            if len(sizes) != batch:
+                raise ValueError(f"target_sizes has {len(sizes)} entries for {batch} images.")
+            for size in sizes:
+                if len(size) != 2 or any(side != int(side) or side < 1 for side in size):
+                    raise ValueError(f"target_sizes must be pairs (height, width) of positive integers, got {size}.")
+            targets = [tuple(int(side) for side in size) for size in sizes]
         return [ResizeGeometry(padded, image, target) for image, target in zip(images, targets, strict=True)]
 
     def _per_image(self, outputs, target_sizes):

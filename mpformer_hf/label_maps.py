@@ -23,7 +23,10 @@ def as_maps(maps) -> list[Tensor]:
                 f"Segmentation map {index}: expected integers of shape (height, width), got {map_.dtype} "
                 f"of shape {tuple(map_.shape)}."
             )
-        wide = map_.dtype == torch.int64 and map_.numel() and map_.max() >= 2**31
+        map_ = map_.to(torch.int64)
+        if map_.numel() and map_.min() < -(2**31):
+            raise ValueError(f"Segmentation map {index} has ids down to {map_.min()}.")
+        wide = map_.numel() and map_.max() >= 2**31
         tensors.append(map_ if wide else map_.to(torch.int32))
     return tensors
 

@@ -31,11 +31,12 @@ def load_weights(name: str, new: tuple[str, ...] = (PILOT_EMBEDDER,), **kwargs) 
     Args:
         name: folder or Hub name.
         new: parts of the names of weights that may be newly initialised.
-        kwargs: arguments of `from_pretrained`.
+        kwargs: arguments of `from_pretrained`; default dtype: float32.
 
     Raises:
         ValueError: it cannot be loaded, weights are missing, have other shapes or are not finite.
     """
+    kwargs = {"dtype": torch.float32, **kwargs}  # that of the images; autocast lowers it where it is used
     model, info = load_pretrained(MPFormerForUniversalSegmentation, name, output_loading_info=True, **kwargs)
     lost = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     lost = sorted(key for key in lost if not any(part in key for part in new))

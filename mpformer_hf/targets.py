@@ -39,10 +39,15 @@ def collect_targets(
         ValueError: lengths, sizes or classes are invalid; the message has the index of the image.
     """
     class_labels = [torch.as_tensor(labels) for labels in class_labels]
+    mask_labels = [torch.as_tensor(masks) for masks in mask_labels]
+    if not mask_labels:
+        raise ValueError("mask_labels is empty.")
     if len(mask_labels) != len(class_labels):
         raise ValueError(f"mask_labels has {len(mask_labels)} images, class_labels has {len(class_labels)}.")
     for index, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        if labels.is_floating_point() and len(labels):
+        if labels.ndim != 1:
+            raise ValueError(f"Image {index}: class_labels has shape {tuple(labels.shape)}, expected (targets,).")
+        if len(labels) and (labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex()):
             raise ValueError(f"Image {index}: class_labels has dtype {labels.dtype}, expected integers.")
         if len(masks) != len(labels):
             raise ValueError(

@@ -168,6 +168,11 @@ class RunArguments(CheckedArguments):
         0, "Seed of initial weights, data order, augmentation and pilot noise.", within="[0, 4294967295]"
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.early_stopping_patience and not self.eval_steps:
+            raise ValueError("early_stopping_patience needs eval_steps: there is only one evaluation, at the end.")
+
 
 @dataclass
 class Arguments:

@@ -32,15 +32,22 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
     unknown = sorted(set(model_fields) - set(MPFormerConfig().to_dict()))
     if unknown:
         raise ValueError(f"model_fields has fields that MPFormerConfig does not have: {', '.join(unknown)}.")
+    if "id2label" in model_fields or "label2id" in model_fields:
+        raise ValueError("model_fields: class names are read from the dataset; see --id2label.")
     label2id = {name: i for i, name in labels.id2label.items()}
     fields = {**model_fields, **pilot.given(), "id2label": labels.id2label, "label2id": label2id}
     if args.model_name_or_path:
+        if args.backbone:
+            logger.info("backbone %s is not used: %s has one.", args.backbone, args.model_name_or_path)
         return load_checkpoint(args.model_name_or_path, fields)
     if isinstance(fields.get("backbone_config"), dict):
         backbone = dict(fields["backbone_config"])
         if "model_type" not in backbone:
             raise ValueError("model_fields: backbone_config has no model_type, such as resnet or swin.")
         fields["backbone_config"] = AutoConfig.for_model(backbone.pop("model_type"), **backbone)
+        unknown = sorted(set(backbone) - set(type(fields["backbone_config"])().to_dict()))
+        if unknown:
+            raise ValueError(f"model_fields: backbone_config has unknown fields: {', '.join(unknown)}.")
     backbone = find_backbone(args.backbone, fields.get("backbone_config")) if args.backbone else None
     if backbone is not None:
         fields["backbone_config"] = backbone.config

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.dataset import materialize_stream, open_dataset
-from mpformer_hf.data.splits import check_splits
+from mpformer_hf.data.splits import check_splits, check_training_images
 from mpformer_hf.evaluation.evaluator import evaluation_loader
 from mpformer_hf.evaluation.task_metrics import format_score
 from mpformer_hf.files import write_json
@@ -91,6 +91,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
     if data.streaming:
         eval_split = materialize_stream(eval_split)
+    if not data.streaming:
+        check_training_images(train_split, eval_split)
     set_seed(run_args.seed)
     model = build_model(args.model, args.pilot, train_split.labels)
     processor = build_processor(data, args.transforms, train_split.labels, find_normalisation(args.model))

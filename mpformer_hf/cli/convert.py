@@ -9,15 +9,15 @@ are read without executing code in them. `to-mask2former` writes a folder that t
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from transformers import Mask2FormerImageProcessor
 
 from ..conversion import convert_checkpoint, infer_config
+from ..data.names import check_names
 from ..data.releases import RELEASES
 from ..detectron2_checkpoint import read_checkpoint
-from ..files import check_new_folder
+from ..files import check_new_folder, read_json
 from ..image_processing_mpformer import TASKS, MPFormerImageProcessor
 from ..loading import load_model, load_processor
 from ..publishing import write_card
@@ -36,8 +36,8 @@ def class_names(args: argparse.Namespace, release: dict, count: int) -> tuple[li
         ValueError: the number of names is not the checkpoint's number of classes.
     """
     if args.id2label:
-        names = [name for _, name in sorted((int(i), n) for i, n in json.loads(args.id2label.read_text()).items())]
-        things = set(range(count))
+        names = [name for _, name in sorted(check_names(read_json(args.id2label), str(args.id2label)).items())]
+        things = set(release["things"]) if len(names) == len(release["names"]) else set(range(count))
     else:
         names, things = release["names"], set(release["things"])
         if names and count == len(things):
@@ -62,6 +62,8 @@ def convert_official(args: argparse.Namespace) -> None:
         threshold=release["threshold"],
         label_ids_to_fuse=stuff,
     )
+    if processor.task == "panoptic" and not stuff:
+        print("note: no class is known as stuff; give --dataset, or set label_ids_to_fuse in preprocessor_config.json")
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

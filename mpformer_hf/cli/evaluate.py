@@ -61,9 +61,10 @@ def main(argv: list[str] | None = None) -> dict:
         ignore_unknown=True,  # recipes have the trainer's flags too
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for path in (args.output_file, args.pictures, args.diagnostics, args.report):
-        if path and Path(path).exists():
-            raise ValueError(f"{path} exists; choose another name.")
+    paths = [path for path in (args.output_file, args.pictures, args.diagnostics, args.report) if path]
+    for path in paths:
+        if Path(path).exists() or paths.count(path) > 1:
+            raise ValueError(f"{path} exists or is given twice; choose another name.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     accelerator.wait_for_everyone()  # all processes have checked the paths before one writes
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
@@ -108,9 +109,8 @@ def score_model(
     """
     model = load_model(args.model_name_or_path).to(accelerator.device)
     processor = load_processor(args.model_name_or_path)
-    if processor.task != data.task:
-        processor.task = data.task
-        processor.label_ids_to_fuse = split.labels.stuff if data.task == "panoptic" else []
+    processor.task = data.task
+    processor.label_ids_to_fuse = split.labels.stuff if data.task == "panoptic" else []
     check_classes(model.config.id2label, split.labels.id2label)
     loader = evaluation_loader(split, processor, accelerator, args.per_device_eval_batch_size)
     pictures = Path(args.pictures) if args.pictures else None

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from ..files import read_json
 from .arguments import DataArguments
 from .coco_checks import find_category_problems, is_flag
-from .releases import RELEASES
+from .names import check_names, read_names
 
 
 @dataclass
@@ -69,36 +69,6 @@ def check_categories(categories, dataset: str) -> None:
     problem = next(find_category_problems(categories), None)
     if problem:
         raise ValueError(f"panoptic_categories.json of {dataset}: {problem}.")
-
-
-def read_names(file: Path) -> dict:
-    """Class names by id, from a JSON file or by the name of a dataset of the public releases (`ade20k`, ...).
-
-    Raises:
-        ValueError: the file cannot be read or is not a mapping of ids to names.
-    """
-    if str(file) in RELEASES:
-        return dict(enumerate(RELEASES[str(file)]["names"]))
-    try:
-        return check_names(read_json(file), str(file))
-    except ValueError as error:
-        raise ValueError(f"id2label: {error}") from error
-
-
-def check_names(names, source: str) -> dict[int, str]:
-    """Class names by id from the content of a JSON file.
-
-    Raises:
-        ValueError: it is not a mapping of different ids to texts.
-    """
-    if not isinstance(names, dict) or not names or not all(str(key).isdecimal() for key in names):
-        raise ValueError(f'{source} must map class ids to names, like {{"0": "road"}}.')
-    result = {int(key): name for key, name in names.items()}
-    wrong = next((name for name in result.values() if not isinstance(name, str) or not name), None)
-    if len(result) < len(names) or wrong is not None:
-        reason = "has an id twice" if len(result) < len(names) else f"has the name {wrong!r}, expected a text"
-        raise ValueError(f"{source} {reason}.")
-    return result
 
 
 def feature_names(rows: Dataset, column: str) -> list[str] | None:

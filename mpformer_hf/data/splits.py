@@ -1,13 +1,17 @@
 """Images to train on and images to evaluate on, where a dataset has one split only."""
 
+import logging
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 
 from .arguments import DataArguments
 from .coco import choose_annotations, is_coco_folder
 
 SPLIT_SEED = 0
+SAMPLED = 10  # images that are read to see whether label maps have classes
+logger = logging.getLogger(__name__)
 
 
 def divide(rows: Dataset, share: float) -> tuple[Dataset, Dataset]:
@@ -39,3 +43,35 @@ def check_splits(args: DataArguments) -> None:
                 f"{train} is of no split, so it would be used for training and for evaluation: give "
                 "--validation_share 0.1, for example."
             )
+
+
+def check_training_images(train, evaluation) -> None:
+    """Check what the flags cannot show: that label maps have classes, and that evaluation does not use training images.
+
+    Args:
+        train, evaluation: the opened splits (`SegmentationDataset`), not streamed.
+
+    Raises:
+        ValueError: the first images have no class at all, or have the class 0 and void only, as masks of 0 and 255 do.
+    """
+    found, void = set(), False
+    for index in range(min(SAMPLED, len(train))):
+        segments = train[index][1]
+        found |= set(segments.classes.values())
+        void |= bool((~torch.isin(segments.map, torch.tensor(list(segments.classes), dtype=torch.int32))).any())
+    names, columns = train.labels.names, set(train.rows.column_names)
+    if columns.isdisjoint(("segments_info", "objects")) and void and (not found or (found == {0} and len(names) == 2)):
+        only = f"only {names[0]!r} and void" if found else "no class"
+        raise ValueError(
+            f"The first {min(SAMPLED, len(train))} training images have {only}; 255 is void, so masks of 0 and 255 must "
+            "be divided by 255."
+        )
+    paths = [set(paths_of(split)) for split in (train, evaluation)]
+    common = paths[0] & paths[1]
+    if common and train.rows is not evaluation.rows:
+        logger.warning("%d of %d evaluation images are also training images.", len(common), len(paths[1]))
+
+
+def paths_of(split) -> list[str]:
+    """Paths of the images of a COCO folder; empty for other datasets, which have the images in their rows."""
+    return [row["path"] for row in split.rows[split.image_column]] if "size" in split.rows.column_names else []
