@@ -63,8 +63,8 @@ def check_training_images(train, evaluation) -> None:
     if columns.isdisjoint(("segments_info", "objects")) and void and (not found or (found == {0} and len(names) == 2)):
         only = f"only {names[0]!r} and void" if found else "no class"
         raise ValueError(
-            f"The first {min(SAMPLED, len(train))} training images have {only}; 255 is void, so masks of 0 and 255 must "
-            "be divided by 255."
+            f"The first {min(SAMPLED, len(train))} training images have {only}; 255 is void: divide masks of 0 and 255 "
+            "by 255."
         )
     paths = [set(paths_of(split)) for split in (train, evaluation)]
     common = paths[0] & paths[1]
