@@ -9,6 +9,7 @@ for images if its steps are faster than the loader; more workers help if there a
 """
 
 import time
+from dataclasses import replace
 from itertools import islice
 
 from accelerate import PartialState
@@ -17,7 +18,9 @@ from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.dataset import open_dataset
 from training.arguments import parse_arguments
 from training.building import build_processor
+from training.engine import run_epochs
 from training.finetune import training_loader
+from training.transforms import choose_augmentation
 
 MAX_BATCHES = 50
 
@@ -31,6 +34,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_arguments(argv, description=__doc__)
     workers, steps = args.data.dataloader_num_workers, args.optimization.max_train_steps or MAX_BATCHES
     split = open_dataset(args.data, args.data.train_split, args.data.max_train_samples)
+    epochs = run_epochs(args.optimization, len(split), 1)
+    args = replace(args, transforms=choose_augmentation(args.transforms, epochs))
     processor = build_processor(args.data, args.transforms, split.labels)
     batches = iter(training_loader(args, split, processor, PartialState(), 0))
     for _ in range(1 + 2 * workers):  # prefetched batches

@@ -12,7 +12,7 @@ from training.arguments import RECIPES, parse_arguments
 from training.building import build_model, build_processor
 from training.engine import freeze
 from training.optimization import build_optimizer, build_scheduler, parameter_groups
-from training.transforms import build_transform
+from training.transforms import build_transform, choose_augmentation
 
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path.parent.name != "arms")
 WHOLE = [name for name in ALL if not name.startswith(("base_", "backbones/", "own_", "nuclei", "matting"))]
@@ -42,7 +42,8 @@ def on_meta(*names):
 @pytest.mark.parametrize("name", ALL)
 def test_every_recipe_parses(name):
     args = parsed(name)
-    build_transform(args.transforms)
+    for epochs in (1, 100):
+        build_transform(choose_augmentation(args.transforms, epochs))
     build_processor(args.data, args.transforms, LABELS)
     assert 0 < scheduler_of(args.optimization, 100).get_last_lr()[0] <= 1 and args.run.num_pictures >= 0
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from mpformer_hf.data.layouts import VOID
 from training.arguments import TransformArguments
-from training.transforms import VOID, augment, build_transform, largest_share
+from training.transforms import augment, build_transform, choose_augmentation, largest_share
 
 TABLE = {1: 0, 2: 1}
 
@@ -79,3 +80,22 @@ def test_largest_share_ignores_void():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="crop_size must be height and width"):
         build_transform(TransformArguments(crop_size=[64]))
+
+
+def test_automatic_augmentation_is_light_for_short_runs():
+    args = TransformArguments(augmentation="auto", crop_size=[64, 64], eval_shortest_edge=72, eval_longest_edge=96)
+    args.color_jitter = True
+    short, long = choose_augmentation(args, 7), choose_augmentation(args, 50)
+    assert (short.augmentation, short.shortest_edges, short.longest_edge, short.color_jitter) == (
+        "crop",
+        [72],
+        96,
+        False,
+    )
+    assert (long.augmentation, long.color_jitter) == ("lsj", True) and args.augmentation == "auto"
+    image, segments = augment(
+        build_transform(short), torch.zeros(3, 40, 80, dtype=torch.uint8), torch.ones(40, 80).int(), {}
+    )
+    assert image.shape == (3, 64, 64) and segments.shape == (64, 64)
+    plain = TransformArguments(augmentation="none")
+    assert choose_augmentation(plain, 1) is plain

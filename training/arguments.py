@@ -62,7 +62,9 @@ class TransformArguments(CheckedArguments):
     _argument_group_name = "augmentation and sizes"
     _advanced = ("longest_edge", "max_category_share")
 
-    augmentation: Literal["lsj", "crop", "none"] = option("lsj", "lsj: large-scale jitter; crop: resize, then crop.")
+    augmentation: Literal["auto", "lsj", "crop", "none"] = option(
+        "lsj", "lsj: large-scale jitter; crop: resize, then crop; auto: lsj from 50 epochs, else crop at one scale."
+    )
     crop_size: list[int] = option(
         [1024, 1024], "Height and width of training images, for lsj and crop.", within="[1, 32768]"
     )

@@ -26,6 +26,7 @@ from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import load_checkpoint, save_checkpoint, save_model
 from .memory import peak_memory
 from .optimization import build_optimizer, build_scheduler
+from .plateau import PlateauCheck
 from .run_folder import EVALUATIONS, LOG, RESULTS
 from .sharding import broadcast_buffers, gather_parameters, prepare_sharding
 
@@ -47,6 +48,11 @@ def count_steps(args: OptimizationArguments, images: int | None, processes: int)
     if total is None:
         total = math.ceil(args.num_train_epochs * images / images_per_step(args, processes))
     return total
+
+
+def run_epochs(args: OptimizationArguments, images: int, processes: int) -> float:
+    """Passes over a training split of `images` images."""
+    return count_steps(args, images, processes) * images_per_step(args, processes) / images
 
 
 def batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -117,6 +123,7 @@ class FineTuner:
         self.scheduler = build_scheduler(self.optimizer.optimizer, optimization, total)
         self.step, self.best, self.evaluations_since_best, self.results = 0, None, 0, {}
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0}
+        self.plateau = PlateauCheck()
         if checkpoint is not None:
             self.resume(checkpoint)
 
@@ -178,6 +185,8 @@ class FineTuner:
             speed = images * self.accelerator.num_processes / seconds
             bar.update()
             bar.set_postfix(loss=f"{losses['loss']:.2f}", images_s=f"{speed:.2f}")
+            if warning := self.plateau.update(losses):
+                self.accelerator.print(f"step {self.step}: {warning}")
             row = {**losses, "grad_norm": norm, "lr": max(self.scheduler.get_last_lr())}
             self.accelerator.log(row, step=self.step)
             if main:

@@ -13,6 +13,7 @@ model card).
 
 import contextlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from training.batches import SeededSampler, StreamedTrainingDataset, TrainingDat
 from training.building import build_model, build_processor, find_normalisation
 from training.card import write_run_card
 from training.checkpoints import delete_old, find_checkpoint, read_state, step_of
-from training.engine import FineTuner, count_steps, images_per_step
+from training.engine import FineTuner, count_steps, images_per_step, run_epochs
 from training.run_folder import (
     ARGUMENTS,
     RESULTS,
@@ -42,6 +43,7 @@ from training.run_folder import (
     prepare_folder,
     truncate_logs,
 )
+from training.transforms import choose_augmentation
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -102,6 +104,12 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
 
     total = count_steps(optimization, length, accelerator.num_processes)
     check_unfinished(output, total)
+    if args.transforms.augmentation == "auto":
+        if length is None:
+            raise ValueError("augmentation auto needs the number of training images, which a stream does not have.")
+        epochs = run_epochs(optimization, length, accelerator.num_processes)
+        args = replace(args, transforms=choose_augmentation(args.transforms, epochs))
+        accelerator.print(f"{epochs:.1f} epochs: augmentation {args.transforms.augmentation}")
     done = step_of(checkpoint) * images_per_step(optimization, accelerator.num_processes) if checkpoint else 0
     train_loader = training_loader(args, train_split, processor, accelerator, done)
     eval_loader = evaluation_loader(eval_split, processor, accelerator, run_args.per_device_eval_batch_size)
