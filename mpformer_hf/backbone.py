@@ -29,6 +29,11 @@ class FeatureInfo:
     image_size: int | None = None
 
 
+def image_channels(config) -> int:
+    """Channels of the images of a backbone; 3 if its configuration does not say."""
+    return getattr(config, "num_channels", 3)
+
+
 def probe_features(encoder: nn.Module, config) -> FeatureInfo:
     """Run a backbone without values (on the meta device, where nothing is computed) to see its feature maps. Where that
     is not possible, what it declares is taken.
@@ -42,7 +47,7 @@ def probe_features(encoder: nn.Module, config) -> FeatureInfo:
     state = {name: tensor.to("meta") for name, tensor in [*encoder.named_parameters(), *encoder.named_buffers()]}
 
     def maps_of(size: int) -> tuple[Tensor, ...] | None:
-        image = torch.zeros(1, config.num_channels, size, size, device="meta")
+        image = torch.zeros(1, image_channels(config), size, size, device="meta")
         try:
             with torch.no_grad():
                 return torch.func.functional_call(encoder, state, (image,)).feature_maps

@@ -10,7 +10,7 @@ PilotNoise = Literal["point", "shift", "scale", "shift_scale", "patch", "dropout
 PILOT_NOISES = get_args(PilotNoise)
 BACKBONES = (  # tested; others get a warning
     *("resnet", "swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "pvt_v2", "hgnet_v2", "textnet"),
-    *("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet", "beit", "hiera", "focalnet", "timm_backbone"),
+    *("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet", "beit", "hiera", "timm_backbone"),
 )
 BOOLEANS = (
     *("mask_piloting", "pilot_per_head_noise", "pilot_class_loss"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedModel, initialization
 from transformers.utils import ModelOutput
 
-from .backbone import build_backbone
+from .backbone import build_backbone, image_channels
 from .configuration_mpformer import MPFormerConfig
 from .criterion import MPFormerCriterion
 from .deformable_attention import SamplingOffsets, ZeroInitLinear
@@ -296,11 +296,9 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             output_auxiliary_logits = config.output_auxiliary_logits
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("mask_labels and class_labels must be given together; one of them is missing.")
-        if pixel_values.shape[1] != config.backbone_config.num_channels:
-            raise ValueError(
-                f"pixel_values has {pixel_values.shape[1]} channels, the backbone takes "
-                f"{config.backbone_config.num_channels}."
-            )
+        channels = image_channels(config.backbone_config)
+        if pixel_values.shape[1] != channels:
+            raise ValueError(f"pixel_values has {pixel_values.shape[1]} channels, the backbone takes {channels}.")
         if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
             raise ValueError(
                 f"pixel_mask has shape {tuple(pixel_mask.shape)}, expected {tuple(pixel_values[:, 0].shape)}."

@@ -37,6 +37,7 @@ FOUR_MAPS = {
     "swin": {"embed_dim": 12, "num_heads": [1, 2, 2, 4], "window_size": 4, **DEPTHS},
     "swinv2": {"embed_dim": 12, "num_heads": [1, 2, 2, 4], "window_size": 4, **DEPTHS},
     "pvt_v2": {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 1, 2, 2], **DEPTHS},
+    "textnet": {},  # has no num_channels
     "hgnet_v2": {  # declares other channels (`hidden_sizes`) than it returns
         "stem_channels": [3, 8, 16],
         "stage_in_channels": [16, 32, 64, 96],
@@ -143,6 +144,10 @@ def test_strides_are_checked_at_construction():
     config.out_features = ["stage1", "stage2", "stage3"]
     with pytest.raises(ValueError, match=r"out_features or out_indices.* or one stride from 7 to 16, got 4, 8, 16\."):
         MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=config, **SIZES))
+    fields = {"embed_dim": 8, "hidden_sizes": [8, 16, 32, 64], "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    focal = AutoConfig.for_model("focalnet", **fields, **DEPTHS)
+    with pytest.raises(ValueError, match=r"got 8, 16, 32, 32\."):
+        MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=focal, **SIZES))
     config.out_features = ["stage4"]
     with pytest.raises(ValueError, match=r"got 32\."):
         MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=config, **SIZES))
