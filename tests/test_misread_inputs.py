@@ -329,3 +329,5 @@ def test_two_outputs_of_one_name_are_refused(tmp_path):
     both = str(tmp_path / "same")
     with pytest.raises(ValueError, match="is given twice"):
         evaluate.main(["--output_file", both, "--report", both, "--dataset_name", "x"])
+    with pytest.raises(ValueError, match="diagnostics must be a file"):
+        evaluate.main(["--diagnostics", str(tmp_path / "plot.xyz"), "--dataset_name", "x"])

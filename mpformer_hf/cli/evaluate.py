@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> dict:
     for path in paths:
         if Path(path).exists() or paths.count(path) > 1:
             raise ValueError(f"{path} exists or is given twice; choose another name.")
+    if args.diagnostics and Path(args.diagnostics).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"diagnostics must be a file .png, .svg or .pdf, got {args.diagnostics}.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     accelerator.wait_for_everyone()  # all processes have checked the paths before one writes
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
