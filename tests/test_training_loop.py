@@ -175,7 +175,8 @@ def test_fsdp_trains_like_ddp_and_resumes(shapes, tmp_path):
     assert len(list(checkpoint.rglob("*.distcp"))) == 4, told[0]  # weights and optimizer of either process
     for resume in ([], ["--resume_from_checkpoint", "latest"]):
         if resume:
-            (tmp_path / "fsdp" / "all_results.json").unlink()  # as if it had been interrupted
+            state = json.loads((checkpoint / "state.json").read_text())  # as if it had been interrupted
+            (tmp_path / "fsdp" / "all_results.json").write_text(json.dumps(state["results"]))
             run_together([*command, *resume], processes=2, **environment)
         assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), rel=1e-5)
         for name in ("last/model.safetensors", "model.safetensors"):
