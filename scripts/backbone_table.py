@@ -48,7 +48,11 @@ def backbone_config(name: str):
     if name.startswith("timm/"):
         return TimmBackboneConfig(backbone=name.removeprefix("timm/"), out_indices=[-4, -3, -2, -1])
     stages = AutoConfig.for_model(name).stage_names
-    return AutoConfig.for_model(name, out_indices=list(range(max(len(stages) - 4, 0), len(stages))))
+    config = AutoConfig.for_model(name, out_indices=list(range(max(len(stages) - 4, 0), len(stages))))
+    for field, value in vars(config).items():
+        if isinstance(value, tuple):  # of a default; read from a file it is a list, which some backbones need
+            setattr(config, field, list(value))
+    return config
 
 
 def trains(model: MPFormerForUniversalSegmentation, side: int) -> bool:

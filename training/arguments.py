@@ -76,9 +76,9 @@ class TransformArguments(CheckedArguments):
     max_category_share: float = option(1.0, "crop: largest share of one class in a crop; 1 = any.", within="(0, 1]")
     color_jitter: bool = option(False, "SSD photometric distortion.")
     horizontal_flip: bool = option(True, "Flip horizontally with probability 0.5.")
-    eval_shortest_edge: int = option(800, "Shortest edge in evaluation, stored in the processor.", within="[1, 32768]")
+    eval_shortest_edge: int = option(800, "Shortest edge in evaluation, stored in the processor.", within="[32, 32768]")
     eval_longest_edge: int = option(
-        1333, "Limit of the longest edge in evaluation, stored in the processor.", within="[1, 32768]"
+        1333, "Limit of the longest edge in evaluation, stored in the processor.", within="[32, 32768]"
     )
     eval_threshold: float = option(
         0.5, "Smallest score of a segment or instance, stored in the processor.", within="[0, 1]"

@@ -50,6 +50,8 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
             raise ValueError(f"model_fields: backbone_config has unknown fields: {', '.join(unknown)}.")
     backbone = find_backbone(args.backbone, fields.get("backbone_config")) if args.backbone else None
     if backbone is not None:
+        if fields.get("backbone_config") not in (None, backbone.config):
+            logger.info("model_fields: backbone_config is not used: %s has its own.", args.backbone)
         fields["backbone_config"] = backbone.config
     model = AutoModelForUniversalSegmentation.from_config(MPFormerConfig(**fields))
     if backbone is not None:
