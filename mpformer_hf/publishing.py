@@ -98,6 +98,19 @@ def prepare_upload(folder: Path, repo: str, with_code: bool, target: Path) -> No
     card.write_text(replace_use_section(card.read_text(), use_section(repo, with_code)))
 
 
+def check_login() -> None:
+    """Check that the Hub can be reached and the user is logged in, before a long run that ends with a push.
+
+    Raises:
+        ValueError: it cannot, or is not.
+    """
+    try:
+        HfApi().whoami()
+    except (LocalTokenNotFoundError, *HTTP_ERRORS, OSError, RuntimeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"push_to_hub: {reason}") from error
+
+
 def push(folder: Path, repo: str, with_code: bool = False, private: bool = False, revision: str | None = None) -> str:
     """Create the repository if it does not exist and upload a folder in one commit; returns the URL of the commit.
 

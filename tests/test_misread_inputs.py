@@ -325,6 +325,12 @@ def test_unreadable_images_of_a_dataset_are_skipped(saved, tmp_path, capsys):
     assert "1 of 2 images" in told.out and "skipped train_000000: it is not an image file" in told.err
 
 
+def test_a_push_that_cannot_work_is_noticed_before_training(shapes, tmp_path):
+    with pytest.raises(ValueError, match=r"^push_to_hub: .*(Token|offline)"):
+        finetune.main(flags(shapes, tmp_path / "out", push_to_hub=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_outputs_of_one_name_are_refused(tmp_path):
     both = str(tmp_path / "same")
     with pytest.raises(ValueError, match="is given twice"):

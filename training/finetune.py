@@ -27,7 +27,7 @@ from mpformer_hf.data.splits import check_splits, check_training_images
 from mpformer_hf.evaluation.evaluator import evaluation_loader
 from mpformer_hf.evaluation.task_metrics import format_score
 from mpformer_hf.files import write_json
-from mpformer_hf.publishing import push
+from mpformer_hf.publishing import check_login, push
 from training.arguments import Arguments, parse_arguments
 from training.batches import SeededSampler, StreamedTrainingDataset, TrainingDataset
 from training.building import build_model, build_processor, find_normalisation
@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> dict:
         project_dir=run_args.output_dir,
     )
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
+    if run_args.push_to_hub and accelerator.is_main_process:
+        check_login()
     flags = {**args.as_dict(), "num_processes": accelerator.num_processes}
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
