@@ -287,6 +287,18 @@ def test_bad_images_are_left_out_and_named_if_that_is_asked_for(workers, tmp_pat
         )
 
 
+def test_rows_are_named_by_their_number_in_the_file(tmp_path):
+    folder = str(broken_images(tmp_path / "d"))
+    data = DataArguments(dataset_name=folder, task="semantic", validation_share=0.34, skip_bad_images=True)
+    skipped = []
+    for split in ("train", "validation"):
+        try:
+            skipped += open_dataset(data, split).skipped
+        except ValueError as error:  # its only image is invalid
+            skipped.append(str(error).split("first one: ")[1])
+    assert sorted(error.split(" (")[0] for error in skipped) == ["Row 1", "Row 2"]
+
+
 # --- COCO folders as people have them ---
 
 

@@ -30,6 +30,7 @@ from .splits import divide
 logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "pixel_values")
+ROW = "row_of_split"  # column: number of a row before some were left out
 ROW_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)  # of annotations of any form
 LABEL_COLUMNS = ("label", "annotation", "segmentation", "semantic_segmentation")
 
@@ -97,7 +98,8 @@ class SegmentationDataset:
             text = str(error)
             if not isinstance(error, ValueError):
                 text = f"the annotation is invalid ({type(error).__name__}: {error})"
-            raise ValueError(f"Row {index}{f' ({file})' if file else ''}: {' '.join(text.split())}.") from error
+            number = row.get(ROW, index)
+            raise ValueError(f"Row {number}{f' ({file})' if file else ''}: {' '.join(text.split())}.") from error
         return image, segments
 
 
@@ -168,6 +170,8 @@ def open_dataset(
             f"The categories of split {split!r} of {args.dataset_name} are not those of {args.train_split!r}."
         )
     labels = own  # from all images, before some are dropped
+    if divided or drop_empty:
+        rows = rows if args.streaming else rows.add_column(ROW, list(range(len(rows))))  # for messages
     if divided:
         rows = divide(rows, args.validation_share)[split == args.eval_split]
     if drop_empty:
