@@ -63,7 +63,7 @@ class TransformArguments(CheckedArguments):
     _advanced = ("longest_edge", "max_category_share")
 
     augmentation: Literal["auto", "lsj", "crop", "none"] = option(
-        "lsj", "lsj: large-scale jitter; crop: resize, crop; auto: lsj from 50 epochs on, else crop."
+        "lsj", "lsj: large-scale jitter; crop: resize, then crop; auto: by epochs."
     )
     crop_size: list[int] = option(
         [1024, 1024], "Height and width of training images, for lsj and crop.", within="[1, 32768]"
