@@ -57,7 +57,8 @@ def find_problems(content) -> Iterator[str]:
                 yield f"annotations[{index}] has no segmentation"
             elif isinstance(row["segmentation"], list):
                 yield from (f"annotations[{index}] has {text}" for text in find_polygon_problems(row["segmentation"]))
-    panoptic = Counter(row.get("image_id") for row in content["annotations"] if "segments_info" in row)
+    ids = [row.get("image_id") for row in content["annotations"] if "segments_info" in row]
+    panoptic = Counter(value for value in ids if is_hashable(value))
     yield from (f"image {value!r} has {n} panoptic annotations" for value, n in panoptic.items() if n > 1)
 
 
