@@ -1,6 +1,7 @@
 """Backbones: any `AutoBackbone` with four feature maps at strides 4, 8, 16, 32, or with maps of one stride, which a
 simple feature pyramid turns into four (ViTDet, Li et al. 2022, section 3)."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 from transformers import AutoBackbone
 
 from .configuration_mpformer import MPFormerConfig
+
+logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
 PROBE_SIZE = 224  # a multiple of 32, 16 and 14
@@ -36,11 +39,14 @@ def image_channels(config) -> int:
 
 def probe_features(encoder: nn.Module, config) -> FeatureInfo:
     """Run a backbone without values (on the meta device, where nothing is computed) to see its feature maps. Where that
-    is not possible, what it declares is taken.
+    is not possible, four feature maps are taken for strides 4, 8, 16, 32, with a warning.
 
     Args:
         encoder: the backbone, on any device.
         config: its configuration.
+
+    Raises:
+        ValueError: the feature maps cannot be seen, and it does not declare four.
     """
     own_size = getattr(config, "image_size", None)
     own_size = own_size[0] if isinstance(own_size, (list, tuple)) else own_size
@@ -59,6 +65,12 @@ def probe_features(encoder: nn.Module, config) -> FeatureInfo:
             any_size = maps_of(2 * size) is not None
             strides = [size / x.shape[-1] for x in maps]
             return FeatureInfo([x.shape[1] for x in maps], strides, None if any_size else size)
+    if len(encoder.channels) != len(STRIDES):
+        raise ValueError(
+            f"backbone_config: the strides of {len(encoder.channels)} feature maps cannot be checked; out_features or "
+            "out_indices must name four, at strides 4, 8, 16, 32."
+        )
+    logger.warning("The strides of the backbone's feature maps cannot be checked; they must be 4, 8, 16, 32.")
     return FeatureInfo(list(encoder.channels), list(STRIDES))
 
 

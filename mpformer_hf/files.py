@@ -12,8 +12,7 @@ from filelock import FileLock, Timeout
 LOCK = ".lock"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
-ARCHIVE_SUFFIXES = (".zip", ".tar")
-TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", *ARCHIVE_SUFFIXES)  # what `datasets.load_dataset` reads
+TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -156,6 +156,24 @@ def test_strides_are_checked_at_construction():
     assert model.model.pixel_level_module.feature_pyramid.base == 16
 
 
+def test_strides_that_cannot_be_checked_are_warned_about(monkeypatch, caplog):
+    def refuse(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch.func, "functional_call", refuse)
+    assert probe_features(*encoder_of("resnet")).strides == list(STRIDES)
+    assert "cannot be checked" in caplog.text
+    with pytest.raises(ValueError, match="the strides of 3 feature maps cannot be checked"):
+        encoder, config = encoder_of("resnet")
+        encoder.out_features = ["stage1", "stage2", "stage3"]
+        probe_features(encoder, config)
+
+
+def encoder_of(kind):
+    config = backbone_config(kind)
+    return AutoBackbone.from_config(config), config
+
+
 def test_a_pyramid_may_replace_the_maps_of_a_hierarchical_backbone():
     model = tiny_model("resnet", feature_pyramid=True)
     assert model.model.pixel_level_module.feature_pyramid.source == 2

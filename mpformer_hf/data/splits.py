@@ -68,7 +68,7 @@ def check_training_images(train, evaluation) -> None:
         )
     paths = [set(paths_of(split)) for split in (train, evaluation)]
     common = paths[0] & paths[1]
-    if common and train.rows is not evaluation.rows:
+    if common:
         logger.warning("%d of %d evaluation images are also training images.", len(common), len(paths[1]))
 
 
