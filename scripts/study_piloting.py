@@ -5,7 +5,8 @@ python -m scripts.study_piloting run --config training/recipes/study/shapes.yaml
 python -m scripts.study_piloting report training/results/study_shapes.jsonl
 
 Other arms are read from a yaml file of flags by name of the arm (`--arms_file`); the report compares all arms with
-`--baseline`. `--initial FOLDER` starts all runs from one saved model.
+`--baseline`. `--initial FOLDER` starts all runs from one saved model; with `--own_initial` every run makes its own, for
+arms with different backbones.
 
 Runs of one seed start with the same weights and use the same images, augmented equally, in the same order. Everything
 else is set by the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is a line of
@@ -30,7 +31,7 @@ import torch
 from scipy import stats
 from transformers import set_seed
 
-from mpformer_hf.arguments import as_flags, read_recipe
+from mpformer_hf.arguments import as_flags, merge, read_recipe
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.files import write_atomically
@@ -74,15 +75,22 @@ def describe_machine() -> dict:
     }
 
 
-def train_arm(arm: str, own: dict, seed: int, initial: Path, flags: list[str], output: Path, threads: int) -> dict:
-    """Train one arm with its flags in a new process; returns its line of the results.
+def train_arm(
+    arm: str, own: dict, seed: int, initial: Path | None, flags: list[str], output: Path, threads: int
+) -> dict:
+    """Train one arm with its flags in a new process; returns its line of the results. Without `initial` the run makes
+    its own initial weights, and the `model_fields` of the arm are added to those of the recipe.
 
     Raises:
         ValueError: the run failed; the message has the last line of its output.
     """
     folder = output / f"{arm}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    own = {"model_name_or_path": str(initial), "model_fields": {}, **own, "seed": seed}
+    if initial is None:
+        recipe = read_recipe(flags[flags.index("--config") + 1])
+        own = {**own, "model_fields": merge(recipe.get("model_fields", {}), own.get("model_fields", {})), "seed": seed}
+    else:
+        own = {"model_name_or_path": str(initial), "model_fields": {}, **own, "seed": seed}
     command = [sys.executable, "-m", "training.finetune", *flags, "--output_dir", str(folder)]
     command += as_flags(own)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -132,8 +140,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise ValueError(f"Unknown arms {', '.join(unknown)}; the arms are {', '.join(arms)}.")
     todo = [(arm, seed) for seed in args.seeds for arm in chosen if (arm, seed) not in finished]
     initials = {seed: args.initial or args.output_dir / f"initial-{seed}" for _, seed in todo}
-    for seed, folder in sorted(initials.items()):
-        if args.initial is None:
+    if args.own_initial:
+        initials = dict.fromkeys(args.seeds)
+    elif args.initial is None:
+        for seed, folder in sorted(initials.items()):
             save_initial(folder, flags, seed)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
@@ -287,7 +297,9 @@ def main(argv: list[str]) -> None:
     running.add_argument("--results", type=Path, required=True, help="JSON lines file; finished runs are appended")
     running.add_argument("--arms", nargs="+", help="arms to train; default: off and recipe, or all of --arms_file")
     running.add_argument("--arms_file", type=Path, help="yaml file of other arms: flags by name")
-    running.add_argument("--initial", type=Path, help="saved model that all runs start from; default: new weights")
+    start = running.add_mutually_exclusive_group()
+    start.add_argument("--initial", type=Path, help="saved model that all runs start from; default: new weights")
+    start.add_argument("--own_initial", action="store_true", help="every run makes its own initial weights")
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds; one run per arm and seed")
     running.add_argument("--jobs", type=int, default=1, help="number of parallel runs, which share the CPU cores")
     reporting = commands.add_parser("report", help="table and figure of finished runs")
