@@ -2,48 +2,25 @@
 
 python -m scripts.make_shapes_dataset data/shapes --train 600 --validation 60 --test 100
 
-Written in the Hub's parquet layout: `image`, `label` (RGB map, segment id = R + 256 G + 65536 B, 0 = void),
-`segments_info`; class names in id2label.json and panoptic_categories.json. Things: disc, square, triangle, star. Stuff:
-grass, water, sand, brick. About one image in twelve has no thing. The same seed gives the same files.
+Things: disc, square, triangle, star. Stuff: grass, water, sand, brick. About one image in twelve has no thing. The
+layout is that of scripts/generated_dataset.py; the same seed gives the same files.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
-from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from mpformer_hf.cli.main import run_command
-from mpformer_hf.files import check_new_folder, write_json
 
+from .generated_dataset import Scene, beyond_border, parse_arguments, smooth_noise, write_dataset
+
+TITLE = "Overlapping shapes on textured backgrounds"
 NAMES = ["disc", "square", "triangle", "star", "grass", "water", "sand", "brick"]
 NUM_THINGS = 4
 CORNERS = {1: 4, 2: 3, 3: 10}  # class -> corners; a disc has none
 BACKGROUND_COLORS = {4: (70, 130, 60), 5: (60, 100, 165), 6: (200, 180, 125), 7: (150, 80, 65)}
 EMPTY_SHARE = 1 / 12
 SUPERSAMPLING = 4
-CARD = """---
-license: apache-2.0
-task_categories:
-- image-segmentation
-pretty_name: Overlapping shapes on textured backgrounds
----
-
-# Overlapping shapes on textured backgrounds
-
-Generated images of {size}x{size} pixels with panoptic labels: {counts}. Things: {things}. Stuff: {stuff}.
-
-`image`, `label` (RGB, segment id = R + 256 G + 65536 B, 0 = void), `segments_info` (`id`, `category_id`, `isthing`,
-`area`, `bbox` = x, y, width, height, `iscrowd`).
-"""
-
-
-def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Smooth noise in [0, 1], float `[size, size]`, with a period of about `size / cells` pixels."""
-    coarse = PILImage.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
-    return np.asarray(coarse.resize((size, size), PILImage.Resampling.BICUBIC), dtype=np.float32) / 255
 
 
 def texture(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
@@ -85,16 +62,14 @@ def shape_mask(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
     return np.asarray(canvas.resize((size, size), PILImage.Resampling.BOX), dtype=np.float32) / 255
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
-    """One image uint8 `[size, size, 3]`, its id map int32 `[size, size]`, and the class of each id."""
+def draw_scene(rng: np.random.Generator, size: int, split: str) -> Scene:
+    """A scene; those of all splits are alike."""
     first, second = rng.choice([4, 5, 6, 7], 2, replace=False)
     image = texture(rng, first, size)
     ids = np.full((size, size), 1, dtype=np.int32)
     classes = {1: int(first)}
     if rng.random() < 0.7:  # a second ground beyond a wavy border
-        border = rng.uniform(0.25, 0.75) + 0.25 * (smooth_noise(rng, size, 4) - 0.5)
-        y, x = np.mgrid[:size, :size] / size
-        beyond = (x if rng.random() < 0.5 else y) > border
+        beyond = beyond_border(rng, size)
         image[beyond] = texture(rng, second, size)[beyond]
         ids[beyond] = 2
         classes[2] = int(second)
@@ -110,65 +85,9 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     return image.clip(0, 255).astype(np.uint8), ids, classes
 
 
-def as_row(image: np.ndarray, ids: np.ndarray, classes: dict[int, int]) -> dict:
-    """A dataset row; segments that are completely covered are left out."""
-    segments = []
-    for segment, label in classes.items():
-        rows, columns = np.nonzero(ids == segment)
-        if len(rows) == 0:
-            continue
-        x, y = int(columns.min()), int(rows.min())
-        segments.append(
-            {
-                "id": segment,
-                "category_id": label,
-                "isthing": int(label < NUM_THINGS),
-                "area": len(rows),
-                "bbox": [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1],
-                "iscrowd": 0,
-            }
-        )
-    label = np.stack((ids % 256, ids // 256 % 256, ids // 65536), -1).astype(np.uint8)
-    return {"image": PILImage.fromarray(image), "label": PILImage.fromarray(label), "segments_info": segments}
-
-
-def write_dataset(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
-    """Write all splits, class files and a card.
-
-    Raises:
-        ValueError: the folder is not empty.
-    """
-    check_new_folder(folder)
-    integer = Value("int64")
-    segment = dict.fromkeys(("id", "category_id", "isthing", "area", "iscrowd"), integer) | {"bbox": [integer]}
-    features = Features({"image": Image(), "label": Image(), "segments_info": [segment]})
-    (folder / "data").mkdir(parents=True)
-    for number, (split, count) in enumerate(counts.items()):
-        scenes = (draw_scene(np.random.default_rng((seed, number, index)), size) for index in range(count))
-        rows = Dataset.from_list([as_row(*scene) for scene in scenes], features=features)
-        rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    write_json(dict(enumerate(NAMES)), folder / "id2label.json")
-    categories = [{"id": i, "name": name, "isthing": int(i < NUM_THINGS)} for i, name in enumerate(NAMES)]
-    write_json(categories, folder / "panoptic_categories.json")
-    card = CARD.format(
-        size=size,
-        counts=", ".join(f"{count} {split}" for split, count in counts.items()),
-        things=", ".join(NAMES[:NUM_THINGS]),
-        stuff=", ".join(NAMES[NUM_THINGS:]),
-    )
-    (folder / "README.md").write_text(card)
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="new or empty folder")
-    for split, count in (("train", 600), ("validation", 60), ("test", 100)):
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"images in the {split} split")
-    parser.add_argument("--size", type=int, default=128, help="side of the images, in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the images")
-    args = parser.parse_args(argv)
-    counts = {"train": args.train, "validation": args.validation, "test": args.test}
-    write_dataset(args.folder, counts, args.size, args.seed)
+    folder, counts, size, seed = parse_arguments(__doc__, argv)
+    write_dataset(folder, draw_scene, NAMES, NUM_THINGS, TITLE, counts, size, seed)
 
 
 if __name__ == "__main__":

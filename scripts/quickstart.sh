@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune, evaluate and reload a small MP-Former on generated images, on the CPU.
+# Fine-tune a small MP-Former with a pretrained backbone on generated images on the CPU, evaluate it and predict with it.
 #   bash scripts/quickstart.sh [FOLDER]      default: outputs/quickstart
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,9 +8,9 @@ if [ -e "$FOLDER" ]; then
     echo "error: $FOLDER exists; choose another folder: bash scripts/quickstart.sh FOLDER" >&2
     exit 1
 fi
-source scripts/install.sh "train"
-RECIPE=training/recipes/shapes_panoptic.yaml
-python -m scripts.make_shapes_dataset "$FOLDER/data"
+source scripts/install.sh "quickstart"
+RECIPE=training/recipes/quickstart.yaml
+python -m scripts.make_solids_dataset "$FOLDER/data" --train 1000
 accelerate launch --cpu --num_processes 1 --num_machines 1 --num_cpu_threads_per_process "$(nproc)" \
     --mixed_precision no --dynamo_backend no \
     -m training.finetune --config "$RECIPE" --dataset_name "$FOLDER/data" --output_dir "$FOLDER/model"

@@ -1,4 +1,4 @@
-"""Last step of the quickstart: load the saved model, segment an image with the pipeline, print a table of scores.
+"""Last step of the quickstart: load the saved model, segment test images with the pipeline, print a table of scores.
 
 python -m scripts.quickstart_report outputs/quickstart
 """
@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import ImageSegmentationPipeline, pipeline
 
 from mpformer_hf import draw_segmentation
 from mpformer_hf.cli.main import run_command
@@ -17,6 +18,16 @@ from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.evaluation.task_metrics import most_frequent_class, score_constant
 from mpformer_hf.files import write_json
+
+SCORES = {"pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "mean_iou": "mIoU"}
+CELL = 384  # pixels of an image in the sheet
+NEXT = """
+Next, your own images (a folder of COCO, or parquet files; mpformer_hf/data/README.md), with the same small model:
+  accelerate launch -m training.finetune --config training/recipes/quickstart.yaml --dataset_name FOLDER \\
+      --task instance --eval_split val --crop_size 512 512 --shortest_edges 512 --eval_shortest_edge 512 \\
+      --eval_longest_edge 1024 --output_dir outputs/mine
+or with a checkpoint of the Hub, on a GPU: --config training/recipes/own_dataset.yaml. Predict with the result:
+  mpformer predict outputs/mine PHOTOS outputs/predictions"""
 
 
 def as_result(segments: list[dict], label2id: dict[str, int]) -> dict:
@@ -26,18 +37,28 @@ def as_result(segments: list[dict], label2id: dict[str, int]) -> dict:
     return {"segmentation": np.stack(masks) if masks else np.zeros((0, 1, 1), bool), "segments_info": rows}
 
 
+def draw_sheet(segmenter: ImageSegmentationPipeline, images: list[torch.Tensor]) -> Image.Image:
+    """Images, uint8 `[3, H, W]` each, in rows of three, with what the pipeline finds in each of them below it."""
+    sheet = Image.new("RGB", (3 * CELL, 2 * CELL * -(-len(images) // 3)), "white")
+    for index, image in enumerate(images):
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((CELL, CELL))
+        result = as_result(segmenter(photo), segmenter.model.config.label2id)
+        overlay = draw_segmentation(photo, result, segmenter.model.config.id2label, opacity=0.4, legend=False)
+        x, y = index % 3 * CELL, index // 3 * 2 * CELL
+        sheet.paste(photo, (x, y))
+        sheet.paste(overlay, (x, y + CELL))
+    return sheet
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the quickstart")
     folder = parser.parse_args(argv).folder
 
-    segmenter = pipeline("image-segmentation", model=str(folder / "model"))
     data = DataArguments(dataset_name=str(folder / "data"), task="panoptic")
     test = open_dataset(data, "test")
-    image, _ = max((test[index] for index in range(12)), key=lambda example: len(example[1].classes))
-    photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((512, 512))
-    result = as_result(segmenter(photo), segmenter.model.config.label2id)
-    draw_segmentation(photo, result, segmenter.model.config.id2label).save(folder / "overlay.png")
+    segmenter = pipeline("image-segmentation", model=str(folder / "model"))
+    draw_sheet(segmenter, [test[index][0] for index in range(6)]).save(folder / "overlay.png")
 
     label = most_frequent_class(open_dataset(data, "train"), stuff_only=True)
     results = json.loads((folder / "model" / "all_results.json").read_text())
@@ -49,14 +70,13 @@ def main(argv: list[str] | None = None) -> None:
         f"test, only '{test.labels.names[label]}'": score_constant("panoptic", test, label),
         "test, the saved model": json.loads((folder / "test.json").read_text()),
     }
-    print(f"\n{'':<36}{'PQ':>8}{'mIoU':>8}")
+    print(f"\n{'':<36}" + "".join(f"{title:>11}" for title in SCORES.values()))
     for name, scores in rows.items():
-        print(f"{name:<36}{scores['pq']:>8.3f}{scores['mean_iou']:>8.3f}")
-    kept = ("pq", "pq_things", "pq_stuff", "mean_iou")
-    summary = {name: {key: round(scores[key], 4) for key in kept} for name, scores in rows.items()}
+        print(f"{name:<36}" + "".join(f"{scores[key]:>11.3f}" for key in SCORES))
+    summary = {name: {key: round(scores[key], 4) for key in SCORES} for name, scores in rows.items()}
     write_json({"scores": summary, "train_seconds": results["train_seconds"]}, folder / "quickstart.json")
     print(f"\ntraining {results['train_seconds']:.0f} s, evaluation {results['eval_seconds']:.0f} s")
-    print(f"model    {folder / 'model'}\npictures {folder / 'model' / 'pictures'}\noverlay  {folder / 'overlay.png'}")
+    print(f"model    {folder / 'model'}\npicture  {folder / 'overlay.png'}: the first six test images\n{NEXT}")
 
 
 if __name__ == "__main__":

@@ -23,5 +23,5 @@ def new_process():
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """The quickstart's dataset, small."""
+    """Generated shapes, few and small."""
     return datasets_on_disk.shapes(tmp_path_factory.mktemp("data") / "shapes")

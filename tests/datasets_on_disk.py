@@ -8,14 +8,16 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from mpformer_hf.label_maps import encode_rle
-from scripts.make_shapes_dataset import write_dataset
+from scripts.generated_dataset import write_dataset
+from scripts.make_shapes_dataset import NAMES, NUM_THINGS, draw_scene
 
 SEGMENT = {name: Value("int64") for name in ("id", "category_id", "isthing", "iscrowd")}
 
 
 def shapes(folder: Path, train: int = 6, validation: int = 3) -> Path:
-    """The quickstart's dataset, small."""
-    write_dataset(folder, {"train": train, "validation": validation}, size=64, seed=0)
+    """Generated shapes, few and small."""
+    counts = {"train": train, "validation": validation}
+    write_dataset(folder, draw_scene, NAMES, NUM_THINGS, "Shapes", counts, size=64, seed=0)
     return folder
 
 

@@ -129,6 +129,9 @@ class OptimizationArguments(CheckedArguments):
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     freeze_batch_norm: bool = option(False, "Freeze the backbone's batch norms.")
     freeze_backbone: bool = option(False, "Freeze the backbone.")
+    lora_rank: int | None = option(
+        None, "Train low-rank adapters (LoRA) of the backbone instead of its weights.", within="[1, inf)"
+    )
     ema_decay: float | None = option(
         None, "Evaluate and save a moving average of the weights, e.g. 0.999.", within="[0, 1)"
     )
@@ -138,6 +141,8 @@ class OptimizationArguments(CheckedArguments):
         super().__post_init__()
         if self.lr_milestones != sorted(self.lr_milestones):
             raise ValueError(f"lr_milestones must ascend, got {self.lr_milestones}.")
+        if self.lora_rank and self.freeze_backbone:
+            raise ValueError("lora_rank trains adapters of the backbone, freeze_backbone nothing of it; give one.")
 
 
 @dataclass

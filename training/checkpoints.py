@@ -18,6 +18,8 @@ from torch import nn
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.files import read_json, remove, write_json
 
+from .lora import merge_adapters
+
 logger = logging.getLogger(__name__)
 
 STATE, EMA, CHECKSUMS = "state.json", "ema.safetensors", "checksums.json"
@@ -180,12 +182,13 @@ def random_state() -> str:
 
 
 def save_model(model: MPFormerForUniversalSegmentation, processor: MPFormerImageProcessor, folder: Path) -> None:
-    """Save model and processor into a folder that may have other files; each file is replaced atomically."""
+    """Save model, with adapters merged, and processor into a folder that may have other files; each file is replaced
+    atomically."""
     temporary = folder / ".writing"
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
-        model.save_pretrained(temporary)
+        merge_adapters(model).save_pretrained(temporary)
         processor.save_pretrained(temporary)
         for file in sorted(temporary.iterdir()):
             file.replace(folder / file.name)

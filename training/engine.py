@@ -24,6 +24,7 @@ from mpformer_hf.files import read_json, write_json
 
 from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import load_checkpoint, save_checkpoint, save_model
+from .lora import add_adapters
 from .memory import peak_memory
 from .optimization import build_optimizer, build_scheduler
 from .plateau import PlateauCheck
@@ -61,9 +62,12 @@ def batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def freeze(model: MPFormerForUniversalSegmentation, args: OptimizationArguments) -> None:
-    """Freeze parameters. Called before DDP and the optimizer collect the trainable parameters."""
+    """Freeze parameters, or add adapters to frozen ones. Called before DDP and the optimizer collect the trainable
+    parameters."""
     if args.freeze_backbone:
         model.model.pixel_level_module.encoder.requires_grad_(False)
+    if args.lora_rank:
+        add_adapters(model.model.pixel_level_module.encoder, args.lora_rank)
     if args.freeze_batch_norm:
         for module in batch_norms(model):
             module.requires_grad_(False)
@@ -227,7 +231,7 @@ class FineTuner:
         """Set the model to training mode, and frozen modules to evaluation mode."""
         self.model.train()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=True)
-        if self.optimization.freeze_backbone:
+        if self.optimization.freeze_backbone or self.optimization.lora_rank:
             model.model.pixel_level_module.encoder.eval()
         if self.optimization.freeze_batch_norm:
             for module in batch_norms(model):
