@@ -46,6 +46,22 @@ def test_other_column_names_and_flags(tmp_path):
         opened(folder, image_column="foto", label_column="truth")
 
 
+def test_a_part_of_the_images_drawn_by_a_seed(shapes):
+    def areas(seed):
+        arguments = DataArguments(dataset_name=str(shapes), task="panoptic")
+        data = open_dataset(arguments, "train", 3, sample_seed=seed)
+        assert len(data) == 3
+        return [row["segments_info"][0]["area"] for row in data.rows]
+
+    first = areas(None)
+    assert areas(1) == areas(1) and {str(areas(seed)) for seed in range(4)} != {str(first)}
+    assert len({str(areas(seed)) for seed in range(4)}) > 1
+    with pytest.raises(ValueError, match="train_samples_seed draws max_train_samples images: give their number too"):
+        DataArguments(train_samples_seed=1)
+    with pytest.raises(ValueError, match="train_samples_seed needs the whole dataset: leave out streaming"):
+        DataArguments(train_samples_seed=0, max_train_samples=3, streaming=True)
+
+
 def test_reduce_labels_keeps_void(tmp_path):
     data = opened(make.semantic(tmp_path / "d", [map_of(0, 1, 3, 255)]), do_reduce_labels=True)
     assert data[0][1].classes == {1: 0, 3: 2}

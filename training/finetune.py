@@ -91,7 +91,9 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     if checkpoint is not None:
         check_arguments(read_state(checkpoint)["arguments"], flags, checkpoint)
     check_splits(data)
-    train_split = open_dataset(data, data.train_split, data.max_train_samples, drop_empty=data.drop_empty)
+    train_split = open_dataset(
+        data, data.train_split, data.max_train_samples, None, data.drop_empty, data.train_samples_seed
+    )
     eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
     if data.streaming:
         eval_split = materialize_stream(eval_split)

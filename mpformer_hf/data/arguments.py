@@ -37,13 +37,18 @@ class DataArguments(CheckedArguments):
     shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.", within="[1, inf)")
     drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")
     max_train_samples: int | None = option(None, "Use only the first images of the training split.", within="[1, inf)")
+    train_samples_seed: int | None = option(
+        None, "Draw max_train_samples at random by this seed; default: the first images.", within="[0, 4294967295]"
+    )
     max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.", within="[1, inf)")
     dataloader_num_workers: int = option(2, "Worker processes of the training data loader.", within="[0, 1024]")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.streaming and (self.validation_share or self.skip_bad_images):
-            name = "validation_share" if self.validation_share else "skip_bad_images"
-            raise ValueError(f"{name} needs the whole dataset: leave out streaming.")
+        for name in ("validation_share", "skip_bad_images", "train_samples_seed"):
+            if self.streaming and getattr(self, name) is not None and getattr(self, name) is not False:
+                raise ValueError(f"{name} needs the whole dataset: leave out streaming.")
+        if self.train_samples_seed is not None and self.max_train_samples is None:
+            raise ValueError("train_samples_seed draws max_train_samples images: give their number too.")
         if self.validation_share and self.train_split == self.eval_split:
             raise ValueError("validation_share divides the training split: eval_split must have another name.")

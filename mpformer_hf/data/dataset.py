@@ -132,15 +132,17 @@ def open_dataset(
     max_samples: int | None = None,
     labels: Labels | None = None,
     drop_empty: bool = False,
+    sample_seed: int | None = None,
 ) -> SegmentationDataset:
     """Load a split and choose the reader of its annotation layout.
 
     Args:
         args: the dataset and how to read it.
         split: name of the split.
-        max_samples: use only the first images.
+        max_samples: use only the first images, or as many drawn by `sample_seed`.
         labels: classes, if they were read from another split; default: read from this one.
         drop_empty: leave out images without any object.
+        sample_seed: draw `max_samples` images at random.
 
     Raises:
         ValueError: the dataset or the split does not exist, or the columns do not fit the task.
@@ -170,13 +172,14 @@ def open_dataset(
             f"The categories of split {split!r} of {args.dataset_name} are not those of {args.train_split!r}."
         )
     labels = own  # from all images, before some are dropped
-    if divided or drop_empty:
+    if divided or drop_empty or sample_seed is not None:
         rows = rows if args.streaming else rows.add_column(ROW, list(range(len(rows))))  # for messages
     if divided:
         rows = divide(rows, args.validation_share)[split == args.eval_split]
     if drop_empty:
         rows = without_empty(rows, labels)
     if max_samples is not None:
+        rows = rows if sample_seed is None else rows.shuffle(seed=sample_seed)
         rows = rows.take(max_samples) if args.streaming else rows.select(range(min(max_samples, len(rows))))
     if not args.streaming and len(rows) == 0:
         raise ValueError(
