@@ -1,5 +1,8 @@
 """Export of the inference model to ONNX or torch.export."""
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +14,7 @@ from .loading import load_model
 from .modeling_mpformer import MPFormerForUniversalSegmentation
 
 STRIDE, LARGEST_BATCH, LONGEST_SIDE = 32, 64, 8192
-FIXED_SIZE = ("swin",)  # pads its windows with Python integers, which are traced as constants
+FIXED_SIZE = ("swin", "swinv2")  # compute window sizes with Python integers, which are traced as constants, in minutes
 OUTPUTS = ["class_queries_logits", "masks_queries_logits"]
 TOLERANCE = 1e-3  # for mask logits, whose magnitude is in the tens
 
@@ -24,7 +27,7 @@ class ExportableModel(nn.Module):
         self.model = model
         encoder = model.model.pixel_level_module.encoder
         encoder.set_attn_implementation("eager")  # fused attention cannot be exported to ONNX
-        self.dynamic_size = model.config.backbone_config.model_type not in FIXED_SIZE
+        self.fixed_size = model.config.backbone_config.model_type in FIXED_SIZE
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """float `[B, 3, H, W]` -> class logits `[B, Q, K + 1]` and mask logits `[B, Q, H / 4, W / 4]`."""
@@ -32,15 +35,50 @@ class ExportableModel(nn.Module):
         return tuple(outputs[name] for name in OUTPUTS)
 
 
-def export_program(model: ExportableModel, height: int, width: int) -> ExportedProgram:
-    """`torch.export` with a dynamic batch size and, where the backbone allows it, dynamic image size."""
-    dynamic = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
-    if model.dynamic_size:
-        rows, columns = (Dim(name, min=2, max=LONGEST_SIDE // STRIDE) for name in ("rows", "columns"))
-        dynamic |= {2: STRIDE * rows, 3: STRIDE * columns}
+@dataclass
+class Exported:
+    """A traced model.
+
+    Attributes:
+        program: of torch.export, with a dynamic batch size.
+        dynamic_size: whether the image size is dynamic too.
+        height, width: sides of the traced images in pixels.
+    """
+
+    program: ExportedProgram
+    dynamic_size: bool
+    height: int
+    width: int
+
+    def other_images(self) -> Tensor:
+        """Images of another batch size and, if it is dynamic, of another image size than the traced ones."""
+        grow = STRIDE if self.dynamic_size else 0
+        size = (3, 3, self.height + grow, self.width + 2 * grow)
+        return torch.randn(size, generator=torch.Generator().manual_seed(0))
+
+
+def export_program(model: ExportableModel, height: int, width: int) -> Exported:
+    """`torch.export` with a dynamic batch size and, where the backbone allows it, dynamic image size.
+
+    Raises:
+        ValueError: the model cannot be traced.
+    """
+    rows, columns = (Dim(name, min=2, max=LONGEST_SIDE // STRIDE) for name in ("rows", "columns"))
+    batch = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
     example = torch.zeros(2, 3, height, width)
-    with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes={"pixel_values": dynamic})
+    reason = "it gives other outputs"
+    sizes = {**batch, 2: STRIDE * rows, 3: STRIDE * columns}
+    for dynamic in (batch,) if model.fixed_size else (sizes, batch):
+        try:
+            with torch.no_grad():
+                program = torch.export.export(model, (example,), dynamic_shapes={"pixel_values": dynamic})
+            exported = Exported(program, 2 in dynamic, height, width)
+            images = exported.other_images()
+            if largest_difference(model, images, program.module()(images)) <= TOLERANCE:
+                return exported
+        except Exception as error:  # of many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise ValueError(f"The model cannot be exported at {height}x{width}: {reason}")
 
 
 def save_onnx(program: ExportedProgram, file: Path) -> None:
@@ -68,25 +106,27 @@ def run_exported(file: Path, pixel_values: Tensor) -> list[Tensor]:
     return [torch.from_numpy(x) for x in session.run(OUTPUTS, {"pixel_values": pixel_values.numpy()})]
 
 
-def verify_export(model: ExportableModel, file: Path, height: int, width: int) -> float:
-    """Largest absolute difference between the logits of the file and of the model, for another batch size and, if it is
-    dynamic, another image size than the traced ones.
+def largest_difference(model: ExportableModel, pixel_values: Tensor, outputs: Iterable[Tensor]) -> float:
+    """Largest absolute difference between logits and those of the model; infinite if they are not finite."""
+    with torch.no_grad():
+        differences = [(ours - theirs).abs().max() for ours, theirs in zip(model(pixel_values), outputs, strict=True)]
+    largest = torch.stack(differences).max().item()
+    return largest if math.isfinite(largest) else math.inf
+
+
+def verify_export(model: ExportableModel, file: Path, pixel_values: Tensor) -> float:
+    """Largest absolute difference between the logits of the file and of the model.
 
     Raises:
         ValueError: it is above `TOLERANCE`.
     """
-    if model.dynamic_size:
-        height, width = height + STRIDE, width + 2 * STRIDE
-    pixel_values = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        pairs = zip(model(pixel_values), run_exported(file, pixel_values), strict=True)
-    difference = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
-    if not difference <= TOLERANCE:
+    difference = largest_difference(model, pixel_values, run_exported(file, pixel_values))
+    if difference > TOLERANCE:
         raise ValueError(f"The exported model differs from the original by {difference:.1e}; it was not saved.")
     return difference
 
 
-def export(name: str, file: Path, height: int, width: int) -> float:
+def export(name: str, file: Path, height: int, width: int) -> tuple[float, bool]:
     """Export a saved model; the file is checked against the model before it is put in place.
 
     Args:
@@ -95,7 +135,7 @@ def export(name: str, file: Path, height: int, width: int) -> float:
         height, width: size of the traced images in pixels, multiples of 32.
 
     Returns:
-        largest absolute difference of a logit.
+        largest absolute difference of a logit, and whether the image size is dynamic.
 
     Raises:
         ValueError: an argument is invalid, or the exported model differs from the original.
@@ -108,9 +148,9 @@ def export(name: str, file: Path, height: int, width: int) -> float:
         raise ValueError(f"{height}x{width}: sides must be multiples of {STRIDE}, at least {2 * STRIDE}.")
     model = ExportableModel(load_model(name))
     with write_atomically(file) as temporary:
-        program = export_program(model, height, width)
+        exported = export_program(model, height, width)
         if file.suffix == ".onnx":
-            save_onnx(program, temporary)
+            save_onnx(exported.program, temporary)
         else:
-            torch.export.save(program, temporary)
-        return verify_export(model, temporary, height, width)
+            torch.export.save(exported.program, temporary)
+        return verify_export(model, temporary, exported.other_images()), exported.dynamic_size

@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    difference = export(args.model, args.file, args.height, args.width)
+    difference, dynamic = export(args.model, args.file, args.height, args.width)
     size = args.file.stat().st_size / 2**20
-    print(f"{args.model} -> {args.file} ({size:.1f} MiB): largest difference of a logit {difference:.1e}")
+    images = "any multiple of 32" if dynamic else f"only {args.height}x{args.width}"
+    print(f"{args.model} -> {args.file} ({size:.1f} MiB, image sides: {images}): ", end="")
+    print(f"largest difference of a logit {difference:.1e}")
