@@ -26,17 +26,17 @@ from .transformer_decoder import DecoderOutput, MaskEmbedderLinear, MPFormerCros
 class MPFormerModelOutput(ModelOutput):
     """Fields of Mask2FormerModelOutput, mask embeddings and pilot.
 
-    B batch, N queries `[pilot | matching]`, D mask feature channels, H and W the padded image size.
+    B batch, N queries `[pilot | matching]`, Q matching queries, D mask feature channels, H and W the padded image size.
 
     Attributes:
         encoder_last_hidden_state: `[B, C, H / 32, W / 32]`, last feature map of the backbone.
         pixel_decoder_last_hidden_state: `[B, D, H / 4, W / 4]`, the mask features.
-        transformer_decoder_last_hidden_state: `[B, N, hidden_dim]`.
+        transformer_decoder_last_hidden_state: `[B, Q, hidden_dim]`.
         encoder_hidden_states, pixel_decoder_hidden_states, transformer_decoder_hidden_states: all feature maps and
             states, with `output_hidden_states=True`.
         transformer_decoder_intermediate_states: normed states of every prediction, `[B, N, hidden_dim]` each.
         masks_queries_logits: masks of every prediction, `[B, N, H / 4, W / 4]` each, unless `output_masks=False`.
-        attentions: self-attention weights `[B, heads, N, N]` of every layer, with `output_attentions=True`.
+        attentions: self-attention weights `[B, heads, Q, Q]` of every layer, with `output_attentions=True`.
         mask_embeddings: of every prediction, `[B, N, D]` each; masks are their products with the mask features.
         pilot: pilot of the batch (in training with targets only).
     """
@@ -57,19 +57,14 @@ class MPFormerModelOutput(ModelOutput):
     def num_pilot_queries(self) -> int:
         return 0 if self.pilot is None else self.pilot.num_queries
 
-    def without_pilot(self) -> dict[str, Tensor | tuple[Tensor, ...] | None]:
-        """The fields that Mask2FormerForUniversalSegmentationOutput has too, without pilot queries."""
-        first = self.num_pilot_queries
-        states, attentions = self.transformer_decoder_hidden_states, self.attentions
-        return {
-            "encoder_last_hidden_state": self.encoder_last_hidden_state,
-            "pixel_decoder_last_hidden_state": self.pixel_decoder_last_hidden_state,
-            "transformer_decoder_last_hidden_state": self.transformer_decoder_last_hidden_state[:, first:],
-            "encoder_hidden_states": self.encoder_hidden_states,
-            "pixel_decoder_hidden_states": self.pixel_decoder_hidden_states,
-            "transformer_decoder_hidden_states": states and tuple(state[:, first:] for state in states),
-            "attentions": attentions and tuple(weights[:, :, first:, first:] for weights in attentions),
-        }
+    def shared_fields(self) -> dict[str, Tensor | tuple[Tensor, ...] | None]:
+        """The fields that Mask2FormerForUniversalSegmentationOutput has too; none has pilot queries."""
+        names = (
+            *("encoder_last_hidden_state", "pixel_decoder_last_hidden_state", "transformer_decoder_last_hidden_state"),
+            *("encoder_hidden_states", "pixel_decoder_hidden_states", "transformer_decoder_hidden_states"),
+            "attentions",
+        )
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -231,14 +226,16 @@ class MPFormerModel(MPFormerPreTrainedModel):
         pilot = None
         if self.training and targets is not None:
             pilot = build_pilot(targets, [tuple(level.shape[-2:]) for level in levels], config, generator)
-        decoded: DecoderOutput = self.transformer_module(mask_features, levels, pilot, bool(output_attentions))
+        decoded: DecoderOutput = self.transformer_module(
+            mask_features, levels, pilot, bool(output_hidden_states), bool(output_attentions)
+        )
         output = MPFormerModelOutput(
             encoder_last_hidden_state=features[-1],
             pixel_decoder_last_hidden_state=mask_features,
-            transformer_decoder_last_hidden_state=decoded.hidden_states[-1],
+            transformer_decoder_last_hidden_state=decoded.last_hidden_state,
             encoder_hidden_states=tuple(features) if output_hidden_states else None,
             pixel_decoder_hidden_states=tuple(levels) if output_hidden_states else None,
-            transformer_decoder_hidden_states=decoded.hidden_states if output_hidden_states else None,
+            transformer_decoder_hidden_states=decoded.hidden_states,
             transformer_decoder_intermediate_states=decoded.normed_states,
             masks_queries_logits=tuple(compute_masks(e, mask_features) for e in decoded.mask_embeddings)
             if output_masks
@@ -343,7 +340,7 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             loss=loss,
             **matching_logits(predictions[-1]),
             auxiliary_logits=[matching_logits(p) for p in predictions[:-1]] if output_auxiliary_logits else None,
-            **outputs.without_pilot(),
+            **outputs.shared_fields(),
             loss_dict=loss_dict,
             pixel_mask=pixel_mask,
         )

@@ -26,14 +26,25 @@ class DecoderOutput:
     Attributes:
         normed_states: `[B, N, C]` each, after the final layer norm.
         mask_embeddings: `[B, N, mask_feature_size]` each.
-        hidden_states: `[B, N, C]` each, before the layer norm.
-        attentions: self-attention weights `[B, heads, N, N]` of each layer, or None.
+        last_hidden_state: `[B, Q, C]`, of the matching queries, before the layer norm.
+        hidden_states: `[B, Q, C]` each, of the matching queries, before the layer norm, or None.
+        attentions: self-attention weights `[B, heads, Q, Q]` of the matching queries in each layer, or None.
     """
 
     normed_states: tuple[Tensor, ...]
     mask_embeddings: tuple[Tensor, ...]
-    hidden_states: tuple[Tensor, ...]
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+
+
+def expose(x: Tensor, first: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The part of `x` from index `first` of a dimension on, and `x` again, computed from that part: gradients of what
+    is computed from the second reach the first."""
+    if first == 0:
+        return x, x
+    part = x.narrow(dim, first, x.shape[dim] - first)
+    return part, torch.cat((x.narrow(dim, 0, first), part), dim)
 
 
 def attend(
@@ -43,29 +54,32 @@ def attend(
     heads: int,
     attention_mask: Tensor | None,
     dropout: float,
-    output_attentions: bool = False,
+    attentions_from: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Multi-head scaled dot-product attention.
 
     Args:
         query, key, value: `[B, length, C]`.
         attention_mask: bool, broadcasts to `[B, heads, queries, keys]`; True = may attend. No row may be all False.
-        output_attentions: also return the attention weights; this is slower.
+        attentions_from: also return the attention weights of the queries and keys from this index on; this is slower.
 
     Returns:
         `[B, queries, C]`, and the weights `[B, heads, queries, keys]` or None.
     """
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    weights = None
-    if output_attentions:
+    returned = None
+    if attentions_from is not None:
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if attention_mask is not None:
             scores = scores.masked_fill(~attention_mask, float("-inf"))
         weights = scores.softmax(-1)
+        returned = weights.narrow(2, attentions_from, weights.shape[2] - attentions_from)
+        returned, rows = expose(returned, attentions_from, -1)
+        weights = torch.cat((weights.narrow(2, 0, attentions_from), rows), 2) if attentions_from else returned
         out = F.dropout(weights, dropout) @ value
     else:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
-    return out.transpose(1, 2).flatten(2), weights
+    return out.transpose(1, 2).flatten(2), returned
 
 
 class MPFormerSelfAttention(nn.Module):
@@ -80,13 +94,13 @@ class MPFormerSelfAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(
-        self, hidden: Tensor, position: Tensor | None, attention_mask: Tensor | None, output_attentions: bool
+        self, hidden: Tensor, position: Tensor | None, attention_mask: Tensor | None, attentions_from: int | None
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, N, C]` -> `[B, N, C]`, and the weights `[B, heads, N, N]` or None."""
+        """`[B, N, C]` -> `[B, N, C]`, and the weights of the queries from `attentions_from` on, or None."""
         hidden_with_pos = hidden if position is None else hidden + position
         dropout = self.dropout if self.training else 0.0
         query, key, value = self.q_proj(hidden_with_pos), self.k_proj(hidden_with_pos), self.v_proj(hidden)
-        out, weights = attend(query, key, value, self.heads, attention_mask, dropout, output_attentions)
+        out, weights = attend(query, key, value, self.heads, attention_mask, dropout, attentions_from)
         return self.out_proj(out), weights
 
 
@@ -150,7 +164,7 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
         cross_attention_mask: Tensor,
         self_attention_mask: Tensor | None,
         position: Tensor | None,
-        output_attentions: bool,
+        attentions_from: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
@@ -159,15 +173,16 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
             cross_attention_mask: bool `[B, 1 or heads, N, K]`, True = may attend.
             self_attention_mask: bool `[B, 1, N, N]` or None, True = may attend.
             position: `[N, C]` or None.
+            attentions_from: also return the self-attention weights of the queries from this one on.
 
         Returns:
-            `[B, N, C]`, and the self-attention weights `[B, heads, N, N]` or None.
+            `[B, N, C]`, and the self-attention weights or None.
         """
         norm = self.cross_attn_layer_norm
         update = self.cross_attn(self._pre_norm(norm, hidden), position, key, value, cross_attention_mask)
         hidden = self._residual(norm, hidden, update)
         norm = self.self_attn_layer_norm
-        update, weights = self.self_attn(self._pre_norm(norm, hidden), position, self_attention_mask, output_attentions)
+        update, weights = self.self_attn(self._pre_norm(norm, hidden), position, self_attention_mask, attentions_from)
         hidden = self._residual(norm, hidden, update)
         norm = self.final_layer_norm
         expanded = self._dropout(self.activation(self.fc1(self._pre_norm(norm, hidden))))
@@ -211,6 +226,7 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
         values: list[Tensor],
         level_features: list[Tensor],
         pilot: Pilot | None,
+        output_hidden_states: bool,
         output_attentions: bool,
     ) -> DecoderOutput:
         """
@@ -220,28 +236,38 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
             keys, values: `[B, K, C]` of the three levels.
             level_features: mask features resized to the three levels, `[B, mask_feature_size, K]`, without gradient.
             pilot: attention masks of the pilot queries, or None.
-            output_attentions: also return the self-attention weights.
+            output_hidden_states, output_attentions: also return the hidden states and the self-attention weights of
+                the matching queries. Gradients of the loss reach them.
         """
-        normed, embeddings, states, attentions = [], [], [hidden], []
+        normed, embeddings, states, attentions = [], [], [], []
+        num_pilot = 0 if pilot is None else pilot.num_queries
 
         def predict(hidden: Tensor) -> Tensor:
+            if output_hidden_states:
+                matching, hidden = expose(hidden, num_pilot, 1)
+                states.append(matching)
             normed.append(self.layernorm(hidden))
             embeddings.append(self.mask_predictor(normed[-1]))
-            return embeddings[-1]
+            return hidden
 
         self_attention_mask = None if pilot is None else pilot.self_attention_mask
-        embedding = predict(hidden)
+        attentions_from = num_pilot if output_attentions else None
+        hidden = predict(hidden)
         for index, layer in enumerate(self.layers):
             level = index % len(keys)
-            mask = cross_attention_mask(embedding, level_features[level], pilot, index, level)
+            mask = cross_attention_mask(embeddings[-1], level_features[level], pilot, index, level)
             hidden, weights = layer(
-                hidden, keys[level], values[level], mask, self_attention_mask, position, output_attentions
+                hidden, keys[level], values[level], mask, self_attention_mask, position, attentions_from
             )
-            embedding = predict(hidden)
-            states.append(hidden)
+            hidden = predict(hidden)
             attentions.append(weights)
-        weights = tuple(attentions) if output_attentions else None
-        return DecoderOutput(tuple(normed), tuple(embeddings), tuple(states), weights)
+        return DecoderOutput(
+            tuple(normed),
+            tuple(embeddings),
+            states[-1] if states else hidden[:, num_pilot:],
+            tuple(states) if output_hidden_states else None,
+            tuple(attentions) if output_attentions else None,
+        )
 
 
 @torch.no_grad()
@@ -291,14 +317,19 @@ class MPFormerTransformerModule(nn.Module):
         self.level_embed = nn.Embedding(levels, dim)
 
     def forward(
-        self, mask_features: Tensor, levels: list[Tensor], pilot: Pilot | None = None, output_attentions: bool = False
+        self,
+        mask_features: Tensor,
+        levels: list[Tensor],
+        pilot: Pilot | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> DecoderOutput:
         """
         Args:
             mask_features: `[B, mask_feature_size, H / 4, W / 4]`.
             levels: `[B, feature_size, H / s, W / s]`, s = 32, 16, 8.
             pilot: pilot queries, or None.
-            output_attentions: also return the self-attention weights.
+            output_hidden_states, output_attentions: also return those of the matching queries.
         """
         keys, values, level_features = [], [], []
         # Called instead of reading `.weight`, since accelerate's offloading loads weights in `forward` only.
@@ -319,4 +350,6 @@ class MPFormerTransformerModule(nn.Module):
             hidden = torch.cat((contents.to(hidden.dtype), hidden), dim=1)
             if position is not None:  # pilot queries have no learned position
                 position = F.pad(position, (0, 0, pilot.num_queries, 0))
-        return self.decoder(hidden, position, keys, values, level_features, pilot, output_attentions)
+        return self.decoder(
+            hidden, position, keys, values, level_features, pilot, output_hidden_states, output_attentions
+        )

@@ -233,7 +233,7 @@ def outputs_of(model, batch, seed=5):
         out = model.model(
             batch["pixel_values"], targets=targets, output_masks=False, generator=torch.Generator().manual_seed(seed)
         )
-    return out.transformer_decoder_last_hidden_state, out.pilot
+    return out.transformer_decoder_intermediate_states[-1], out.pilot
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_matching_queries_do_not_see_the_pilot(model, noise):
         setattr(model.config, name, value)
     model.eval()
     with torch.no_grad():
-        expected = model.model(batch["pixel_values"]).transformer_decoder_last_hidden_state
+        expected = model.model(batch["pixel_values"]).transformer_decoder_intermediate_states[-1]
     states, pilot = outputs_of(model, batch)
     torch.testing.assert_close(states[:, pilot.num_queries :], expected, atol=2e-5, rtol=0)
 

@@ -173,6 +173,27 @@ def test_training_output_holds_matching_queries_only():
     assert len(output.loss_dict) == 5 * 3 * 2
 
 
+@pytest.mark.parametrize("groups", [None, 1, 2])
+def test_gradients_reach_hidden_states_and_attentions(groups):
+    options = {"mask_piloting": False} if groups is None else {"pilot_groups": groups}
+    model = tiny_model(**options).train()
+    losses, batch = [], batch_of((3, 1))
+    for outputs in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        given = {"output_hidden_states": outputs, "output_attentions": outputs}
+        output = model(**batch, **given, generator=generator)
+        losses.append(output.loss)
+        if outputs:
+            kept = [*output.transformer_decoder_hidden_states, *output.attentions]
+            kept += [*output.encoder_hidden_states, *output.pixel_decoder_hidden_states]
+            kept += [output.transformer_decoder_last_hidden_state]
+            for tensor in kept:
+                tensor.retain_grad()
+            output.loss.backward()
+            assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in kept)
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-5)
+
+
 def test_loss_without_pilot():
     batch = batch_of((3, 1))
     model = tiny_model(mask_piloting=False).train()

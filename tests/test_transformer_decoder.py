@@ -79,9 +79,11 @@ def test_attention_with_weights_equals_fused_attention():
     query, key, value = torch.randn(3, 2, 5, 8).unbind()
     mask = torch.rand(2, 1, 5, 5) > 0.3
     mask[..., 0] = True
-    fused, none = transformer_decoder.attend(query, key, value, 2, mask, 0.0, False)
-    with_weights, weights = transformer_decoder.attend(query, key, value, 2, mask, 0.0, True)
+    fused, none = transformer_decoder.attend(query, key, value, 2, mask, 0.0, None)
+    with_weights, weights = transformer_decoder.attend(query, key, value, 2, mask, 0.0, 0)
     assert none is None
     torch.testing.assert_close(fused, with_weights)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 5))
     assert (weights[~mask.expand_as(weights)] == 0).all()
+    again, part = transformer_decoder.attend(query, key, value, 2, mask, 0.0, 2)
+    assert torch.equal(part, weights[:, :, 2:, 2:]) and torch.equal(again, with_weights)
