@@ -1,6 +1,6 @@
 """Generate a panoptic dataset: rendered solids on photographed grounds (with scikit-image, for its photographs).
 
-python -m scripts.make_solids_dataset data/solids --train 1000 --validation 60 --test 100
+python -m scripts.make_solids_dataset data/solids --train 2500 --validation 60 --test 100
 
 Things: sphere, cube, cylinder, cone, shaded, with a shadow and a photograph as surface, seen from above. Stuff:
 brick, grass, gravel, and photograph (of anything else). The splits share no photographed pixel: each has its own
@@ -158,7 +158,7 @@ def draw_solid(
 
 
 def draw_scene(rng: np.random.Generator, size: int, split: str) -> Scene:
-    """A scene of one or two grounds and up to six solids, the lower ones in front."""
+    """A scene of one or two grounds and up to five solids, the lower ones in front."""
     side = size * SUPERSAMPLING
     first, second = rng.choice(range(NUM_THINGS, len(NAMES)), 2, replace=False).tolist()
     image, ids, classes = draw_ground(rng, first, side, split), np.full((side, side), 1, dtype=np.int32), {1: first}
@@ -170,10 +170,10 @@ def draw_scene(rng: np.random.Generator, size: int, split: str) -> Scene:
     elevation, angle = rng.uniform(0.45, 0.8), rng.uniform(0, 2 * np.pi)
     light = np.array([0.7 * np.cos(angle), -0.5, 0.55])
     light /= np.linalg.norm(light)
-    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 7))
+    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 6))
     areas: dict[int, int] = {}
     for segment, y in enumerate(np.sort(rng.uniform(0.08, 0.92, count) * side).astype(int).tolist(), 3):
-        label, radius = int(rng.integers(NUM_THINGS)), rng.uniform(0.09, 0.19) * side
+        label, radius = int(rng.integers(NUM_THINGS)), rng.uniform(0.11, 0.2) * side
         pixels, normals = render_solid(label, radius, elevation, rng.uniform(0, 2 * np.pi))
         x = find_column(rng, ids, pixels, y, areas)
         if x is None:
