@@ -3,6 +3,7 @@
 Label convention: class ids are 0..K-1; 255 (`ignore_index`) is void in label maps.
 """
 
+import logging
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, ClassVar
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
-from transformers.image_transforms import group_images_by_shape, reorder_images
-from transformers.image_utils import PILImageResampling
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_transforms import get_size_with_aspect_ratio, group_images_by_shape, reorder_images
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .boxes import mask_boxes
@@ -24,12 +26,18 @@ from .postprocessing import ResizeGeometry, instance_inference, instances_to_map
 from .ranges import check_range
 
 TASKS = ("semantic", "instance", "panoptic")
+# Of saved files; and num_labels, which Mask2Former's processor has and does not use either.
+METADATA = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "num_labels"}
+
+logger = logging.getLogger(__name__)
 
 
 class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     """Arguments of Mask2Former's processor, and those of post-processing.
 
     size_divisor: the sides of padded images are multiples of it.
+    stretch_to_divisor: images are not padded to multiples of `size_divisor` but resized to them, which changes their
+        aspect ratio, as Mask2FormerImageProcessor does; only smaller images of a batch are padded.
     ignore_index: void in segmentation maps of classes.
     do_reduce_labels: id 0 becomes void, other ids become one less; void remains void.
     task: semantic, instance or panoptic; default task of the pipeline.
@@ -38,6 +46,7 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     size_divisor: int | None
+    stretch_to_divisor: bool | None
     ignore_index: int | None
     do_reduce_labels: bool | None
     task: str | None
@@ -63,6 +72,7 @@ class MPFormerImageProcessorMixin:
     do_convert_rgb = True
     do_reduce_labels = False
     size_divisor = 32
+    stretch_to_divisor = False
     ignore_index = 255
     task = "panoptic"
     threshold = 0.5
@@ -71,6 +81,10 @@ class MPFormerImageProcessorMixin:
     label_ids_to_fuse = ()
 
     def __init__(self, **kwargs):
+        kwargs = rename_old_fields(kwargs, dict(self.size))
+        unknown = sorted(set(kwargs) - set(self.valid_kwargs.__annotations__) - METADATA)
+        if unknown:
+            logger.warning("%s has no fields %s; they have no effect.", type(self).__name__, ", ".join(unknown))
         super().__init__(**kwargs)
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
@@ -78,7 +92,14 @@ class MPFormerImageProcessorMixin:
         if isinstance(self.label_ids_to_fuse, str) or not all(isinstance(label, Integral) for label in fused):
             raise ValueError(f"label_ids_to_fuse must be a list of class ids, got {self.label_ids_to_fuse!r}.")
         self.label_ids_to_fuse = sorted(int(label) for label in fused)
-        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"):
+        for name in (
+            "do_resize",
+            "do_rescale",
+            "do_normalize",
+            "do_convert_rgb",
+            "do_reduce_labels",
+            "stretch_to_divisor",
+        ):
             if not isinstance(getattr(self, name), (bool, type(None))):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         for name, interval in (("size_divisor", "[1, inf)"), ("rescale_factor", "(0, inf)")):
@@ -140,11 +161,15 @@ class MPFormerImageProcessorMixin:
             raise ValueError("images is empty.")
         if kwargs["do_center_crop"] or kwargs["do_pad"] is False:
             raise ValueError("do_center_crop=True and do_pad=False are not supported.")
+        if kwargs.get("data_format") not in (None, ChannelDimension.FIRST):
+            raise ValueError(f"data_format must be channels_first, got {kwargs['data_format']!r}.")
         for index, image in enumerate(images):
             if image.shape[0] != len(kwargs["image_mean"]) and kwargs["do_normalize"]:
-                raise ValueError(
-                    f"Image {index} has {image.shape[0]} channels, image_mean has {len(kwargs['image_mean'])}."
-                )
+                reason = "images are converted to RGB unless do_convert_rgb=False"
+                if not do_convert_rgb:
+                    reason = "images are not converted to RGB, do_convert_rgb is False"
+                channels = f"{image.shape[0]} channels, image_mean has {len(kwargs['image_mean'])}"
+                raise ValueError(f"Image {index} has {channels}; {reason}.")
             if kwargs["do_resize"]:
                 check_shape(tuple(image.shape[-2:]), kwargs["size"].longest_edge)
         if maps is not None:
@@ -183,12 +208,12 @@ class MPFormerImageProcessorMixin:
 
     # --- Post-processing ---
 
-    def _geometries(self, outputs, target_sizes: Sequence[tuple[int, int]] | Tensor | None) -> list[ResizeGeometry]:
-        masks = outputs.masks_queries_logits
+    def _geometries(
+        self, masks: Tensor, pixel_mask: Tensor | None, target_sizes: Sequence[tuple[int, int]] | Tensor | None
+    ) -> list[ResizeGeometry]:
         batch = len(masks)
         padded = tuple(4 * side for side in masks.shape[-2:])
         images = [padded] * batch
-        pixel_mask = getattr(outputs, "pixel_mask", None)
         if pixel_mask is not None:
             padded = tuple(pixel_mask.shape[-2:])
             sizes = torch.stack((pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)), 1).long()
@@ -206,12 +231,14 @@ class MPFormerImageProcessorMixin:
         return [ResizeGeometry(padded, image, target) for image, target in zip(images, targets, strict=True)]
 
     def _per_image(self, outputs, target_sizes):
-        for name in ("class_queries_logits", "masks_queries_logits"):
-            if not torch.isfinite(getattr(outputs, name)).all():
+        names = ("class_queries_logits", "masks_queries_logits")
+        classes, masks = (torch.as_tensor(getattr(outputs, name)).detach() for name in names)
+        for name, logits in zip(names, (classes, masks), strict=True):
+            if not torch.isfinite(logits).all():
                 raise ValueError(f"{name} has values that are not finite; the model's weights or inputs are broken.")
-        logits = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
-        for (classes, masks), geometry in zip(logits, self._geometries(outputs, target_sizes), strict=True):
-            yield classes.detach(), masks.detach(), geometry
+        pixel_mask = getattr(outputs, "pixel_mask", None)
+        pixel_mask = None if pixel_mask is None else torch.as_tensor(pixel_mask)
+        return zip(classes, masks, self._geometries(masks, pixel_mask, target_sizes), strict=True)
 
     def _threshold(self, value: float | None, name: str) -> float:
         """A threshold, by default the processor's.
@@ -227,25 +254,28 @@ class MPFormerImageProcessorMixin:
 
     def post_process_semantic_segmentation(
         self, outputs, target_sizes=None, return_segmentation_scores: bool = False
-    ) -> list[Tensor] | list[dict[str, Tensor]]:
-        """The most likely class of each pixel.
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """The most likely class of each pixel. Semantic models (`task`) sum class scores at the processed size and
+        resize the sums, others resize the masks first, as in the official code.
 
         Args:
-            outputs: [`MPFormerForUniversalSegmentationOutput`] or Mask2Former's. Padding is cropped by its
+            outputs: [`MPFormerForUniversalSegmentationOutput`] or Mask2Former's, or any object with
+                `class_queries_logits` and `masks_queries_logits`, torch or numpy. Padding is cropped by its
                 `pixel_mask`, if it has one.
             target_sizes: (height, width) of each result; default: the processed image without padding.
             return_segmentation_scores: also return scores.
 
         Returns:
-            per image int64 `[H, W]`, or a dict of `segmentation` int64 `[H, W]` and `scores` float32 `[K, H, W]`, at
-            least 0.
+            per image int64 `[H, W]`, or an output with `segmentation` int64 `[H, W]` and `segmentation_scores` float32
+            `[K, H, W]`, at least 0.
         """
         results = []
         for classes, masks, geometry in self._per_image(outputs, target_sizes):
-            scores = semantic_inference(classes, masks, geometry)
-            segmentation = scores.argmax(0)
-            with_scores = {"segmentation": segmentation, "scores": scores}
-            results.append(with_scores if return_segmentation_scores else segmentation)
+            scores = semantic_inference(classes, masks, geometry, resize_scores=self.task == "semantic")
+            result = SemanticSegmentationPostProcessorOutput(
+                {"segmentation": scores.argmax(0), "segmentation_scores": scores}
+            )
+            results.append(result if return_segmentation_scores else result.segmentation)
         return results
 
     def post_process_instance_segmentation(
@@ -356,14 +386,17 @@ class MPFormerImageProcessorMixin:
 class MPFormerImageProcessor(MPFormerImageProcessorMixin, TorchvisionBackend):
     """Image processor of MP-Former with torchvision; for its fields see [`MPFormerImageProcessorKwargs`]."""
 
-    def transform_images(self, images, *, do_resize, size, resample, disable_grouping, **kwargs) -> list[Tensor]:
+    def transform_images(
+        self, images, *, do_resize, size, resample, stretch_to_divisor, size_divisor, disable_grouping, **kwargs
+    ) -> list[Tensor]:
         """Resize, rescale and normalise `[C, H, W]` images, without padding."""
         groups, order = group_images_by_shape(images, disable_grouping=disable_grouping)
         steps = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         transformed = {}
         for shape, stacked in groups.items():
             if do_resize:
-                stacked = self.resize(stacked, size=size, resample=resample)
+                target = stretched_size(stacked.shape[-2:], size, size_divisor) if stretch_to_divisor else size
+                stacked = self.resize(stacked, size=target, resample=resample)
             transformed[shape] = self.rescale_and_normalize(stacked, *(kwargs[step] for step in steps))
         return reorder_images(transformed, order)
 
@@ -371,18 +404,60 @@ class MPFormerImageProcessor(MPFormerImageProcessorMixin, TorchvisionBackend):
 class MPFormerImageProcessorPil(MPFormerImageProcessorMixin, PilBackend):
     """Image processor of MP-Former with PIL and NumPy; for its fields see [`MPFormerImageProcessorKwargs`]."""
 
-    def transform_images(self, images, *, do_resize, size, resample, **kwargs) -> list[Tensor]:
+    def transform_images(
+        self, images, *, do_resize, size, resample, stretch_to_divisor, size_divisor, **kwargs
+    ) -> list[Tensor]:
         """Resize, rescale and normalise `[C, H, W]` images, without padding."""
         transformed = []
         for image in images:
             if do_resize:
-                image = self.resize(image, size=size, resample=resample)
+                target = stretched_size(image.shape[-2:], size, size_divisor) if stretch_to_divisor else size
+                image = self.resize(image, size=target, resample=resample)
             if kwargs["do_rescale"]:
                 image = self.rescale(image, kwargs["rescale_factor"])
             if kwargs["do_normalize"]:
                 image = self.normalize(image, kwargs["image_mean"], kwargs["image_std"])
             transformed.append(torch.from_numpy(np.ascontiguousarray(image)))
         return transformed
+
+
+def rename_old_fields(fields: dict, default_size: dict) -> dict:
+    """Fields as they are named today, of processors that were saved by earlier versions of transformers:
+    `size=800, max_size=1333` is `{"shortest_edge": 800, "longest_edge": 1333}`, `reduce_labels` is `do_reduce_labels`.
+
+    Raises:
+        ValueError: `max_size` is given besides a `longest_edge`, or besides height and width.
+    """
+    fields = dict(fields)
+    if "reduce_labels" in fields:
+        fields.setdefault("do_reduce_labels", fields.pop("reduce_labels"))
+    saved, max_size = fields.pop("_max_size", None), fields.pop("max_size", None)
+    size = fields.get("size")
+    if isinstance(size, dict) and max_size is not None and set(size) != {"shortest_edge"}:
+        raise ValueError(f"max_size is the longest_edge of size; give one of them, got {max_size} and {size}.")
+    max_size = saved if max_size is None else max_size
+    if max_size is not None and (size is None or isinstance(size, int) or set(size) == {"shortest_edge"}):
+        shortest = (
+            default_size["shortest_edge"] if size is None else size if isinstance(size, int) else size["shortest_edge"]
+        )
+        fields["size"] = {"shortest_edge": shortest, "longest_edge": max_size}
+    return fields
+
+
+def stretched_size(image: tuple[int, int], size: SizeDict, divisor: int | None) -> SizeDict:
+    """Size (height, width) that an image is resized to, rounded up to multiples of `divisor`.
+
+    Raises:
+        ValueError: `size` is neither shortest and longest edge nor height and width.
+    """
+    if size.shortest_edge and size.longest_edge:
+        height, width = get_size_with_aspect_ratio(tuple(image), size.shortest_edge, size.longest_edge)
+    elif size.height and size.width:
+        height, width = size.height, size.width
+    else:
+        raise ValueError("stretch_to_divisor needs a size of shortest_edge and longest_edge, or of height and width.")
+    height, width = (-(-side // (divisor or 1)) * (divisor or 1) for side in (height, width))
+    return SizeDict(height=height, width=width)
 
 
 def check_shape(size: tuple[int, int], longest_edge: int | None) -> None:

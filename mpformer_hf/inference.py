@@ -114,7 +114,7 @@ class Predictor:
         process = getattr(self.processor, POSTPROCESS[self.task])
         if self.task == "semantic":
             results = process(outputs, target_sizes=sizes, return_segmentation_scores=scores)
-            return [(result["scores"] if scores else result).cpu() for result in results]
+            return [(result.segmentation_scores if scores else result).cpu() for result in results]
         binary = {"return_binary_maps": True} if self.task == "instance" else {}
         results = process(outputs, threshold=self.options.threshold, target_sizes=sizes, **binary)
         return [{**result, "segmentation": result["segmentation"].cpu()} for result in results]

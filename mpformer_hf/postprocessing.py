@@ -6,6 +6,7 @@ result; then the rule of the task is applied. Only queries above the score thres
 Shape letters: Q queries, K classes, h and w the size of the mask logits, H and W the size of the result.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,16 +47,24 @@ def resize_in_chunks(masks: Tensor, geometry: ResizeGeometry):
         yield first, resize_masks(masks[first : first + CHUNK], geometry)
 
 
-def semantic_inference(class_logits: Tensor, mask_logits: Tensor, geometry: ResizeGeometry) -> Tensor:
+def semantic_inference(
+    class_logits: Tensor, mask_logits: Tensor, geometry: ResizeGeometry, resize_scores: bool = False
+) -> Tensor:
     """Sum over queries of class probability x mask probability.
 
     Args:
         class_logits: `[Q, K + 1]`.
         mask_logits: `[Q, h, w]`.
+        resize_scores: sum at the size of the processed image and resize the sums to the target, as the official code
+            does for semantic models; False: resize the mask logits, as it does for panoptic ones.
 
     Returns:
         float32 `[K, H, W]`, at least 0, not normalised over classes.
     """
+    if resize_scores and geometry.image != geometry.target:
+        processed = ResizeGeometry(geometry.padded, geometry.image, geometry.image)
+        scores = semantic_inference(class_logits, mask_logits, processed)
+        return F.interpolate(scores[None], size=geometry.target, mode="bilinear", align_corners=False)[0]
     classes = class_logits.float().softmax(-1)[:, :-1].T
     scores = classes.new_zeros(len(classes), geometry.target[0] * geometry.target[1])
     for first, masks in resize_in_chunks(mask_logits, geometry):
@@ -92,7 +101,7 @@ def instance_inference(
         class_logits: `[Q, K + 1]`.
         mask_logits: `[Q, h, w]`.
         threshold: smallest score.
-        mask_threshold: pixels of a higher probability belong to the mask.
+        mask_threshold: pixels of a higher probability belong to the mask; 0.5 means logits above 0.
         max_detections: number of pairs with the highest class probabilities that are considered.
         exclude_labels: classes that are left out (stuff, for a panoptic model).
     """
@@ -109,9 +118,13 @@ def instance_inference(
     unique, which = queries.unique(return_inverse=True)
     masks = torch.zeros(len(unique), *geometry.target, dtype=torch.bool, device=mask_logits.device)
     quality = scores.new_zeros(len(unique))
+    # Not "probability > threshold": the sigmoid of a tiny positive logit rounds to 0.5.
+    least = (
+        math.log(mask_threshold / (1 - mask_threshold)) if 0 < mask_threshold < 1 else (mask_threshold - 0.5) * math.inf
+    )
     for first, part in resize_in_chunks(mask_logits[unique], geometry):
+        inside = part > least
         probability = part.sigmoid_()
-        inside = probability > mask_threshold
         masks[first : first + len(part)] = inside
         area = inside.flatten(1).sum(1)
         quality[first : first + len(part)] = (probability * inside).flatten(1).sum(1) / (area + 1e-6)

@@ -1,5 +1,7 @@
 """Image processors: both backends, maps to masks, bad input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,77 @@ def test_equals_mask2former_where_nothing_is_stretched():
     ours = MPFormerImageProcessor(do_resize=False)(image)["pixel_values"]
     theirs = Mask2FormerImageProcessor(do_resize=False)(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 70, "longest_edge": 100}, {"height": 50, "width": 70}])
+@pytest.mark.parametrize("shapes", [[(50, 100)], [(80, 60), (50, 100), (33, 77)], [(64, 64)]])
+def test_stretching_equals_mask2former(size, shapes):
+    images = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
+    rng = np.random.default_rng(0)
+    maps = [rng.integers(0, 3, (h // 10 + 1, w // 10 + 1)).repeat(10, 0).repeat(10, 1)[:h, :w] for h, w in shapes]
+    ours = MPFormerImageProcessor(size=size, stretch_to_divisor=True)(images, maps)
+    theirs = Mask2FormerImageProcessor(size=size)(images, maps, return_tensors="pt")
+    for name in ("pixel_values", "pixel_mask"):
+        assert torch.equal(ours[name], theirs[name]), name
+    for a, b, mask in zip(ours["mask_labels"], theirs["mask_labels"], ours["pixel_mask"].bool(), strict=True):
+        assert torch.equal(a[:, mask], b[:, mask].bool())
+    for a, b in zip(ours["class_labels"], theirs["class_labels"], strict=True):
+        assert torch.equal(a, b)
+    if shapes == [(50, 100)] and "height" not in size:
+        assert not (MPFormerImageProcessor(size=size)(images)["pixel_mask"] == 1).all(), "nothing was padded"
+
+
+def test_stretching_with_pil():
+    images = [picture(50, 100), picture(80, 60)]
+    fields = {"size": {"shortest_edge": 70, "longest_edge": 100}, "stretch_to_divisor": True}
+    fast, pil = (backend(**fields)(images) for backend in BACKENDS)
+    torch.testing.assert_close(fast["pixel_values"], pil["pixel_values"], atol=0.06, rtol=0)
+    assert torch.equal(fast["pixel_mask"], pil["pixel_mask"])
+    with pytest.raises(ValueError, match="stretch_to_divisor needs a size of shortest_edge and longest_edge, or of"):
+        MPFormerImageProcessor(size={"longest_edge": 64}, stretch_to_divisor=True)(images)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sizes_of_older_versions(backend, tmp_path):
+    expected = {"shortest_edge": 800, "longest_edge": 1333}
+
+    def size_of(**fields):
+        return {name: side for name, side in dict(backend(**fields).size).items() if side is not None}
+
+    assert size_of(size=800, max_size=1333) == expected == size_of(max_size=1333)
+    assert size_of(size={"shortest_edge": 800}, max_size=1333) == expected
+    assert size_of(size=expected, _max_size=1000) == expected, "_max_size is of files, which have the size too"
+    assert size_of(size=640) == {"shortest_edge": 640}
+    with pytest.raises(ValueError, match="max_size is the longest_edge of size; give one of them"):
+        backend(size=expected, max_size=1000)
+    old = {"size": 256, "max_size": 320, "reduce_labels": True, "num_labels": 150, "feature_extractor_type": "Any"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
+    loaded = backend.from_pretrained(tmp_path)
+    assert loaded(picture(100, 600))["pixel_values"].shape == (1, 3, 64, 320) and loaded.do_reduce_labels
+    loaded.save_pretrained(tmp_path)
+    again = backend.from_pretrained(tmp_path)
+    assert dict(again.size) == dict(loaded.size) and again.do_reduce_labels
+
+
+def test_fields_that_do_not_exist_are_named(caplog):
+    MPFormerImageProcessor(treshold=0.3, num_labels=3)
+    assert "MPFormerImageProcessor has no fields treshold; they have no effect." in caplog.text
+    with pytest.raises(ValueError, match="data_format must be channels_first"):
+        MPFormerImageProcessor()(picture(40, 60), data_format="channels_last")
+
+
+def test_one_channel_and_one_mean():
+    grey = picture(40, 60).convert("L")
+    with pytest.raises(
+        ValueError, match=r"3 channels, image_mean has 1; .* converted to RGB unless do_convert_rgb=False"
+    ):
+        MPFormerImageProcessor(image_mean=[0.5], image_std=[0.5])(grey)
+    with pytest.raises(
+        ValueError, match=r"1 channels, image_mean has 3; .* not converted to RGB, do_convert_rgb is False"
+    ):
+        MPFormerImageProcessor(do_convert_rgb=False)(np.zeros((40, 60, 1), dtype=np.uint8))
+    processor = MPFormerImageProcessor(image_mean=[0.5], image_std=[0.5], do_convert_rgb=False, do_resize=False)
+    assert processor(np.zeros((40, 60, 1), dtype=np.uint8))["pixel_values"].shape == (1, 1, 64, 64)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -9,6 +9,7 @@ import torch
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from mpformer_hf import MPFormerImageProcessor, postprocessing
 from mpformer_hf.postprocessing import (
@@ -198,8 +199,55 @@ def test_padding_is_cropped_and_the_size_is_the_callers():
     result = processor.post_process_semantic_segmentation(
         outputs, target_sizes=[(100, 150)], return_segmentation_scores=True
     )[0]
-    torch.testing.assert_close(result["scores"], expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(result["segmentation"], expected.argmax(0))
+    assert isinstance(result, SemanticSegmentationPostProcessorOutput)
+    torch.testing.assert_close(result.segmentation_scores, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(result.segmentation, expected.argmax(0))
+
+
+def test_semantic_models_sum_scores_before_they_are_resized():
+    pixel_mask = torch.zeros(1, 64, 96, dtype=torch.int64)
+    pixel_mask[:, :40, :60] = 1
+    outputs = outputs_of([box(0, 8, 0, 8)] * 3, [0, 1, 2], pixel_mask=pixel_mask)
+    outputs.masks_queries_logits = 4 * torch.randn(1, 3, 16, 24)
+    full = F.interpolate(outputs.masks_queries_logits, size=(64, 96), mode="bilinear", align_corners=False)
+    classes = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
+    summed = torch.einsum("qk,qhw->khw", classes, full[0].sigmoid())[..., :40, :60]
+    expected = F.interpolate(summed[None], size=(100, 150), mode="bilinear", align_corners=False)[0]
+    results = {}
+    for task in ("semantic", "panoptic"):
+        processor = MPFormerImageProcessor(task=task)
+        results[task] = processor.post_process_semantic_segmentation(outputs, [(100, 150)], True)[0].segmentation_scores
+    torch.testing.assert_close(results["semantic"], expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(results["panoptic"], expected, atol=1e-3)
+    same = MPFormerImageProcessor(task="semantic").post_process_semantic_segmentation(outputs, None, True)[0]
+    torch.testing.assert_close(same.segmentation_scores, summed, atol=1e-5, rtol=1e-5)
+
+
+def test_instances_cover_the_pixels_of_positive_logits():
+    logits = torch.tensor([[[1e-9, -1e-9], [3.0, -3.0]]])
+    assert (logits.sigmoid() > 0.5).sum() == 1, "the tiny positive logit should round to 0.5"
+    geometry = ResizeGeometry((2, 2), (2, 2), (2, 2))
+    found = instance_inference(torch.tensor([[9.0, -9.0]]), logits, geometry)
+    assert found.masks[0].tolist() == [[True, False], [True, False]]
+    areas = [
+        int(instance_inference(torch.tensor([[9.0, -9.0]]), logits, geometry, 0.0, t).masks.sum()) for t in (0, 0.9, 1)
+    ]
+    assert areas == [4, 1, 0]
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_numpy_logits_give_the_same_results(task):
+    outputs = SimpleNamespace(
+        class_queries_logits=5 * torch.randn(2, 6, 4), masks_queries_logits=5 * torch.randn(2, 6, 16, 24)
+    )
+    arrays = SimpleNamespace(**{name: tensor.numpy() for name, tensor in vars(outputs).items()})
+    process = getattr(MPFormerImageProcessor(threshold=0.1), f"post_process_{task}_segmentation")
+    sizes = [(40, 60), (64, 96)]
+    for a, b in zip(process(outputs, target_sizes=sizes), process(arrays, target_sizes=np.array(sizes)), strict=True):
+        if task == "semantic":
+            assert torch.equal(a, b)
+        else:
+            assert torch.equal(a["segmentation"], b["segmentation"]) and a["segments_info"] == b["segments_info"]
 
 
 def test_wrong_number_of_target_sizes():
