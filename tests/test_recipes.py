@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mpformer_hf.arguments import merge, read_recipe
+from mpformer_hf.arguments import as_flags, merge, read_recipe
 from mpformer_hf.data.labels import Labels
 from tests.tiny import tiny_model
 from training.arguments import RECIPES, parse_arguments
@@ -188,3 +188,12 @@ def test_later_recipes_and_flags_override(tmp_path):
     expected = {"hidden_dim": 64, "backbone_config": {"model_type": "swin", "embed_dim": 8, "depths": [1]}}
     assert read_recipe(str(tmp_path / "b.yaml")) == {"model_fields": expected}
     assert merge({"a": {"model_type": "x", "b": 1}}, {"a": {"model_type": "y"}}) == {"a": {"model_type": "y"}}
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES / "study" / "arms").glob("*.yaml")), ids=lambda file: file.stem)
+def test_flags_of_all_arms_exist(file):
+    arms = read_recipe(str(file))
+    assert arms
+    for own in arms.values():
+        given = parse_arguments(as_flags(own)).as_dict()
+        assert set(own) <= set(given) and given["model_fields"] == json.dumps(own.get("model_fields", {}))
