@@ -79,6 +79,12 @@ class MPFormerConfig(Mask2FormerConfig):
     """
 
     model_type = "mpformer"
+    # What Trainer does not collect in evaluation; post-processing needs the logits and the pixel mask.
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        *("auxiliary_logits", "encoder_last_hidden_state", "pixel_decoder_last_hidden_state"),
+        *("transformer_decoder_last_hidden_state", "encoder_hidden_states", "pixel_decoder_hidden_states"),
+        *("transformer_decoder_hidden_states", "attentions", "loss_dict"),
+    ]
     backbones_supported = BACKBONES
 
     mask_piloting: bool = True
@@ -128,3 +134,12 @@ class MPFormerConfig(Mask2FormerConfig):
             "feature_strides",
             "(4, 8, 16, 32) with common_stride 4",
         )
+
+    @classmethod
+    def get_config_dict(cls, name, **kwargs) -> tuple[dict, dict]:
+        """Fields of a saved configuration. Mask2Former's becomes MP-Former's here, so that transformers does not warn
+        about the other type."""
+        fields, unused = super().get_config_dict(name, **kwargs)
+        if fields.get("model_type") == Mask2FormerConfig.model_type:
+            fields = {**fields, "model_type": cls.model_type}
+        return fields, unused

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedModel, initialization
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
 from .backbone import build_backbone, image_channels
@@ -185,6 +186,20 @@ class MPFormerPreTrainedModel(PreTrainedModel):
             initialization.zeros_(module.bias)
 
 
+def rename_saved_weights(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    """Before `load_state_dict`: rename weights of a file of `save_pretrained`, which for some backbones (Swin) has the
+    names of earlier versions of transformers, in place. `from_pretrained` renames them itself; Trainer does not when it
+    resumes."""
+    own = model.state_dict(keep_vars=True)
+    if all(prefix + name in state_dict for name in own):
+        return
+    names = {id(tensor): name for name, tensor in own.items()}
+    for saved, tensor in revert_weight_conversion(model, own).items():
+        name = names.get(id(tensor))
+        if name not in (None, saved) and prefix + saved in state_dict and saved not in own:
+            state_dict[prefix + name] = state_dict.pop(prefix + saved)
+
+
 class MPFormerModel(MPFormerPreTrainedModel):
     """MP-Former without class predictor and loss."""
 
@@ -259,6 +274,7 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         self.model = MPFormerModel(config)
         self.class_predictor = ClassPredictor(config.hidden_dim, config.num_labels + 1)
         self.criterion = MPFormerCriterion(config)
+        self.register_load_state_dict_pre_hook(rename_saved_weights)
         self.post_init()
 
     def forward(

@@ -13,17 +13,9 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from transformers import Trainer as HuggingFaceTrainer
-from transformers import TrainingArguments
 
-from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
-from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
 from tests.runs import flags, run_together
-from tests.tiny import tiny_model
 from training import engine, finetune
-from training.arguments import TransformArguments
-from training.batches import SeededSampler, TrainingDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -201,35 +193,3 @@ def test_unsupported_fsdp_settings_are_refused(shapes, tmp_path, setting, messag
     command = [sys.executable, ROOT / "tests" / "sharded_run.py", *flags(shapes, tmp_path / "a")]
     with pytest.raises(AssertionError, match=f"error: fsdp_config: {message}"):
         run_together(command, processes=2, **environment)
-
-
-def test_the_model_trains_under_transformers_trainer(shapes, tmp_path):
-    data = open_dataset(DataArguments(dataset_name=str(shapes), task="panoptic"), "train")
-    processor = MPFormerImageProcessor(size={"height": 64, "width": 64})
-    arguments = TransformArguments(augmentation="crop", crop_size=[64, 64], shortest_edges=[64])
-    batches = TrainingDataset(data, arguments, processor)
-    order = list(zip(range(len(batches)), SeededSampler(len(batches), 0), strict=False))
-    examples = [batches[pair] for _, pair in order]
-    model = tiny_model(num_labels=8).train()
-    before = model.class_predictor.weight.detach().clone()
-    trainer = HuggingFaceTrainer(
-        model,
-        TrainingArguments(
-            str(tmp_path / "out"),
-            per_device_train_batch_size=2,
-            max_steps=3,
-            learning_rate=1e-3,
-            logging_steps=1,
-            remove_unused_columns=False,
-            report_to="none",
-            use_cpu=True,
-        ),
-        train_dataset=examples,
-        data_collator=batches.collate,
-    )
-    trainer.train()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    assert len(losses) == 3 and all(loss > 0 for loss in losses)
-    assert not torch.equal(model.class_predictor.weight.cpu(), before)
-    saved = MPFormerForUniversalSegmentation.from_pretrained(tmp_path / "out" / "checkpoint-3")
-    torch.testing.assert_close(saved.class_predictor.weight, model.class_predictor.weight.detach().cpu())

@@ -161,7 +161,14 @@ def predict_batch(
     and as `drawn` the result to draw."""
     with accelerator.autocast():
         outputs = model(**send_to_device(batch["inputs"], accelerator.device))
-    sizes = {"target_sizes": batch["sizes"]}
+    return results_of(outputs, batch["sizes"], processor, max_detections)
+
+
+def results_of(
+    outputs, image_sizes: list[tuple[int, int]], processor: MPFormerImageProcessor, max_detections: int = 100
+) -> list[dict]:
+    """Results of model outputs at (height, width) `image_sizes`, see `predict_batch`."""
+    sizes = {"target_sizes": image_sizes}
     if processor.task == "instance":
         options = {"threshold": 0.0, "max_detections": max_detections, "return_binary_maps": True}
         results = processor.post_process_instance_segmentation(outputs, **sizes, **options)
