@@ -61,7 +61,7 @@ def test_intervals_in_words():
         ("pilot_groups", 0),
         ("pilot_label_noise", 1.5),
         ("save_total_limit", 0),
-        ("eval_shortest_edge", 2000),
+        ("eval_shortest_edge", 8),
         ("void_label", -1),
     ],
 )
@@ -72,6 +72,13 @@ def test_flags_and_recipes_out_of_range_are_refused_by_name(name, value, tmp_pat
     for argv in ([f"--{name}", *values], ["--config", str(recipe)]):
         with pytest.raises(ValueError, match=f"^{name} must "):
             parse_arguments(argv)
+
+
+def test_evaluation_sizes_are_pairs_in_order():
+    with pytest.raises(ValueError, match="eval_shortest_edge and eval_longest_edge must be given together"):
+        parse_arguments(["--eval_shortest_edge", "64"])
+    with pytest.raises(ValueError, match="eval_shortest_edge must be at most eval_longest_edge, got 2000 and 1333"):
+        parse_arguments(["--eval_shortest_edge", "2000", "--eval_longest_edge", "1333"])
 
 
 def test_arguments_made_in_python_are_checked_too():

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from transformers import AutoBackbone, AutoConfig, TimmBackboneConfig, ViTImageProcessor
+from transformers import AutoBackbone, AutoConfig, Mask2FormerImageProcessor, TimmBackboneConfig, ViTImageProcessor
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.backbone import STRIDES, build_backbone, probe_features
@@ -17,7 +17,7 @@ from mpformer_hf.inference import Predictor
 from tests.tiny import SIZES, batch_of
 from training.arguments import DataArguments, ModelArguments, OptimizationArguments, PilotArguments, TransformArguments
 from training.backbones import efficientnet_lite0, find_backbone
-from training.building import build_model, build_processor, find_normalisation
+from training.building import build_model, build_processor, find_preprocessing
 from training.optimization import parameter_groups
 
 DEPTHS = {"depths": [1, 1, 1, 1]}
@@ -208,7 +208,7 @@ LABELS = Labels(["a", "b", "c"], {0: 0, 1: 1, 2: 2}, {2})
 def built(name):
     args = ModelArguments(backbone=str(name), model_fields=json.dumps(SIZES))
     model = build_model(args, PilotArguments(), LABELS)
-    processor = build_processor(DataArguments(), TransformArguments(), LABELS, find_normalisation(args))
+    processor = build_processor(DataArguments(), TransformArguments(), LABELS, find_preprocessing(args))
     return model, processor
 
 
@@ -231,12 +231,22 @@ def test_a_folder_of_transformers_gives_weights_stages_and_normalisation(kind, t
     )
 
 
-def test_fine_tuning_keeps_the_normalisation_of_the_checkpoint(tmp_path):
+def test_fine_tuning_keeps_the_preprocessing_of_the_checkpoint(tmp_path):
     tiny_model("resnet").save_pretrained(tmp_path)
-    assert find_normalisation(ModelArguments(model_name_or_path=str(tmp_path))) == {}
+    assert find_preprocessing(ModelArguments(model_name_or_path=str(tmp_path))) == {}
     MPFormerImageProcessor(image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(tmp_path)
-    found = find_normalisation(ModelArguments(model_name_or_path=str(tmp_path)))
+    found = find_preprocessing(ModelArguments(model_name_or_path=str(tmp_path)))
     assert list(found["image_mean"]) == [0.4] * 3 and list(found["image_std"]) == [0.3] * 3
+    processor = Mask2FormerImageProcessor(size={"height": 96, "width": 128}, image_std=[0.3] * 3, resample=3)
+    processor.save_pretrained(tmp_path)
+    found = find_preprocessing(ModelArguments(model_name_or_path=str(tmp_path)))
+    kept = build_processor(DataArguments(), TransformArguments(), LABELS, found)
+    assert (kept.size.height, kept.size.width, int(kept.resample)) == (96, 128, 3)
+    given = TransformArguments(eval_shortest_edge=64, eval_longest_edge=80)
+    changed = build_processor(DataArguments(), given, LABELS, found)
+    assert (changed.size.shortest_edge, changed.size.longest_edge, changed.size.height) == (64, 80, None)
+    default = build_processor(DataArguments(), TransformArguments(), LABELS)
+    assert (default.size.shortest_edge, default.size.longest_edge) == (800, 1333)
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AutoImageProcessor,
+    AutoModelForUniversalSegmentation,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
     ResNetConfig,
@@ -106,6 +107,24 @@ def test_to_mask2former(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"] and plain.config.id2label[3] == "d"
     same(model, plain)
     assert Mask2FormerImageProcessor.from_pretrained(tmp_path / "plain").size["height"] == 64
+
+
+def test_from_mask2former(tmp_path, capfd):
+    plain = tiny_model("swin", id2label={0: "a", 1: "b", 2: "c", 3: "d"}).to_mask2former()
+    plain.save_pretrained(tmp_path / "plain")
+    fields = {"image_mean": [0.498] * 3, "image_std": [0.3] * 3, "resample": 3, "size": {"height": 64, "width": 96}}
+    Mask2FormerImageProcessor(**fields).save_pretrained(tmp_path / "plain")
+    capfd.readouterr()
+    mpformer(["convert", "from-mask2former", str(tmp_path / "plain"), str(tmp_path / "own"), "--task", "instance"])
+    assert "You are using a model of type" not in capfd.readouterr().err
+    assert isinstance(AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "plain"), type(plain))
+    own = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "own")
+    assert isinstance(own, MPFormerForUniversalSegmentation)
+    same(own.eval(), plain)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "own")
+    assert isinstance(processor, MPFormerImageProcessor) and processor.task == "instance"
+    assert list(processor.image_mean) == [0.498] * 3 and list(processor.image_std) == [0.3] * 3
+    assert int(processor.resample) == 3 and (processor.size.height, processor.size.width) == (64, 96)
 
 
 class Malicious:

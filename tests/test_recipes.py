@@ -43,8 +43,8 @@ def on_meta(*names):
 def test_every_recipe_parses(name):
     args = parsed(name)
     for epochs in (1, 100):
-        build_transform(choose_augmentation(args.transforms, epochs))
-    build_processor(args.data, args.transforms, LABELS)
+        processor = build_processor(args.data, args.transforms, LABELS)
+        build_transform(choose_augmentation(args.transforms, epochs, processor.size))
     assert 0 < scheduler_of(args.optimization, 100).get_last_lr()[0] <= 1 and args.run.num_pictures >= 0
 
 

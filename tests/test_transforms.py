@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.image_utils import SizeDict
 
 from mpformer_hf.data.layouts import VOID
 from training.arguments import TransformArguments
@@ -83,9 +84,9 @@ def test_bad_arguments():
 
 
 def test_automatic_augmentation_is_light_for_short_runs():
-    args = TransformArguments(augmentation="auto", crop_size=[64, 64], eval_shortest_edge=72, eval_longest_edge=96)
-    args.color_jitter = True
-    short, long = choose_augmentation(args, 7), choose_augmentation(args, 50)
+    args = TransformArguments(augmentation="auto", crop_size=[64, 64], color_jitter=True)
+    size = SizeDict(shortest_edge=72, longest_edge=96)
+    short, long = choose_augmentation(args, 7, size), choose_augmentation(args, 50, size)
     assert (short.augmentation, short.shortest_edges, short.longest_edge, short.color_jitter) == (
         "crop",
         [72],
@@ -98,4 +99,7 @@ def test_automatic_augmentation_is_light_for_short_runs():
     )
     assert image.shape == (3, 64, 64) and segments.shape == (64, 64)
     plain = TransformArguments(augmentation="none")
-    assert choose_augmentation(plain, 1) is plain
+    assert choose_augmentation(plain, 1, size) is plain
+    fixed = choose_augmentation(args, 7, SizeDict(height=96, width=64))
+    assert (fixed.shortest_edges, fixed.longest_edge) == ([64], 96)
+    assert choose_augmentation(args, 7, SizeDict(shortest_edge=72)).longest_edge == args.longest_edge

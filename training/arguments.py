@@ -76,9 +76,11 @@ class TransformArguments(CheckedArguments):
     max_category_share: float = option(1.0, "crop: largest share of one class in a crop; 1 = any.", within="(0, 1]")
     color_jitter: bool = option(False, "SSD photometric distortion.")
     horizontal_flip: bool = option(True, "Flip horizontally with probability 0.5.")
-    eval_shortest_edge: int = option(800, "Shortest edge in evaluation, stored in the processor.", within="[32, 32768]")
-    eval_longest_edge: int = option(
-        1333, "Limit of the longest edge in evaluation, stored in the processor.", within="[32, 32768]"
+    eval_shortest_edge: int | None = option(
+        None, "Shortest edge in evaluation, stored in the processor; default: the checkpoint's.", within="[32, 32768]"
+    )
+    eval_longest_edge: int | None = option(
+        None, "Limit of the longest edge in evaluation; default: the checkpoint's.", within="[32, 32768]"
     )
     eval_threshold: float = option(
         0.5, "Smallest score of a segment or instance, stored in the processor.", within="[0, 1]"
@@ -90,7 +92,9 @@ class TransformArguments(CheckedArguments):
             raise ValueError(f"crop_size must be height and width, got {self.crop_size}.")
         if len(self.scale_range) != 2 or self.scale_range[0] > self.scale_range[1]:
             raise ValueError(f"scale_range must be the smallest and the largest scale, got {self.scale_range}.")
-        if self.eval_shortest_edge > self.eval_longest_edge:
+        if (self.eval_shortest_edge is None) != (self.eval_longest_edge is None):
+            raise ValueError("eval_shortest_edge and eval_longest_edge must be given together.")
+        if self.eval_shortest_edge is not None and self.eval_shortest_edge > self.eval_longest_edge:
             raise ValueError(
                 f"eval_shortest_edge must be at most eval_longest_edge, got {self.eval_shortest_edge} and "
                 f"{self.eval_longest_edge}."

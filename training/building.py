@@ -75,9 +75,9 @@ def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation
         raise ValueError(f"model_name_or_path and model_fields: {error}") from error
 
 
-def find_normalisation(args: ModelArguments) -> dict:
-    """`image_mean`, `image_std` and `resample` that the weights were trained with: of the checkpoint's image processor
-    or of the backbone; empty if they are unknown."""
+def find_preprocessing(args: ModelArguments) -> dict:
+    """Fields of the image processor that the weights were trained with: of the checkpoint's processor, or normalisation
+    and interpolation of the backbone; empty if they are unknown."""
     if args.backbone and not args.model_name_or_path:
         return find_backbone(args.backbone).normalisation
     if not args.model_name_or_path:
@@ -87,18 +87,22 @@ def find_normalisation(args: ModelArguments) -> dict:
     except ValueError as error:
         logger.warning("%s; images are normalised as for ImageNet.", error)
         return {}
-    return {name: getattr(processor, name) for name in ("image_mean", "image_std", "resample")}
+    size = {side: value for side, value in dict(processor.size).items() if value is not None}
+    names = ("image_mean", "image_std", "resample", "size_divisor", "stretch_to_divisor")
+    return {"size": size, **{name: getattr(processor, name) for name in names}}
 
 
 def build_processor(
-    data: DataArguments, transforms: TransformArguments, labels: Labels, normalisation: dict | None = None
+    data: DataArguments, transforms: TransformArguments, labels: Labels, preprocessing: dict | None = None
 ) -> MPFormerImageProcessor:
-    """Image processor with the task, the evaluation size, the score threshold, the stuff classes and the normalisation
-    of the pretrained weights, see `find_normalisation`."""
+    """Image processor with the task, the score threshold, the stuff classes and what the pretrained weights were
+    trained with, see `find_preprocessing`. An evaluation size that is given overrides theirs."""
+    fields = dict(preprocessing or {})
+    if transforms.eval_shortest_edge is not None:
+        fields["size"] = {"shortest_edge": transforms.eval_shortest_edge, "longest_edge": transforms.eval_longest_edge}
     return MPFormerImageProcessor(
-        **(normalisation or {}),
+        **fields,
         task=data.task,
-        size={"shortest_edge": transforms.eval_shortest_edge, "longest_edge": transforms.eval_longest_edge},
         threshold=transforms.eval_threshold,
         label_ids_to_fuse=labels.stuff if data.task == "panoptic" else [],
     )

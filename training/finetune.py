@@ -30,7 +30,7 @@ from mpformer_hf.files import write_json
 from mpformer_hf.publishing import check_login, push
 from training.arguments import Arguments, parse_arguments
 from training.batches import SeededSampler, StreamedTrainingDataset, TrainingDataset
-from training.building import build_model, build_processor, find_normalisation
+from training.building import build_model, build_processor, find_preprocessing
 from training.card import write_run_card
 from training.checkpoints import delete_old, find_checkpoint, read_state, step_of
 from training.engine import FineTuner, count_steps, images_per_step, run_epochs
@@ -101,7 +101,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         check_training_images(train_split, eval_split)
     set_seed(run_args.seed)
     model = build_model(args.model, args.pilot, train_split.labels)
-    processor = build_processor(data, args.transforms, train_split.labels, find_normalisation(args.model))
+    processor = build_processor(data, args.transforms, train_split.labels, find_preprocessing(args.model))
     length = None if data.streaming else len(train_split)
     accelerator.print(f"{model.num_parameters():,} parameters, {length or 'streamed'} training images")
     set_seed(run_args.seed, device_specific=True)
@@ -112,7 +112,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         if length is None:
             raise ValueError("augmentation auto needs the number of training images, which a stream does not have.")
         epochs = run_epochs(optimization, length, accelerator.num_processes)
-        args = replace(args, transforms=choose_augmentation(args.transforms, epochs))
+        args = replace(args, transforms=choose_augmentation(args.transforms, epochs, processor.size))
         accelerator.print(f"{epochs:.1f} epochs: augmentation {args.transforms.augmentation}")
     done = step_of(checkpoint) * images_per_step(optimization, accelerator.num_processes) if checkpoint else 0
     train_loader = training_loader(args, train_split, processor, accelerator, done)

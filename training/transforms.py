@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from transformers.image_utils import SizeDict
 
 from mpformer_hf.data.layouts import VOID
 
@@ -48,7 +49,7 @@ def largest_share(segments: Tensor, classes: dict[int, int]) -> float:
     return max(areas.values()) / sum(areas.values()) if areas else 0.0
 
 
-def choose_augmentation(args: TransformArguments, epochs: float) -> TransformArguments:
+def choose_augmentation(args: TransformArguments, epochs: float, size: SizeDict) -> TransformArguments:
     """Replace `auto`: large-scale jitter for `LONG_RUN` epochs and more; for shorter runs images of the evaluation
     size, cropped and flipped. In short runs jitter and photometric distortion cost AP (nuclei study in
     `training/results`); where they begin to pay was not measured.
@@ -56,12 +57,16 @@ def choose_augmentation(args: TransformArguments, epochs: float) -> TransformArg
     Args:
         args: as given.
         epochs: of the run.
+        size: evaluation size of the image processor.
     """
     if args.augmentation != "auto":
         return args
     if epochs >= LONG_RUN:
         return replace(args, augmentation="lsj")
-    sizes = {"shortest_edges": [args.eval_shortest_edge], "longest_edge": args.eval_longest_edge}
+    shortest, longest = size.shortest_edge, size.longest_edge
+    if shortest is None:
+        shortest, longest = sorted((size.height, size.width))
+    sizes = {"shortest_edges": [shortest], "longest_edge": longest or args.longest_edge}
     return replace(args, augmentation="crop", color_jitter=False, **sizes)
 
 

@@ -1,11 +1,14 @@
-"""Convert official checkpoints to folders for `from_pretrained`, or an MP-Former to a plain Mask2Former.
+"""Convert checkpoints: official ones and Mask2Formers to MP-Former, MP-Former to a plain Mask2Former.
 
 mpformer convert official model_final.pth converted --dataset coco-instance
 mpformer convert official model_final.pkl converted --id2label names.json --task panoptic
+mpformer convert from-mask2former facebook/mask2former-swin-tiny-coco-panoptic converted
 mpformer convert to-mask2former outputs/yours plain
 
 `official` reads detectron2 checkpoints of MP-Former and Mask2Former (R50, R101, Swin; image models, not video). Pickles
-are read without executing code in them. `to-mask2former` writes a folder that transformers loads without this package.
+are read without executing code in them. `from-mask2former`: this package's classes load a Mask2Former as it is, but
+Auto classes and `pipeline` make an MP-Former only of a converted one. `to-mask2former` writes a folder that
+transformers loads without this package.
 """
 
 import argparse
@@ -78,6 +81,18 @@ def convert_official(args: argparse.Namespace) -> None:
     print(f"{len(weights)} tensors -> {folder}: {config.num_queries} queries, {config.num_labels} classes. {LICENCE}")
 
 
+def convert_from_mask2former(args: argparse.Namespace) -> None:
+    """Write a Mask2Former of transformers as an MP-Former folder, with the values of its image processor."""
+    folder = check_new_folder(args.destination)
+    model, processor = load_model(args.source), load_processor(args.source)
+    if args.task:
+        processor.task = args.task
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    print(f"MP-Former of {model.num_parameters():,} parameters -> {folder}; default task {processor.task}")
+
+
 def convert_to_mask2former(args: argparse.Namespace) -> None:
     """Write a plain Mask2Former folder, including the image processor."""
     folder = check_new_folder(args.destination)
@@ -106,10 +121,14 @@ def main(argv: list[str] | None = None) -> None:
     official.add_argument("--dataset", choices=sorted(RELEASES), help="its class names, task, sizes and thresholds")
     official.add_argument("--id2label", type=Path, help="JSON file of class names")
     official.add_argument("--task", choices=TASKS, help="default task of the pipeline")
+    ours = commands.add_parser("from-mask2former", help="Mask2Former of transformers to MP-Former")
+    ours.set_defaults(convert=convert_from_mask2former)
+    ours.add_argument("source", help="saved Mask2Former: folder or Hub name")
+    ours.add_argument("--task", choices=TASKS, help="default task of the pipeline; default: panoptic")
     plain = commands.add_parser("to-mask2former", help="saved MP-Former to a plain Mask2Former")
     plain.set_defaults(convert=convert_to_mask2former)
     plain.add_argument("source", help="saved MP-Former: folder or Hub name")
-    for command in (official, plain):
+    for command in (official, ours, plain):
         command.add_argument("destination", type=Path, help="new or empty folder")
     args = parser.parse_args(argv)
     args.convert(args)
