@@ -6,8 +6,11 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub.utils import get_session
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from .images import to_rgb_image
@@ -44,7 +47,18 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         elif isinstance(image, str) and os.path.isfile(image):
             image = Image.open(image)
         image = to_rgb_image(image) if isinstance(image, Image.Image) else image
-        return super().preprocess(image, subtask=subtask, timeout=timeout)
+        inputs = super().preprocess(image, subtask=subtask, timeout=timeout)
+        # In lists, which the collation of transformers leaves as they are: it cannot batch images of different sizes.
+        return {**inputs, "pixel_values": [inputs["pixel_values"]], "pixel_mask": [inputs["pixel_mask"]]}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> Any:
+        """Model outputs of an image or of a batch, whose images are padded to a common size at the right and bottom."""
+        inputs = {name: flatten(model_inputs[name]) for name in ("pixel_values", "pixel_mask")}
+        height, width = (max(image.shape[dim] for image in inputs["pixel_values"]) for dim in (-2, -1))
+        for name, tensors in inputs.items():
+            padded = [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in tensors]
+            model_inputs[name] = torch.cat(padded)
+        return super()._forward(model_inputs)
 
     def postprocess(self, model_outputs: Any, subtask: str | None = None, **thresholds: float) -> list[dict[str, Any]]:
         """Model outputs of one image to `[{"label", "score", "mask"}]`, masks as PIL images of mode L, 0 or 255.
@@ -77,3 +91,8 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
             }
             for label, score, mask in segments
         ]
+
+
+def flatten(tensors: list) -> list[Tensor]:
+    """The tensors of a list, or of the lists of a batch."""
+    return [x for entry in tensors for x in (flatten(entry) if isinstance(entry, list) else [entry])]

@@ -72,6 +72,32 @@ def test_batches_paths_and_overrides(folder, tmp_path):
         segmenter(image(), subtask="depth")
 
 
+def test_batches_of_images_of_different_sizes(folder):
+    segmenter = pipeline("image-segmentation", model=str(folder))
+    segmenter.image_processor = MPFormerImageProcessor(
+        size={"shortest_edge": 64, "longest_edge": 128}, threshold=0.3, overlap_mask_area_threshold=0.0
+    )
+    rng = np.random.default_rng(1)
+    shapes = [(50, 70), (90, 60), (40, 80)]
+    images = [Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+    results = segmenter(images, batch_size=3)
+    from_generator = list(segmenter((picture for picture in images), batch_size=2))
+    with torch.no_grad():
+        outputs = segmenter.model(**segmenter.image_processor(images, return_tensors="pt"))
+    expected = segmenter.image_processor.post_process_panoptic_segmentation(outputs, target_sizes=shapes)
+    for result, reference, shape in zip(results, expected, shapes, strict=True):
+        assert len(result) == len(reference["segments_info"]) > 0
+        for segment, row in zip(result, reference["segments_info"], strict=True):
+            mask = np.asarray(segment["mask"]) > 0
+            assert mask.shape == shape and np.array_equal(mask, (reference["segmentation"] == row["id"]).numpy())
+            assert segment["score"] == pytest.approx(row["score"], abs=1e-5)
+    assert [len(result) for result in from_generator[:2]] == [
+        len(result) for result in segmenter(images[:2], batch_size=2)
+    ]
+    alone = [segmenter(picture) for picture in images]
+    assert [len(result) for result in alone] == [len(result) for result in segmenter(images)]
+
+
 def test_other_models_get_transformers_own_pipeline(tmp_path):
     fields = {
         k: v for k, v in tiny_config("swin").to_dict().items() if not k.startswith(("pilot", "model_type", "arch"))
