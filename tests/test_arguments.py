@@ -149,6 +149,8 @@ PROGRAMS = {
     "training.finetune": ["--output_dir", "file"],
     "mpformer_hf.cli.predict": ["model", "source", "output"],
     "scripts.make_shapes_dataset": ["file"],
+    "scripts.make_solids_dataset": ["file"],
+    "scripts.int8_scores": ["missing", "--dataset_name", "missing"],
     "scripts.study_piloting": ["report", "missing.jsonl"],
     "scripts.tile_dataset": ["missing", "tiles"],
     "scripts.benchmark": ["--output_file", "file"],
