@@ -1,0 +1,86 @@
+"""Code in mpformer_hf/README.md runs."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+
+from tests.tiny import tiny_model
+
+TEXT = (Path(__file__).parents[1] / "mpformer_hf" / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A plain Mask2Former with its processor, as on the Hub."""
+    folder = tmp_path / "checkpoint"
+    tiny_model("swin").to_mask2former().save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"height": 64, "width": 96}, image_mean=[0.4] * 3).save_pretrained(folder)
+    return str(folder)
+
+
+def use(names, checkpoint):
+    """What users of Mask2Former do, with the classes in `names`."""
+    model = names["Mask2FormerForUniversalSegmentation"].from_pretrained(checkpoint).eval()
+    processor = names["Mask2FormerImageProcessor"].from_pretrained(checkpoint)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    inputs = processor(images=image, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    sizes = {"target_sizes": [(50, 70)]}
+    return (
+        inputs["pixel_values"],
+        outputs.class_queries_logits,
+        outputs.masks_queries_logits,
+        processor.post_process_semantic_segmentation(outputs, **sizes)[0].shape,
+        set(processor.post_process_instance_segmentation(outputs, threshold=0.0, **sizes)[0]),
+        set(processor.post_process_panoptic_segmentation(outputs, label_ids_to_fuse=set(), **sizes)[0]),
+    )
+
+
+def test_the_migration_is_two_lines(checkpoint):
+    diff = re.search(r"```diff\n(.*?)```", TEXT, re.DOTALL).group(1).splitlines()
+    names: dict = {}
+    exec("\n".join(line[1:] for line in diff if line.startswith("+")), names)
+    assert names["Mask2FormerImageProcessor"] is not Mask2FormerImageProcessor
+    theirs = use(
+        {
+            "Mask2FormerForUniversalSegmentation": Mask2FormerForUniversalSegmentation,
+            "Mask2FormerImageProcessor": Mask2FormerImageProcessor,
+        },
+        checkpoint,
+    )
+    for a, b in zip(use(names, checkpoint), theirs, strict=True):
+        if torch.is_tensor(a):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        else:
+            assert a == b
+
+
+def test_the_trainer_example_lora_and_int8(checkpoint, shapes, tmp_path):
+    trainer, lora, int8 = BLOCKS
+    for old, new in (
+        ("facebook/mask2former-swin-tiny-coco-panoptic", checkpoint),
+        ("your_dataset", str(shapes)),
+        ('"val"', '"validation"'),
+        ("outputs/yours", str(tmp_path / "out")),
+        ('{"shortest_edge": 512, "longest_edge": 1024}', '{"height": 64, "width": 64}'),
+        ("max_steps=1000", "max_steps=2, use_cpu=True, report_to='none'"),
+        ("_steps=250", "_steps=1"),
+    ):
+        assert old in trainer
+        trainer = trainer.replace(old, new)
+    names: dict = {}
+    exec(trainer, names)
+    log = names["trainer"].state.log_history
+    assert [row["step"] for row in log if "eval_ap" in row] == [1, 2]
+    exec(lora, names)
+    assert any("cross_attn.lora_A" in name for name, _ in names["model"].named_parameters())
+    names["model"] = names["model"].merge_and_unload()
+    exec(int8, names)
+    with torch.no_grad():
+        assert torch.isfinite(names["model"].eval()(torch.rand(1, 3, 64, 64)).masks_queries_logits).all()
