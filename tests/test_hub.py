@@ -153,6 +153,32 @@ MPFormerImageProcessor.from_pretrained({str(saved)!r}).push_to_hub("somebody/thr
     assert not hub.unknown
 
 
+def test_a_trainer_pushes_model_and_processor(hub, saved, shapes, tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from transformers import Trainer, TrainingArguments
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.evaluation.trainer import SegmentationCollator
+model = MPFormerForUniversalSegmentation.from_pretrained({str(saved)!r}, num_labels=8, ignore_mismatched_sizes=True)
+processor = MPFormerImageProcessor.from_pretrained({str(saved)!r})
+arguments = TrainingArguments("out", max_steps=1, remove_unused_columns=False, report_to="none", use_cpu=True,
+                              push_to_hub=True, hub_model_id="somebody/four")
+data = open_dataset(DataArguments(dataset_name={str(shapes)!r}, task="panoptic"), "train")
+trainer = Trainer(model, arguments, train_dataset=data, data_collator=SegmentationCollator(processor),
+                  processing_class=processor)
+trainer.train()
+trainer.push_to_hub()
+again = MPFormerForUniversalSegmentation.from_pretrained("somebody/four")
+same = all((x.cpu() == again.state_dict()[name]).all() for name, x in model.state_dict().items())
+print("RESULT", int(same), MPFormerImageProcessor.from_pretrained("somebody/four").task == "semantic")
+"""
+    done = run(code, hub, tmp_path)
+    assert done.returncode == 0 and "RESULT 1 True" in done.stdout, done.stderr[-3000:]
+    assert not hub.unknown
+
+
 def test_folders_that_are_no_model(saved, tmp_path, capsys):
     def refused(folder):
         with pytest.raises(SystemExit) as stopped:
