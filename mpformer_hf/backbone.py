@@ -2,7 +2,7 @@
 simple feature pyramid turns into four (ViTDet, Li et al. 2022, section 3)."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ class FeatureInfo:
         channels: of each feature map.
         strides: of each feature map, image side / map side.
         image_size: side of the only images that it takes; None = any.
+        unused: names of the parameters that do not change the feature maps that are used.
     """
 
     channels: list[int]
     strides: list[float]
     image_size: int | None = None
+    unused: list[str] = field(default_factory=list)
 
 
 def image_channels(config) -> int:
@@ -72,6 +74,30 @@ def probe_features(encoder: nn.Module, config) -> FeatureInfo:
         )
     logger.warning("The strides of the backbone's feature maps cannot be checked; they must be 4, 8, 16, 32.")
     return FeatureInfo(list(encoder.channels), list(STRIDES))
+
+
+def unused_parameters(encoder: nn.Module, config, size: int, source: int | None) -> list[str]:
+    """Names of the parameters that get no gradient: norms of poolers, mask tokens, layers after the last feature map.
+    DDP waits for every trainable parameter, so these must be frozen. Found without values, as in `probe_features`;
+    empty where that is not possible.
+
+    Args:
+        encoder: the backbone, on any device.
+        config: its configuration.
+        size: side of images that it takes.
+        source: index of the only feature map that is used; None = all.
+    """
+    parameters = {name: tensor.detach().to("meta").requires_grad_() for name, tensor in encoder.named_parameters()}
+    state = {**parameters, **{name: tensor.to("meta") for name, tensor in encoder.named_buffers()}}
+    image = torch.zeros(1, image_channels(config), size, size, device="meta")
+    try:
+        with torch.enable_grad():
+            maps = torch.func.functional_call(encoder, state, (image,)).feature_maps
+            total = sum(x.sum() for x in (maps if source is None else [maps[source]]))
+            grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    except Exception:  # of any kind: an operation needs values
+        return []
+    return [name for name, grad in zip(parameters, grads, strict=True) if grad is None]
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -157,8 +183,9 @@ def build_backbone(config: MPFormerConfig) -> tuple[nn.Module, SimpleFeaturePyra
     """
     encoder = AutoBackbone.from_config(config.backbone_config)
     info = probe_features(encoder, config.backbone_config)
+    size = info.image_size or PROBE_SIZE
     if config.feature_pyramid is not True and info.strides == list(STRIDES):
-        return encoder, None, info
+        return encoder, None, replace(info, unused=unused_parameters(encoder, config.backbone_config, size, None))
     one_stride = len(set(info.strides)) == 1
     source = len(info.strides) - 1 if one_stride else info.strides.index(16) if 16 in info.strides else None
     usable = source is not None and 7 <= info.strides[source] <= 16
@@ -171,4 +198,5 @@ def build_backbone(config: MPFormerConfig) -> tuple[nn.Module, SimpleFeaturePyra
             f"{hint}, got {found}."
         )
     pyramid = SimpleFeaturePyramid(info, source, config.feature_size)
-    return encoder, pyramid, FeatureInfo([config.feature_size] * len(STRIDES), list(STRIDES), info.image_size)
+    unused = unused_parameters(encoder, config.backbone_config, size, source)
+    return encoder, pyramid, FeatureInfo([config.feature_size] * len(STRIDES), list(STRIDES), info.image_size, unused)

@@ -117,12 +117,14 @@ class MPFormerPixelLevelModule(nn.Module):
     def __init__(self, config: MPFormerConfig):
         super().__init__()
         self.encoder, self.feature_pyramid, info = build_backbone(config)
-        self.image_size = info.image_size
-        # Swin also normalises its last feature map for a pooler, which a backbone does not have.
-        unused = getattr(getattr(self.encoder, "swin", None), "layernorm", None)
-        if unused is not None:
-            unused.requires_grad_(False)
+        self.image_size, self.unused = info.image_size, info.unused
+        self.freeze_unused()
         self.decoder = MPFormerPixelDecoder(config, info.channels)
+
+    def freeze_unused(self) -> None:
+        """Freeze the parameters of the backbone that get no gradient, see `unused_parameters`."""
+        for name in self.unused:
+            self.encoder.get_parameter(name).requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
         """`[B, 3, H, W]` -> four feature maps, mask features, feature levels of the decoder.
@@ -152,6 +154,15 @@ class MPFormerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ("MPFormerPixelDecoderEncoderLayer", "MPFormerDecoderLayer")
     _keys_to_ignore_on_load_unexpected = ("criterion.empty_weight",)  # a constant in Mask2Former's checkpoints
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in other transformers models. Parameters that get no gradient are frozen again: loading replaces them."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, MPFormerPixelLevelModule):
+                module.freeze_unused()
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

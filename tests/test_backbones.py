@@ -65,6 +65,19 @@ def tiny_model(kind, **fields):
 
 
 @pytest.mark.parametrize("kind", ALL)
+def test_every_trainable_parameter_gets_a_gradient_after_loading_too(kind, tmp_path):
+    made = tiny_model(kind)
+    made.save_pretrained(tmp_path)
+    loaded, _ = MPFormerForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    for model in (made.train(), loaded.train()):
+        model(**batch_of((2, 1))).loss.backward()
+        assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    frozen = [name for name, p in loaded.named_parameters() if not p.requires_grad]
+    assert frozen == [name for name, p in made.named_parameters() if not p.requires_grad]
+    assert all("swin.layernorm" in name or name.endswith("mask_token") for name in frozen)
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_one_training_step_reaches_every_part(kind):
     model = tiny_model(kind).train()
     loss = model(**batch_of((2, 1))).loss

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.distributed_step import step
+from tests.runs import flags, run_together
+from tests.test_backbones import tiny_model as backbone_model
 from tests.tiny import batch_of, tiny_model
 
 
@@ -43,3 +45,12 @@ def test_two_processes_equal_one(counts, tmp_path):
     largest = max(grad.abs().max() for grad in grads.values())
     for name, grad in grads.items():
         torch.testing.assert_close(result["grads"][name], grad, rtol=1e-3, atol=1e-5 * largest.item())
+
+
+@pytest.mark.parametrize("kind", ["swin", "dinov2"])
+def test_two_processes_fine_tune_a_saved_checkpoint_with_unused_weights(kind, shapes, tmp_path):
+    backbone_model(kind).save_pretrained(tmp_path / "model")
+    options = {"model_name_or_path": tmp_path / "model", "model_fields": "{}", "max_train_steps": 3, "eval_steps": 3}
+    argv = flags(shapes, tmp_path / "out", **options, max_eval_samples=1, per_device_train_batch_size=1)
+    run_together([sys.executable, "-m", "training.finetune", *argv], processes=2)
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 3
