@@ -1,21 +1,13 @@
-"""Write generated scenes as a panoptic dataset in the Hub's parquet layout, with class files and a card.
-
-Columns: `image`, `label` (RGB map, segment id = R + 256 G + 65536 B, 0 = void), `segments_info`; class names in
-id2label.json and panoptic_categories.json.
-"""
+"""What the generators of datasets share: command line, splits, card, noise."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from mpformer_hf.files import check_new_folder, write_json
-
-# Image uint8 `[S, S, 3]`, map of segment ids int32 `[S, S]` with ids from 1, and the class of each id.
-Scene = tuple[np.ndarray, np.ndarray, dict[int, int]]
+from .panoptic_parquet import Scene, write_splits
 
 CARD = """---
 license: apache-2.0
@@ -31,29 +23,6 @@ Generated images of {size}x{size} pixels with panoptic labels: {counts}. Things:
 `image`, `label` (RGB, segment id = R + 256 G + 65536 B, 0 = void), `segments_info` (`id`, `category_id`, `isthing`,
 `area`, `bbox` = x, y, width, height, `iscrowd`).
 """
-
-
-def as_row(scene: Scene, num_things: int) -> dict:
-    """A dataset row; segments that are completely covered are left out."""
-    image, ids, classes = scene
-    segments = []
-    for segment, label in classes.items():
-        rows, columns = np.nonzero(ids == segment)
-        if len(rows) == 0:
-            continue
-        x, y = int(columns.min()), int(rows.min())
-        segments.append(
-            {
-                "id": segment,
-                "category_id": label,
-                "isthing": int(label < num_things),
-                "area": len(rows),
-                "bbox": [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1],
-                "iscrowd": 0,
-            }
-        )
-    label = np.stack((ids % 256, ids // 256 % 256, ids // 65536), -1).astype(np.uint8)
-    return {"image": PILImage.fromarray(image), "label": PILImage.fromarray(label), "segments_info": segments}
 
 
 def write_dataset(
@@ -81,18 +50,12 @@ def write_dataset(
     Raises:
         ValueError: the folder is not empty.
     """
-    check_new_folder(folder)
-    integer = Value("int64")
-    segment = dict.fromkeys(("id", "category_id", "isthing", "area", "iscrowd"), integer) | {"bbox": [integer]}
-    features = Features({"image": Image(), "label": Image(), "segments_info": [segment]})
-    (folder / "data").mkdir(parents=True)
-    for number, (split, count) in enumerate(counts.items()):
-        scenes = (draw_scene(np.random.default_rng((seed, number, index)), size, split) for index in range(count))
-        rows = Dataset.from_list([as_row(scene, num_things) for scene in scenes], features=features)
-        rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    write_json(dict(enumerate(names)), folder / "id2label.json")
-    categories = [{"id": i, "name": name, "isthing": int(i < num_things)} for i, name in enumerate(names)]
-    write_json(categories, folder / "panoptic_categories.json")
+
+    def scenes(number: int, split: str, count: int) -> Iterator[Scene]:
+        return (draw_scene(np.random.default_rng((seed, number, index)), size, split) for index in range(count))
+
+    splits = {split: scenes(number, split, count) for number, (split, count) in enumerate(counts.items())}
+    write_splits(folder, splits, names, set(range(num_things)))
     card = CARD.format(
         title=title,
         size=size,

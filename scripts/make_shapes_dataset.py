@@ -3,7 +3,7 @@
 python -m scripts.make_shapes_dataset data/shapes --train 600 --validation 60 --test 100
 
 Things: disc, square, triangle, star. Stuff: grass, water, sand, brick. About one image in twelve has no thing. The
-layout is that of scripts/generated_dataset.py; the same seed gives the same files.
+layout is that of scripts/panoptic_parquet.py; the same seed gives the same files.
 """
 
 import numpy as np
@@ -12,7 +12,8 @@ from PIL import ImageDraw
 
 from mpformer_hf.cli.main import run_command
 
-from .generated_dataset import Scene, beyond_border, parse_arguments, smooth_noise, write_dataset
+from .generated_dataset import beyond_border, parse_arguments, smooth_noise, write_dataset
+from .panoptic_parquet import Scene
 
 TITLE = "Overlapping shapes on textured backgrounds"
 NAMES = ["disc", "square", "triangle", "star", "grass", "water", "sand", "brick"]

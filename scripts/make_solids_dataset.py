@@ -5,7 +5,7 @@ python -m scripts.make_solids_dataset data/solids --train 2500 --validation 60 -
 Things: sphere, cube, cylinder, cone, shaded, with a shadow and a photograph as surface, seen from above. Stuff:
 brick, grass, gravel, and photograph (of anything else). The splits share no photographed pixel: each has its own
 photographs and its own strip of the three textures. About one image in twelve has no thing. The layout is that of
-scripts/generated_dataset.py; the same seed gives the same files.
+scripts/panoptic_parquet.py; the same seed gives the same files.
 """
 
 from functools import cache
@@ -15,7 +15,8 @@ from PIL import Image as PILImage
 
 from mpformer_hf.cli.main import run_command
 
-from .generated_dataset import Scene, beyond_border, parse_arguments, write_dataset
+from .generated_dataset import beyond_border, parse_arguments, write_dataset
+from .panoptic_parquet import Scene
 
 TITLE = "Rendered solids on photographed grounds"
 NAMES = ["sphere", "cube", "cylinder", "cone", "brick", "grass", "gravel", "photograph"]

@@ -4,21 +4,20 @@ python -m scripts.tile_dataset path/to/nuclei data/nuclei_tiles --tile 128 --spl
 
 All tiles of an image are in its split. Tiles do not overlap, except those of the last row and column, which end at the
 image border. Objects are cut at the borders of tiles; parts of fewer than `--min_area` pixels become background. The
-output is a dataset in the Hub's parquet layout: `image`, `label` (RGB map, segment id = R + 256 G + 65536 B, 0 =
-background) and `segments_info`. Where objects overlap, the later annotation is on top.
+output is a dataset as scripts/panoptic_parquet.py writes it. Where objects overlap, the later annotation is on top.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Image, Value
-from PIL import Image as PILImage
 
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.files import check_new_folder, write_json
+from mpformer_hf.data.dataset import SegmentationDataset, open_dataset
+
+from .panoptic_parquet import Scene, write_splits
 
 
 def tile_corners(size: tuple[int, int], tile: int) -> list[tuple[int, int]]:
@@ -33,8 +32,8 @@ def tile_corners(size: tuple[int, int], tile: int) -> list[tuple[int, int]]:
     return [(top, left) for top in rows for left in columns]
 
 
-def tile_rows(dataset, tile: int, min_area: int):
-    """Rows of all tiles of a `SegmentationDataset`."""
+def tile_scenes(dataset: SegmentationDataset, tile: int, min_area: int) -> Iterator[Scene]:
+    """All tiles of a dataset."""
     for index in range(len(dataset)):
         image, segments = dataset[index]
         layers = segments.map.view(-1, *segments.map.shape[-2:])
@@ -43,17 +42,10 @@ def tile_rows(dataset, tile: int, min_area: int):
             ids[layer > 0] = layer[layer > 0]
         for top, left in tile_corners(tuple(ids.shape), tile):
             part = ids[top : top + tile, left : left + tile].numpy()
-            present, areas = np.unique(part, return_counts=True)
-            kept = [
-                (int(i), int(a))
-                for i, a in zip(present, areas, strict=True)
-                if int(i) in segments.classes and a >= min_area
-            ]
-            part = np.where(np.isin(part, [i for i, _ in kept]), part, 0)
-            label = np.stack((part % 256, part // 256 % 256, part // 65536), -1).astype(np.uint8)
             pixels = image[:, top : top + tile, left : left + tile].permute(1, 2, 0).numpy()
-            infos = [{"id": i, "category_id": segments.classes[i], "isthing": 1, "iscrowd": 0} for i, _ in kept]
-            yield {"image": PILImage.fromarray(pixels), "label": PILImage.fromarray(label), "segments_info": infos}
+            areas = zip(*(x.tolist() for x in np.unique(part, return_counts=True)), strict=True)
+            kept = [segment for segment, area in areas if segment in segments.classes and area >= min_area]
+            yield pixels, part, {segment: segments.classes[segment] for segment in kept}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,18 +56,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--min_area", type=int, default=8, help="smallest part of an object that is kept, in pixels")
     parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="splits of the source")
     args = parser.parse_args(argv)
-    segment = {name: Value("int64") for name in ("id", "category_id", "isthing", "iscrowd")}
-    features = Features({"image": Image(), "label": Image(), "segments_info": [segment]})
     data = DataArguments(dataset_name=args.source, task="instance")
-    check_new_folder(args.output)
-    for split in args.splits:
-        dataset = open_dataset(data, split)
-        rows = Dataset.from_list(list(tile_rows(dataset, args.tile, args.min_area)), features=features)
-        name = {"val": "validation"}.get(split, split)
-        rows.to_parquet(args.output / "data" / f"{name}-00000-of-00001.parquet")
-        objects = sum(len(row) for row in rows["segments_info"])
-        print(f"{name}: {len(dataset)} images, {len(rows)} tiles, {objects} objects")
-    write_json(dataset.labels.id2label, args.output / "id2label.json")
+    datasets = {{"val": "validation"}.get(split, split): open_dataset(data, split) for split in args.splits}
+    splits = {name: tile_scenes(dataset, args.tile, args.min_area) for name, dataset in datasets.items()}
+    names = next(iter(datasets.values())).labels.names
+    for name, (tiles, objects) in write_splits(args.output, splits, names, set(range(len(names)))).items():
+        print(f"{name}: {len(datasets[name])} images, {tiles} tiles, {objects} objects")
 
 
 if __name__ == "__main__":
