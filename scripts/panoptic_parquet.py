@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from mpformer_hf.files import check_new_folder, write_json
+from mpformer_hf.files import check_new_folder, write_atomically, write_json
 
 # Image uint8 `[H, W, 3]`, map of segment ids int32 `[H, W]`, and the class of each id; other ids are void.
 Scene = tuple[np.ndarray, np.ndarray, dict[int, int]]
@@ -62,13 +62,25 @@ def write_splits(
         ValueError: the folder is not empty.
     """
     check_new_folder(folder)
-    (folder / "data").mkdir(parents=True)
     counts = {}
-    for split, scenes in splits.items():
-        rows = Dataset.from_list([as_row(scene, things) for scene in scenes], features=FEATURES)
-        rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-        counts[split] = (len(rows), sum(len(segments) for segments in rows["segments_info"]))
-    write_json(dict(enumerate(names)), folder / "id2label.json")
-    categories = [{"id": i, "name": name, "isthing": int(i in things)} for i, name in enumerate(names)]
-    write_json(categories, folder / "panoptic_categories.json")
+    with write_atomically(folder) as temporary:
+        for split, scenes in splits.items():
+            rows = [as_row(scene, things) for scene in scenes]
+            write_split(rows, FEATURES, temporary, split)
+            counts[split] = (len(rows), sum(len(row["segments_info"]) for row in rows))
+        write_json(dict(enumerate(names)), temporary / "id2label.json")
+        categories = [{"id": i, "name": name, "isthing": int(i in things)} for i, name in enumerate(names)]
+        write_json(categories, temporary / "panoptic_categories.json")
     return counts
+
+
+def write_split(rows: list[dict], features: Features, folder: Path, split: str) -> None:
+    """Write rows as the only file of a split.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not rows:
+        raise ValueError(f"Split {split} has no images.")
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
