@@ -64,12 +64,29 @@ def save_initial(folder: Path, flags: list[str], seed: int) -> None:
         save_model(model, build_processor(args.data, args.transforms, labels), temporary)
 
 
+def find_commit() -> str:
+    """The commit of this clone.
+
+    Raises:
+        ValueError: it is no clone, or files were changed since the commit.
+    """
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    if not commit:
+        raise ValueError("Runs of a study need a git clone, so that their commit is known.")
+    if changed:
+        files = ", ".join(line.split()[-1] for line in changed.splitlines())
+        raise ValueError(f"Commit first: the commit would not tell what was run, since files were changed: {files}.")
+    return commit
+
+
 def describe_machine() -> dict:
-    """Commit, versions and hardware of this process."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    """Versions and hardware of this process."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
-        "commit": commit.stdout.strip() or None,
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
         "hardware": f"{device}, {os.cpu_count()} CPU cores",
     }
@@ -126,12 +143,16 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Train all arms and seeds that are not in the results yet, seed by seed.
 
     Raises:
-        ValueError: an arm is unknown, or the results are of other flags.
+        ValueError: an arm is unknown, the results are of other flags or of another commit, or the tree has changes.
     """
     flags = ["--config", args.config, "--dataset_name", args.dataset_name, *extra]
     lines = read_lines(args.results)
     if any(line["flags"] != flags for line in lines):
         raise ValueError(f"{args.results} has runs of other flags; choose another file.")
+    commit = find_commit()
+    others = {line["commit"] for line in lines} - {commit}
+    if others:
+        raise ValueError(f"{args.results} has runs of commit {others.pop()}, this is {commit}; choose another file.")
     finished = {(line["arm"], line["seed"]) for line in lines}
     arms = read_recipe(str(args.arms_file)) if args.arms_file else ARMS
     chosen = args.arms or (list(arms) if args.arms_file else ["off", "recipe"])
@@ -147,7 +168,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
             save_initial(folder, flags, seed)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    machine = describe_machine()
+    machine = {"commit": commit, **describe_machine()}
 
     def one(job: tuple[str, int]) -> None:
         arm, seed = job

@@ -1,6 +1,7 @@
 """`scripts/study_piloting.py`: arms that differ in the pilot alone, and their comparison."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -54,7 +55,33 @@ def test_the_report_has_a_table_and_a_figure(tmp_path, capsys):
         script.main(["report", str(file)])
 
 
-def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path):
+def test_changed_files_are_refused(tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+
+    def git(*command):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *command], cwd=clone, check=True, capture_output=True)
+
+    clone.mkdir()
+    monkeypatch.setattr(script, "ROOT", clone)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    with pytest.raises(ValueError, match="need a git clone"):
+        script.find_commit()
+    git("init")
+    (clone / "file.py").write_text("1")
+    git("add", "file.py")
+    git("commit", "-m", "first")
+    assert len(script.find_commit()) == 40
+    (clone / "outputs").mkdir()
+    (clone / "outputs" / "other").touch()
+    assert script.find_commit(), "files that git does not know do not matter"
+    (clone / "file.py").write_text("2")
+    with pytest.raises(ValueError, match=r"Commit first: .* files were changed: file.py"):
+        script.find_commit()
+
+
+def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "find_commit", lambda: "a" * 40)
     data = make.shapes(tmp_path / "data")
     recipe = tmp_path / "recipe.yaml"
     fields = json.loads(flags(data, "unused")[1])
@@ -84,3 +111,6 @@ def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path):
     assert results.read_text() == before, "a finished run was repeated"
     with pytest.raises(ValueError, match="has runs of other flags"):
         script.main([*command, "--", "--max_train_steps", "1"])
+    monkeypatch.setattr(script, "find_commit", lambda: "b" * 40)
+    with pytest.raises(ValueError, match=f"has runs of commit {'a' * 40}, this is {'b' * 40}; choose another file"):
+        script.main(command)
