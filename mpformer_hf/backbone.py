@@ -76,7 +76,7 @@ def probe_features(encoder: nn.Module, config) -> FeatureInfo:
     return FeatureInfo(list(encoder.channels), list(STRIDES))
 
 
-def unused_parameters(encoder: nn.Module, config, size: int, source: int | None) -> list[str]:
+def unused_parameters(encoder: nn.Module, config, size: int | None, source: int | None) -> list[str]:
     """Names of the parameters that get no gradient: norms of poolers, mask tokens, layers after the last feature map.
     DDP waits for every trainable parameter, so these must be frozen. Found without values, as in `probe_features`;
     empty where that is not possible.
@@ -84,11 +84,12 @@ def unused_parameters(encoder: nn.Module, config, size: int, source: int | None)
     Args:
         encoder: the backbone, on any device.
         config: its configuration.
-        size: side of images that it takes.
+        size: side of the only images that it takes; None = any.
         source: index of the only feature map that is used; None = all.
     """
     parameters = {name: tensor.detach().to("meta").requires_grad_() for name, tensor in encoder.named_parameters()}
     state = {**parameters, **{name: tensor.to("meta") for name, tensor in encoder.named_buffers()}}
+    size = size or PROBE_SIZE
     image = torch.zeros(1, image_channels(config), size, size, device="meta")
     try:
         with torch.enable_grad():
@@ -183,7 +184,7 @@ def build_backbone(config: MPFormerConfig) -> tuple[nn.Module, SimpleFeaturePyra
     """
     encoder = AutoBackbone.from_config(config.backbone_config)
     info = probe_features(encoder, config.backbone_config)
-    size = info.image_size or PROBE_SIZE
+    size = info.image_size
     if config.feature_pyramid is not True and info.strides == list(STRIDES):
         return encoder, None, replace(info, unused=unused_parameters(encoder, config.backbone_config, size, None))
     one_stride = len(set(info.strides)) == 1

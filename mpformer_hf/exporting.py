@@ -1,8 +1,9 @@
 """Export of the inference model to ONNX or torch.export."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from .loading import load_model
 from .modeling_mpformer import MPFormerForUniversalSegmentation
 
 STRIDE, LARGEST_BATCH, LONGEST_SIDE = 32, 64, 8192
-FIXED_SIZE = ("swin", "swinv2")  # compute window sizes with Python integers, which are traced as constants, in minutes
+# They compute window sizes with Python integers, which are traced as constants; to see that takes minutes.
+FIXED_SIZE = ("swin", "swinv2")
 OUTPUTS = ["class_queries_logits", "masks_queries_logits"]
 TOLERANCE = 1e-3  # for mask logits, whose magnitude is in the tens
 
@@ -43,12 +45,14 @@ class Exported:
         program: of torch.export, with a dynamic batch size.
         dynamic_size: whether the image size is dynamic too.
         height, width: sides of the traced images in pixels.
+        difference: largest absolute difference of a logit.
     """
 
     program: ExportedProgram
     dynamic_size: bool
     height: int
     width: int
+    difference: float = math.inf
 
     def other_images(self) -> Tensor:
         """Images of another batch size and, if it is dynamic, of another image size than the traced ones."""
@@ -57,41 +61,51 @@ class Exported:
         return torch.randn(size, generator=torch.Generator().manual_seed(0))
 
 
-def export_program(model: ExportableModel, height: int, width: int) -> Exported:
+def export_program(model: ExportableModel, height: int, width: int, check: Callable[[Exported], float]) -> Exported:
     """`torch.export` with a dynamic batch size and, where the backbone allows it, dynamic image size.
 
+    Args:
+        model: the model.
+        height, width: of the traced images.
+        check: returns the largest difference of a logit of what is made of the program, for `other_images`; if it is
+            above `TOLERANCE` or fails, the image size is not dynamic.
+
     Raises:
-        ValueError: the model cannot be traced.
+        ValueError: the model cannot be exported.
     """
     rows, columns = (Dim(name, min=2, max=LONGEST_SIDE // STRIDE) for name in ("rows", "columns"))
     batch = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
-    example = torch.zeros(2, 3, height, width)
-    reason = "it gives other outputs"
     sizes = {**batch, 2: STRIDE * rows, 3: STRIDE * columns}
+    example = torch.zeros(2, 3, height, width)
     for dynamic in (batch,) if model.fixed_size else (sizes, batch):
         try:
             with torch.no_grad():
                 program = torch.export.export(model, (example,), dynamic_shapes={"pixel_values": dynamic})
             exported = Exported(program, 2 in dynamic, height, width)
-            images = exported.other_images()
-            if largest_difference(model, images, program.module()(images)) <= TOLERANCE:
-                return exported
+            exported.difference = check(exported)
         except Exception as error:  # of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise ValueError(f"The model cannot be exported at {height}x{width}: {reason}")
+            continue
+        if exported.difference <= TOLERANCE:
+            return exported
+        reason = f"its logits differ from the model's by {exported.difference:.1e}"
+    raise ValueError(f"The model cannot be exported at {height}x{width}: {reason}; nothing was saved.")
 
 
-def save_onnx(program: ExportedProgram, file: Path) -> None:
-    """Write an ONNX file.
-
+def require_onnx() -> None:
+    """
     Raises:
-        ValueError: packages are missing.
+        ValueError: packages for ONNX are missing.
     """
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f'ONNX export needs {error.name}: pip install "mpformer-hf[onnx]".') from error
+
+
+def save_onnx(program: ExportedProgram, file: Path) -> None:
+    """Write an ONNX file."""
     names = {"input_names": ["pixel_values"], "output_names": OUTPUTS}
     torch.onnx.export(program, **names, dynamo=True, verbose=False).save(file)
 
@@ -114,16 +128,14 @@ def largest_difference(model: ExportableModel, pixel_values: Tensor, outputs: It
     return largest if math.isfinite(largest) else math.inf
 
 
-def verify_export(model: ExportableModel, file: Path, pixel_values: Tensor) -> float:
-    """Largest absolute difference between the logits of the file and of the model.
-
-    Raises:
-        ValueError: it is above `TOLERANCE`.
-    """
-    difference = largest_difference(model, pixel_values, run_exported(file, pixel_values))
-    if difference > TOLERANCE:
-        raise ValueError(f"The exported model differs from the original by {difference:.1e}; it was not saved.")
-    return difference
+def save_and_compare(model: ExportableModel, exported: Exported, file: Path) -> float:
+    """Save a traced model; returns the largest difference of the logits of the file."""
+    if file.suffix == ".onnx":
+        save_onnx(exported.program, file)
+    else:
+        torch.export.save(exported.program, file)
+    images = exported.other_images()
+    return largest_difference(model, images, run_exported(file, images))
 
 
 def export(name: str, file: Path, height: int, width: int) -> tuple[float, bool]:
@@ -146,11 +158,9 @@ def export(name: str, file: Path, height: int, width: int) -> tuple[float, bool]
         raise ValueError(f"{file} exists; choose another file name.")
     if height % STRIDE or width % STRIDE or min(height, width) < 2 * STRIDE:
         raise ValueError(f"{height}x{width}: sides must be multiples of {STRIDE}, at least {2 * STRIDE}.")
+    if file.suffix == ".onnx":
+        require_onnx()
     model = ExportableModel(load_model(name))
     with write_atomically(file) as temporary:
-        exported = export_program(model, height, width)
-        if file.suffix == ".onnx":
-            save_onnx(exported.program, temporary)
-        else:
-            torch.export.save(exported.program, temporary)
-        return verify_export(model, temporary, exported.other_images()), exported.dynamic_size
+        exported = export_program(model, height, width, partial(save_and_compare, model, file=temporary))
+    return exported.difference, exported.dynamic_size

@@ -29,6 +29,8 @@ from .ranges import check_range
 TASKS = ("semantic", "instance", "panoptic")
 # Of saved files; and num_labels, which Mask2Former's processor has and does not use either.
 METADATA = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "num_labels"}
+OLD = ("max_size", "reduce_labels")
+LOADING = ("return_unused_kwargs", "trust_remote_code", "code_revision", "use_fast", "backend")  # of from_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +121,19 @@ class MPFormerImageProcessorMixin:
         for side, value in dict(self.size).items():
             check_range(f"size: {side}", value, "[1, inf)")
 
+    @classmethod
+    def from_dict(cls, fields: dict, **kwargs):
+        """A processor of the fields of a file, which `kwargs` override; names of older versions are known."""
+        given = {
+            name: kwargs.pop(name) for name in [*kwargs] if name in cls.valid_kwargs.__annotations__ or name in OLD
+        }
+        unknown = sorted(name for name in kwargs if name not in LOADING and not name.startswith("_"))
+        if unknown:
+            logger.warning("%s has no fields %s; they have no effect.", cls.__name__, ", ".join(unknown))
+        size = fields.get("size")
+        default_size = {**cls.size, **(size if isinstance(size, dict) else {"shortest_edge": size} if size else {})}
+        return super().from_dict({**fields, **rename_old_fields(given, default_size)}, **kwargs)
+
     # --- Preprocessing ---
 
     def preprocess(
@@ -177,7 +192,8 @@ class MPFormerImageProcessorMixin:
             check_maps(maps, images)
         images = self.transform_images(images, **kwargs)
         sizes = [tuple(image.shape[-2:]) for image in images]
-        padded = padded_size(sizes, kwargs["size_divisor"] or 1, kwargs["pad_size"])
+        divisor = 1 if kwargs["stretch_to_divisor"] else kwargs["size_divisor"] or 1
+        padded = padded_size(sizes, divisor, kwargs["pad_size"])
         batch = torch.zeros(len(images), images[0].shape[0], *padded, dtype=torch.float32, device=images[0].device)
         pixel_mask = torch.zeros(len(images), *padded, dtype=torch.int64, device=batch.device)
         for index, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):

@@ -1,7 +1,11 @@
 """Sizes of images: as older processors name them, after resizing, after padding."""
 
+import logging
+
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict
+
+logger = logging.getLogger(__name__)
 
 
 def rename_old_fields(fields: dict, default_size: dict) -> dict:
@@ -9,20 +13,21 @@ def rename_old_fields(fields: dict, default_size: dict) -> dict:
     `size=800, max_size=1333` is `{"shortest_edge": 800, "longest_edge": 1333}`, `reduce_labels` is `do_reduce_labels`.
 
     Raises:
-        ValueError: `max_size` is given besides a `longest_edge`, or besides height and width.
+        ValueError: `max_size` is given besides another `longest_edge`.
     """
     fields = dict(fields)
     if "reduce_labels" in fields:
         fields.setdefault("do_reduce_labels", fields.pop("reduce_labels"))
     saved, max_size = fields.pop("_max_size", None), fields.pop("max_size", None)
     size = fields.get("size")
-    if isinstance(size, dict) and max_size is not None and set(size) != {"shortest_edge"}:
+    if isinstance(size, dict) and max_size is not None and size.get("longest_edge", max_size) != max_size:
         raise ValueError(f"max_size is the longest_edge of size; give one of them, got {max_size} and {size}.")
+    if max_size is not None and size is not None and not isinstance(size, int) and "shortest_edge" not in size:
+        logger.warning("max_size %s has no effect, since size has height and width.", max_size)
+        return fields
     max_size = saved if max_size is None else max_size
     if max_size is not None and (size is None or isinstance(size, int) or set(size) == {"shortest_edge"}):
-        shortest = (
-            default_size["shortest_edge"] if size is None else size if isinstance(size, int) else size["shortest_edge"]
-        )
+        shortest = size["shortest_edge"] if isinstance(size, dict) else size or default_size["shortest_edge"]
         fields["size"] = {"shortest_edge": shortest, "longest_edge": max_size}
     return fields
 

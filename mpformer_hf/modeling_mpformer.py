@@ -12,7 +12,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
-from .backbone import build_backbone, image_channels
+from .backbone import build_backbone, image_channels, unused_parameters
 from .configuration_mpformer import MPFormerConfig
 from .criterion import MPFormerCriterion
 from .deformable_attention import SamplingOffsets, ZeroInitLinear
@@ -117,9 +117,15 @@ class MPFormerPixelLevelModule(nn.Module):
     def __init__(self, config: MPFormerConfig):
         super().__init__()
         self.encoder, self.feature_pyramid, info = build_backbone(config)
-        self.image_size, self.unused = info.image_size, info.unused
+        self.backbone_config, self.image_size, self.unused = config.backbone_config, info.image_size, info.unused
         self.freeze_unused()
         self.decoder = MPFormerPixelDecoder(config, info.channels)
+
+    def find_unused(self) -> None:
+        """Look again for parameters without gradient and freeze them, after layers of the backbone were replaced."""
+        source = None if self.feature_pyramid is None else self.feature_pyramid.source
+        self.unused = unused_parameters(self.encoder, self.backbone_config, self.image_size, source)
+        self.freeze_unused()
 
     def freeze_unused(self) -> None:
         """Freeze the parameters of the backbone that get no gradient, see `unused_parameters`."""
@@ -378,10 +384,12 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         is dropped; missing query positions become zeros.
 
         Raises:
-            ValueError: the model has a feature pyramid, which Mask2Former does not have.
+            ValueError: the model has a feature pyramid, which Mask2Former does not have, or adapters.
         """
         if self.model.pixel_level_module.feature_pyramid is not None:
             raise ValueError("A model with a feature pyramid cannot become a Mask2Former, which has none.")
+        if any("lora_A" in name for name, _ in self.named_modules()):
+            raise ValueError("The model has adapters; merge them into its weights first, with merge_and_unload().")
         fields = self.config.to_dict()
         added = set(MPFormerConfig().to_dict()) - set(Mask2FormerConfig().to_dict())
         for name in added | {"model_type", "architectures", "auto_map", "_name_or_path", "custom_pipelines"}:

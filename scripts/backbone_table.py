@@ -10,7 +10,9 @@ equal logits, for any image size or for the traced one.
 
 import argparse
 import logging
+import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from transformers import AutoConfig, TimmBackboneConfig
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.backbone import probe_features
 from mpformer_hf.cli.main import run_command
-from mpformer_hf.exporting import ExportableModel, export_program
+from mpformer_hf.exporting import ExportableModel, export_program, save_and_compare
 from mpformer_hf.files import write_text
 from mpformer_hf.inference import Predictor
 
@@ -68,8 +70,11 @@ def trains(model: MPFormerForUniversalSegmentation, side: int) -> bool:
 
 def exports(model: MPFormerForUniversalSegmentation, side: int) -> str:
     """ "any size", "one size" or "no"."""
+    exportable = ExportableModel(model)
     try:
-        return "any size" if export_program(ExportableModel(model), side, side).dynamic_size else "one size"
+        with tempfile.TemporaryDirectory() as folder:
+            check = partial(save_and_compare, exportable, file=Path(folder) / "model.pt2")
+            return "any size" if export_program(exportable, side, side, check).dynamic_size else "one size"
     except ValueError:
         return "no"
 

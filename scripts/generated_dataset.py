@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PILImage
 
+from mpformer_hf.ranges import check_range
+
 from .panoptic_parquet import Scene, write_splits
 
 CARD = """---
@@ -75,6 +77,9 @@ def parse_arguments(description: str, argv: list[str] | None) -> tuple[Path, dic
     parser.add_argument("--size", type=int, default=128, help="side of the images, in pixels")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images")
     args = parser.parse_args(argv)
+    for name in ("train", "validation", "test", "size"):
+        check_range(f"--{name}", getattr(args, name), "[1, inf)")
+    check_range("--seed", args.seed, "[0, inf)")
     return args.folder, {"train": args.train, "validation": args.validation, "test": args.test}, args.size, args.seed
 
 

@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     workers, steps = args.data.dataloader_num_workers, args.optimization.max_train_steps or MAX_BATCHES
     split = open_dataset(args.data, args.data.train_split, args.data.max_train_samples)
     epochs = run_epochs(args.optimization, len(split), 1)
-    args = replace(args, transforms=choose_augmentation(args.transforms, epochs))
     processor = build_processor(args.data, args.transforms, split.labels)
+    args = replace(args, transforms=choose_augmentation(args.transforms, epochs, processor.size))
     batches = iter(training_loader(args, split, processor, PartialState(), 0))
     for _ in range(1 + 2 * workers):  # prefetched batches
         next(batches)

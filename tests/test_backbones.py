@@ -258,6 +258,12 @@ def test_fine_tuning_keeps_the_preprocessing_of_the_checkpoint(tmp_path):
     given = TransformArguments(eval_shortest_edge=64, eval_longest_edge=80)
     changed = build_processor(DataArguments(), given, LABELS, found)
     assert (changed.size.shortest_edge, changed.size.longest_edge, changed.size.height) == (64, 80, None)
+    fields = {"do_normalize": False, "rescale_factor": 1 / 127.5, "do_resize": False, "stretch_to_divisor": True}
+    MPFormerImageProcessor(**fields).save_pretrained(tmp_path)
+    found = find_preprocessing(ModelArguments(model_name_or_path=str(tmp_path)))
+    kept = build_processor(DataArguments(), TransformArguments(), LABELS, found)
+    assert {name: getattr(kept, name) for name in fields} == fields
+    assert build_processor(DataArguments(), given, LABELS, found).do_resize, "a size was given"
     default = build_processor(DataArguments(), TransformArguments(), LABELS)
     assert (default.size.shortest_edge, default.size.longest_edge) == (800, 1333)
 

@@ -37,11 +37,27 @@ def test_the_file_is_the_model(saved, tmp_path, backbone, name, capsys):
 
 
 def test_what_differs_is_not_kept(saved, tmp_path, monkeypatch, capsys):
-    wrong = [torch.zeros(3, 8, 5), torch.full((3, 8, 24, 40), 9.0)]
-    monkeypatch.setattr(exporting, "run_exported", lambda file, pixel_values: wrong)
-    with pytest.raises(SystemExit, match=r"differs from the original by .* not saved"):
+    def wrong(file, pixel_values):
+        height, width = pixel_values.shape[-2:]
+        return [torch.zeros(3, 8, 5), torch.full((3, 8, height // 4, width // 4), 9.0)]
+
+    monkeypatch.setattr(exporting, "run_exported", wrong)
+    with pytest.raises(SystemExit, match=r"at 64x96: its logits differ from the model's by .*; nothing was saved"):
         mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--height", "64", "--width", "96"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_read_back_gets_one_size(saved, tmp_path, monkeypatch, capsys):
+    read = exporting.run_exported
+
+    def guarded(file, pixel_values):
+        if pixel_values.shape[-2:] != (64, 96):
+            raise RuntimeError("the shape guards cannot be read")
+        return read(file, pixel_values)
+
+    monkeypatch.setattr(exporting, "run_exported", guarded)
+    mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--height", "64", "--width", "96"])
+    assert "image sides: only 64x96" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,10 @@ def test_the_reader_accepts_the_dataset(tmp_path):
     image, segments = data[0]
     assert image.shape == (3, 64, 64) and data.labels.names == make_solids_dataset.NAMES
     assert data.labels.stuff == [4, 5, 6, 7] and len(segments.classes) >= 1
+
+
+@pytest.mark.parametrize("flag, value", [("--train", "0"), ("--size", "-1"), ("--seed", "-1")])
+def test_numbers_out_of_range_are_named(flag, value, tmp_path):
+    with pytest.raises(ValueError, match=f"^{flag} must be at least"):
+        make_solids_dataset.main([str(tmp_path / "d"), flag, value])
+    assert not (tmp_path / "d").exists()

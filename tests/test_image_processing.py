@@ -59,6 +59,9 @@ def test_stretching_equals_mask2former(size, shapes):
         assert torch.equal(a[:, mask], b[:, mask].bool())
     for a, b in zip(ours["class_labels"], theirs["class_labels"], strict=True):
         assert torch.equal(a, b)
+    ours = MPFormerImageProcessor(do_resize=False, stretch_to_divisor=True)(images)
+    theirs = Mask2FormerImageProcessor(do_resize=False)(images, return_tensors="pt")
+    assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
     if shapes == [(50, 100)] and "height" not in size:
         assert not (MPFormerImageProcessor(size=size)(images)["pixel_mask"] == 1).all(), "nothing was padded"
 
@@ -84,6 +87,8 @@ def test_sizes_of_older_versions(backend, tmp_path):
     assert size_of(size={"shortest_edge": 800}, max_size=1333) == expected
     assert size_of(size=expected, _max_size=1000) == expected, "_max_size is of files, which have the size too"
     assert size_of(size=640) == {"shortest_edge": 640}
+    assert size_of(size=expected, max_size=1333) == expected
+    assert size_of(size={"height": 64, "width": 96}, max_size=1333) == {"height": 64, "width": 96}
     with pytest.raises(ValueError, match="max_size is the longest_edge of size; give one of them"):
         backend(size=expected, max_size=1000)
     old = {"size": 256, "max_size": 320, "reduce_labels": True, "num_labels": 150, "feature_extractor_type": "Any"}
@@ -93,11 +98,21 @@ def test_sizes_of_older_versions(backend, tmp_path):
     loaded.save_pretrained(tmp_path)
     again = backend.from_pretrained(tmp_path)
     assert dict(again.size) == dict(loaded.size) and again.do_reduce_labels
+    changed = backend.from_pretrained(tmp_path, size=640, max_size=960, reduce_labels=False, task="instance")
+    assert (changed.size.shortest_edge, changed.size.longest_edge, changed.task) == (640, 960, "instance")
+    assert not changed.do_reduce_labels
+    assert backend.from_pretrained(tmp_path, max_size=400).size.longest_edge == 400
 
 
-def test_fields_that_do_not_exist_are_named(caplog):
+def test_fields_that_do_not_exist_are_named(caplog, tmp_path):
     MPFormerImageProcessor(treshold=0.3, num_labels=3)
     assert "MPFormerImageProcessor has no fields treshold; they have no effect." in caplog.text
+    MPFormerImageProcessor().save_pretrained(tmp_path)
+    caplog.clear()
+    AutoImageProcessor.from_pretrained(tmp_path, backend="pil", trust_remote_code=False)
+    assert not caplog.text
+    MPFormerImageProcessor.from_pretrained(tmp_path, taks="instance")
+    assert "MPFormerImageProcessor has no fields taks; they have no effect." in caplog.text
     with pytest.raises(ValueError, match="data_format must be channels_first"):
         MPFormerImageProcessor()(picture(40, 60), data_format="channels_last")
 

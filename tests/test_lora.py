@@ -4,15 +4,16 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
-from mpformer_hf import MPFormerForUniversalSegmentation
+from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation
 from tests.runs import flags
 from tests.test_backbones import tiny_model
-from tests.tiny import batch_of
+from tests.tiny import SIZES, batch_of
 from training import finetune
 from training.arguments import OptimizationArguments
 from training.checkpoints import save_model
-from training.engine import freeze
+from training.engine import FineTuner, batch_norms, freeze
 from training.lora import merge_adapters
 
 
@@ -50,6 +51,40 @@ def test_a_step_changes_adapters_and_heads_only_and_merging_keeps_the_outputs(ki
         initial = plain(pixel_values)
     torch.testing.assert_close(actual.masks_queries_logits, expected.masks_queries_logits, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(initial.masks_queries_logits, expected.masks_queries_logits, atol=1e-3)
+
+
+def test_adapters_without_gradient_are_frozen_and_named(caplog):
+    config = AutoConfig.for_model(
+        "dinov2", hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=56, out_indices=[2]
+    )
+    model = MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=config, num_labels=4, **SIZES)).train()
+    freeze(model, OptimizationArguments(lora_rank=2))
+    assert "lora_rank: adapters of 6 of 18 layers get no gradient and are not trained." in caplog.text
+    model(**batch_of((2, 1))).loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("kind", ["swin", "resnet"])
+def test_the_backbone_stays_in_training_mode_apart_from_batch_norms(kind, shapes, tmp_path, monkeypatch):
+    modes = []
+
+    def watched(tuner, batches):
+        encoder = tuner.model.model.pixel_level_module.encoder
+        modes.append((encoder.training, {module.training for module in batch_norms(encoder)}))
+        return optimize(tuner, batches)
+
+    optimize = FineTuner.optimize
+    monkeypatch.setattr(FineTuner, "optimize", watched)
+    tiny_model(kind, num_labels=8).save_pretrained(tmp_path / "model")
+    options = {"model_name_or_path": tmp_path / "model", "model_fields": "{}", "gradient_checkpointing": True}
+    finetune.main(flags(shapes, tmp_path / "run", **options, lora_rank=2, max_train_steps=1, max_eval_samples=1))
+    assert modes == [(True, {False} if kind == "resnet" else set())]
+
+
+def test_a_model_with_adapters_is_no_mask2former():
+    with pytest.raises(ValueError, match="has adapters; merge them into its weights first"):
+        adapted("resnet").to_mask2former()
+    merge_adapters(adapted("resnet")).to_mask2former()
 
 
 def test_a_model_without_adapters_is_not_copied():

@@ -29,7 +29,8 @@ def model_of(backbone: str, seed: int = 0) -> MPFormerForUniversalSegmentation:
 
 
 def trainer_of(model, shapes, folder, task="panoptic", **options) -> Trainer:
-    processor = MPFormerImageProcessor(size=SIDES, task=task, threshold=0.0)
+    stuff = [4, 5, 6, 7] if task == "panoptic" else []
+    processor = MPFormerImageProcessor(size=SIDES, task=task, threshold=0.0, label_ids_to_fuse=stuff)
     validation = opened(shapes, "validation", task)
     arguments = TrainingArguments(
         str(folder),
@@ -107,11 +108,35 @@ def test_settings_that_do_not_fit_are_named(shapes, tmp_path):
     with pytest.raises(ValueError, match=r"needs TrainingArguments\(batch_eval_metrics=True\)"):
         trainer.evaluate()
     trainer = trainer_of(model_of("resnet"), shapes, tmp_path / "out")
+    more = opened(shapes, "validation")
+    more.rows = more.rows.select([0, 1, 2, 0])
     with pytest.raises(ValueError, match="evaluates more images than the 3 of SegmentationMetrics"):
-        trainer.evaluate(opened(shapes, "train"))
+        trainer.evaluate(more)
+    other = opened(shapes, "train")
+    other.rows = other.rows.select([2, 3, 4])
+    with pytest.raises(ValueError, match="evaluates other images than those of SegmentationMetrics"):
+        trainer.evaluate(other)
     trainer.compute_metrics = SegmentationMetrics(trainer.processing_class, opened(shapes, "train"))
-    with pytest.raises(ValueError, match="evaluated 3 images, SegmentationMetrics has 6"):
+    trainer.compute_metrics.dataset.rows = opened(shapes, "validation").rows.select([0, 1, 2, 0])
+    with pytest.raises(ValueError, match="evaluated 3 images, SegmentationMetrics has 4"):
         trainer.evaluate()
+
+
+def test_processors_and_processes_that_do_not_fit_are_named(shapes, monkeypatch):
+    data = opened(shapes, "validation")
+    with pytest.raises(ValueError, match=r"label_ids_to_fuse of the processor is \[\], expected \[4, 5, 6, 7\]"):
+        SegmentationMetrics(MPFormerImageProcessor(), data)
+    with pytest.raises(ValueError, match=r"label_ids_to_fuse of the processor is \[1\], expected \[\]"):
+        SegmentationMetrics(MPFormerImageProcessor(task="instance", label_ids_to_fuse=[1]), data)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="SegmentationMetrics is for one process"):
+        SegmentationMetrics(MPFormerImageProcessor(label_ids_to_fuse=[4, 5, 6, 7]), data)
+
+
+def test_scores_that_are_not_defined_are_left_out(shapes, tmp_path):
+    trainer = trainer_of(model_of("resnet"), shapes, tmp_path / "out", "instance")
+    scores = trainer.evaluate()
+    assert "eval_ap" in scores and "eval_ap_large" not in scores
 
 
 def test_the_collator_augments(shapes):
@@ -120,4 +145,6 @@ def test_the_collator_augments(shapes):
     inverted = SegmentationCollator(processor, lambda image, segments: (255 - image, segments))([data[0], data[1]])
     assert set(plain) == {"pixel_values", "pixel_mask", "mask_labels", "class_labels"}
     assert not torch.equal(plain["pixel_values"], inverted["pixel_values"])
+    reduced = SegmentationCollator(MPFormerImageProcessor(size=SIDES, do_reduce_labels=True))([data[0], data[1]])
+    assert all(torch.equal(a, b) for a, b in zip(plain["class_labels"], reduced["class_labels"], strict=True))
     assert torch.equal(plain["mask_labels"][1], inverted["mask_labels"][1])

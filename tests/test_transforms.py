@@ -103,3 +103,6 @@ def test_automatic_augmentation_is_light_for_short_runs():
     fixed = choose_augmentation(args, 7, SizeDict(height=96, width=64))
     assert (fixed.shortest_edges, fixed.longest_edge) == ([64], 96)
     assert choose_augmentation(args, 7, SizeDict(shortest_edge=72)).longest_edge == args.longest_edge
+    assert choose_augmentation(args, 7, SizeDict(max_height=96, max_width=64)).shortest_edges == [64]
+    with pytest.raises(ValueError, match="image size has no shortest edge; give --eval_shortest_edge"):
+        choose_augmentation(args, 7, SizeDict(longest_edge=64))

@@ -134,7 +134,9 @@ class OptimizationArguments(CheckedArguments):
     freeze_batch_norm: bool = option(False, "Freeze the backbone's batch norms.")
     freeze_backbone: bool = option(False, "Freeze the backbone.")
     lora_rank: int | None = option(
-        None, "Train low-rank adapters (LoRA) of the backbone instead of its weights.", within="[1, inf)"
+        None,
+        "Train low-rank adapters (LoRA) of the backbone, at its learning rate, not its weights.",
+        within="[1, inf)",
     )
     ema_decay: float | None = option(
         None, "Evaluate and save a moving average of the weights, e.g. 0.999.", within="[0, 1)"

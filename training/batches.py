@@ -84,7 +84,8 @@ class TrainingDataset(Dataset):
     def collate(self, examples: list) -> dict:
         """`pixel_values`, `pixel_mask`, `mask_labels`, `class_labels` of the model."""
         images, maps, tables = (list(column) for column in zip(*(example[:3] for example in examples), strict=True))
-        inputs = self.processor(images, maps, tables, do_resize=False, ignore_index=VOID, return_tensors="pt")
+        fixed = {"do_resize": False, "ignore_index": VOID, "do_reduce_labels": False}  # the classes are final
+        inputs = self.processor(images, maps, tables, **fixed, return_tensors="pt")
         return dict(inputs)
 
 

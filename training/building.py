@@ -88,7 +88,8 @@ def find_preprocessing(args: ModelArguments) -> dict:
         logger.warning("%s; images are normalised as for ImageNet.", error)
         return {}
     size = {side: value for side, value in dict(processor.size).items() if value is not None}
-    names = ("image_mean", "image_std", "resample", "size_divisor", "stretch_to_divisor")
+    names = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor", "do_resize", "resample")
+    names += ("size_divisor", "stretch_to_divisor")
     return {"size": size, **{name: getattr(processor, name) for name in names}}
 
 
@@ -100,6 +101,7 @@ def build_processor(
     fields = dict(preprocessing or {})
     if transforms.eval_shortest_edge is not None:
         fields["size"] = {"shortest_edge": transforms.eval_shortest_edge, "longest_edge": transforms.eval_longest_edge}
+        fields["do_resize"] = True
     return MPFormerImageProcessor(
         **fields,
         task=data.task,

@@ -67,7 +67,7 @@ def freeze(model: MPFormerForUniversalSegmentation, args: OptimizationArguments)
     if args.freeze_backbone:
         model.model.pixel_level_module.encoder.requires_grad_(False)
     if args.lora_rank:
-        add_adapters(model.model.pixel_level_module.encoder, args.lora_rank)
+        add_adapters(model.model.pixel_level_module, args.lora_rank)
     if args.freeze_batch_norm:
         for module in batch_norms(model):
             module.requires_grad_(False)
@@ -231,10 +231,12 @@ class FineTuner:
         """Set the model to training mode, and frozen modules to evaluation mode."""
         self.model.train()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=True)
-        if self.optimization.freeze_backbone or self.optimization.lora_rank:
-            model.model.pixel_level_module.encoder.eval()
-        if self.optimization.freeze_batch_norm:
-            for module in batch_norms(model):
+        backbone = model.model.pixel_level_module.encoder
+        if self.optimization.freeze_backbone:
+            backbone.eval()
+        frozen = model if self.optimization.freeze_batch_norm else backbone
+        if self.optimization.freeze_batch_norm or self.optimization.lora_rank:
+            for module in batch_norms(frozen):
                 module.eval()
 
     def optimize(self, batches: Iterator[tuple[dict, list[int]]]) -> tuple[dict[str, float], int, float]:

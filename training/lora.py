@@ -1,18 +1,23 @@
 """Low-rank adapters (LoRA, Hu et al. 2022) of the backbone, with peft."""
 
 import copy
+import logging
 
 from torch import nn
 
 from mpformer_hf import MPFormerForUniversalSegmentation
+from mpformer_hf.modeling_mpformer import MPFormerPixelLevelModule
+
+logger = logging.getLogger(__name__)
 
 
-def add_adapters(backbone: nn.Module, rank: int) -> None:
-    """Add trainable adapters to all linear layers and 1x1 convolutions, in place; everything else is frozen. At first
-    the outputs do not change.
+def add_adapters(module: MPFormerPixelLevelModule, rank: int) -> None:
+    """Add trainable adapters to all linear layers and 1x1 convolutions of the backbone, in place; everything else of it
+    is frozen. At first the outputs do not change. Adapters that get no gradient are frozen too, with a warning: those
+    of layers after the last feature map, or of layers whose weights are read but which are not called.
 
     Args:
-        backbone: any.
+        module: has the backbone.
         rank: of the adapters. Their output is not scaled (alpha = rank).
 
     Raises:
@@ -23,10 +28,15 @@ def add_adapters(backbone: nn.Module, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError('lora_rank needs peft: pip install "mpformer-hf[lora]"') from error
-    layers = [name for name, module in backbone.named_modules() if is_adapted(module)]
+    backbone = module.encoder
+    layers = [name for name, layer in backbone.named_modules() if is_adapted(layer)]
     if not layers:
         raise ValueError("lora_rank: the backbone has no linear layers and no 1x1 convolutions.")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), backbone)
+    module.find_unused()
+    lost = sum("lora_A" in name for name in module.unused)
+    if lost:
+        logger.warning("lora_rank: adapters of %d of %d layers get no gradient and are not trained.", lost, len(layers))
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -58,14 +58,21 @@ def choose_augmentation(args: TransformArguments, epochs: float, size: SizeDict)
         args: as given.
         epochs: of the run.
         size: evaluation size of the image processor.
+
+    Raises:
+        ValueError: the size has no shortest edge.
     """
     if args.augmentation != "auto":
         return args
     if epochs >= LONG_RUN:
         return replace(args, augmentation="lsj")
-    shortest, longest = size.shortest_edge, size.longest_edge
+    sides = [size.height or size.max_height, size.width or size.max_width]
+    shortest, longest = (size.shortest_edge, size.longest_edge) if None in sides else sorted(sides)
     if shortest is None:
-        shortest, longest = sorted((size.height, size.width))
+        raise ValueError(
+            "augmentation auto: the checkpoint's image size has no shortest edge; give --eval_shortest_edge and "
+            "--eval_longest_edge."
+        )
     sizes = {"shortest_edges": [shortest], "longest_edge": longest or args.longest_edge}
     return replace(args, augmentation="crop", color_jitter=False, **sizes)
 

@@ -4,9 +4,9 @@ mpformer export outputs/yours model.onnx
 mpformer export outputs/yours model.pt2 --height 512 --width 1024
 
 Input: `pixel_values` `[batch, 3, height, width]`, as the image processor makes it. Outputs: `class_queries_logits` and
-`masks_queries_logits`. The batch size is dynamic; image sides may be any multiple of 32, unless the backbone fixes
-them (Swin). The file is checked against the model before it is put in place. ONNX needs
-`pip install "mpformer-hf[onnx]"`.
+`masks_queries_logits`. The batch size is dynamic; image sides may be any multiple of 32, unless the backbone cannot be
+traced so (Swin, SwinV2 and others; the command says it). The file is checked against the model before it is put in
+place. ONNX needs `pip install "mpformer-hf[onnx]"`.
 """
 
 import argparse

@@ -12,6 +12,8 @@ trainer = Trainer(
 )
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -48,7 +50,8 @@ class SegmentationCollator:
             examples = [self.augment(*example) for example in examples]
         images, segments = zip(*examples, strict=True)
         maps, classes = [part.map for part in segments], [part.classes for part in segments]
-        return dict(self.processor(list(images), maps, classes, ignore_index=VOID, return_tensors="pt"))
+        fixed = {"ignore_index": VOID, "do_reduce_labels": False}  # the classes of segments are final
+        return dict(self.processor(list(images), maps, classes, **fixed, return_tensors="pt"))
 
 
 class SegmentationMetrics:
@@ -58,9 +61,20 @@ class SegmentationMetrics:
         processor: its `task` decides what is scored, its thresholds what is found.
         dataset: the Trainer's `eval_dataset`, which is read in order.
         max_detections: number of best-scored instances per image that are counted for AP.
+
+    Raises:
+        ValueError: there are several processes, or the processor's stuff classes are not those of the dataset.
     """
 
     def __init__(self, processor: MPFormerImageProcessor, dataset: SegmentationDataset, max_detections: int = 100):
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError("SegmentationMetrics is for one process; training.finetune evaluates on several.")
+        stuff = dataset.labels.stuff if processor.task == "panoptic" else []
+        if sorted(processor.label_ids_to_fuse) != sorted(stuff):
+            raise ValueError(
+                f"label_ids_to_fuse of the processor is {processor.label_ids_to_fuse}, expected {stuff}: the stuff "
+                "classes of the dataset, none for instance segmentation."
+            )
         self.processor, self.dataset, self.max_detections = processor, dataset, max_detections
         self.reset()
 
@@ -69,14 +83,14 @@ class SegmentationMetrics:
         self.metrics = TaskMetrics(self.processor.task, self.dataset.labels, self.max_detections)
         self.row = 0
 
-    def __call__(self, prediction: EvalPrediction, compute_result: bool | None = None) -> dict[str, float | None]:
+    def __call__(self, prediction: EvalPrediction, compute_result: bool | None = None) -> dict[str, float]:
         """Add a batch of logits (the model's outputs but for the loss).
 
         Returns:
-            with `compute_result` the scores in [0, 1], None where one is not defined; else nothing.
+            with `compute_result` the scores in [0, 1] without those that are not defined; else nothing.
 
         Raises:
-            ValueError: `batch_eval_metrics` is not set, or other images were evaluated than those of the dataset.
+            ValueError: `batch_eval_metrics` is not set, or other images are evaluated than those of the dataset.
         """
         if compute_result is None:
             raise ValueError("SegmentationMetrics needs TrainingArguments(batch_eval_metrics=True).")
@@ -87,8 +101,15 @@ class SegmentationMetrics:
         last = self.row + len(classes)
         if last > len(self.dataset):
             self.reset()
-            raise ValueError(f"The Trainer evaluates more images than the {len(self.dataset)} of SegmentationMetrics.")
+            raise ValueError(
+                f"The Trainer evaluates more images than the {len(self.dataset)} of SegmentationMetrics, or an earlier "
+                "evaluation was interrupted; then try again."
+            )
         segments = [self.dataset[row][1] for row in range(self.row, last)]
+        for labels, part in zip(prediction.label_ids[LABEL_NAMES.index("class_labels")], segments, strict=True):
+            if Counter(labels.tolist()) - Counter(part.classes.values()):
+                self.reset()
+                raise ValueError("The Trainer evaluates other images than those of SegmentationMetrics.")
         sizes = [tuple(part.map.shape[-2:]) for part in segments]
         results = results_of(outputs, sizes, self.processor, self.max_detections)
         for result, part in zip(results, segments, strict=True):
@@ -97,9 +118,10 @@ class SegmentationMetrics:
         if not compute_result:
             return {}
         if self.row != len(self.dataset):
-            seen, self.row = self.row, 0
+            seen = self.row
             self.reset()
             raise ValueError(f"The Trainer evaluated {seen} images, SegmentationMetrics has {len(self.dataset)}.")
         scores = self.metrics.compute()
         self.reset()
-        return {name: scores[name] for name in TASK_METRICS[self.processor.task]}
+        names = TASK_METRICS[self.processor.task]
+        return {name: scores[name] for name in names if scores[name] is not None}
