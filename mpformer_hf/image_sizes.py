@@ -12,6 +12,13 @@ def rename_old_fields(fields: dict, default_size: dict) -> dict:
     """Fields as they are named today, of processors that were saved by earlier versions of transformers:
     `size=800, max_size=1333` is `{"shortest_edge": 800, "longest_edge": 1333}`, `reduce_labels` is `do_reduce_labels`.
 
+    Args:
+        fields: of a processor.
+        default_size: its `shortest_edge` is used where `max_size` comes alone; in pixels.
+
+    Returns:
+        the fields without old names.
+
     Raises:
         ValueError: `max_size` is given besides another `longest_edge`.
     """
@@ -34,6 +41,11 @@ def rename_old_fields(fields: dict, default_size: dict) -> dict:
 
 def stretched_size(image: tuple[int, int], size: SizeDict, divisor: int | None) -> SizeDict:
     """Size (height, width) that an image is resized to, rounded up to multiples of `divisor`.
+
+    Args:
+        image: its (height, width) in pixels.
+        size: of the processor.
+        divisor: None is 1.
 
     Raises:
         ValueError: `size` is neither shortest and longest edge nor height and width.
