@@ -46,6 +46,7 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     task: semantic, instance or panoptic; default task of the pipeline.
     threshold, mask_threshold, overlap_mask_area_threshold: defaults of post-processing.
     label_ids_to_fuse: stuff classes, whose panoptic segments are merged.
+    category_ids: the dataset's own id of each class, for files of predictions; default: the class ids.
     """
 
     size_divisor: int | None
@@ -57,6 +58,7 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     mask_threshold: float | None
     overlap_mask_area_threshold: float | None
     label_ids_to_fuse: list[int] | tuple[int, ...] | None
+    category_ids: list[int] | tuple[int, ...] | None
 
 
 class MPFormerImageProcessorMixin:
@@ -82,6 +84,7 @@ class MPFormerImageProcessorMixin:
     mask_threshold = 0.5
     overlap_mask_area_threshold = 0.8
     label_ids_to_fuse = ()
+    category_ids = None
 
     def __init__(self, **kwargs):
         kwargs = rename_old_fields(kwargs, dict(self.size))
@@ -95,6 +98,11 @@ class MPFormerImageProcessorMixin:
         if isinstance(self.label_ids_to_fuse, str) or not all(isinstance(label, Integral) for label in fused):
             raise ValueError(f"label_ids_to_fuse must be a list of class ids, got {self.label_ids_to_fuse!r}.")
         self.label_ids_to_fuse = sorted(int(label) for label in fused)
+        if self.category_ids is not None:
+            ids = self.category_ids
+            if not isinstance(ids, (list, tuple)) or not all(isinstance(x, Integral) for x in ids):
+                raise ValueError(f"category_ids must be a list of the dataset's ids, got {ids!r}.")
+            self.category_ids = [int(category) for category in ids]
         for name in (
             "do_resize",
             "do_rescale",

@@ -91,6 +91,21 @@ def split_segments(
     return torch.stack(masks).any(0) if len(masks) > 1 else masks[0], classes
 
 
+def compress_counts(counts: list[int]) -> str:
+    """COCO's compressed string of run lengths: from the fourth on, differences to the run before the previous one, as
+    signed numbers of 5 bits per character, low bits first; the bit of 32 says that another character follows."""
+    text = []
+    for index, run in enumerate(counts):
+        value = run - counts[index - 2] if index > 2 else run
+        more = True
+        while more:
+            bits = value & 31
+            value >>= 5
+            more = value != (-1 if bits & 16 else 0)
+            text.append(chr(48 + bits + 32 * more))
+    return "".join(text)
+
+
 def encode_rle(mask: np.ndarray) -> dict:
     """COCO's uncompressed RLE of a bool `[H, W]` mask: `{"size": [H, W], "counts": [...]}`, column-major, starting with
     the number of zeros."""

@@ -320,7 +320,7 @@ def test_archives_beside_the_folders_are_ignored(tmp_path):
 def test_coco_folders_cannot_be_streamed(tmp_path):
     data = coco_folder(tmp_path / "coco")
     data.streaming = True
-    with pytest.raises(ValueError, match="is a COCO folder, which cannot be streamed: leave out streaming"):
+    with pytest.raises(ValueError, match=r"is COCO .*, which cannot be read with streaming: leave it out"):
         open_dataset(data, "train")
 
 

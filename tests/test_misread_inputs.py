@@ -79,7 +79,7 @@ def test_tables_beside_a_coco_folder_and_words_in_names(tmp_path):
     (tmp_path / "coco" / "annotations" / "instances_val2017.json").rename(
         tmp_path / "coco" / "annotations" / "instances_trainval.json"
     )
-    with pytest.raises(ValueError, match="for split 'tset', found none"):
+    with pytest.raises(ValueError, match="for split 'tset', 0 of annotations/captions"):
         open_dataset(data, "tset")
 
 
@@ -276,7 +276,7 @@ def test_a_plain_mask2former_is_scored_with_the_stuff_of_the_dataset(saved, shap
     tiny_model(num_labels=8).save_pretrained(saved)
     convert.main(["to-mask2former", str(saved), str(tmp_path / "plain")])
     used = []
-    monkeypatch.setattr(evaluate, "evaluate_model", lambda model, processor, *_: used.append(processor) or {})
+    monkeypatch.setattr(evaluate, "evaluate_model", lambda model, processor, *_, **__: used.append(processor) or {})
     data = ["--dataset_name", str(shapes), "--task", "panoptic"]
     evaluate.main(["--model_name_or_path", str(tmp_path / "plain"), *data])
     labels = open_dataset(DataArguments(dataset_name=str(shapes)), "validation").labels
@@ -291,9 +291,9 @@ def test_lost_pictures_are_written_again_and_broken_results_replaced(saved, tmp_
     argv = [str(saved), str(tmp_path / "photo.png"), str(tmp_path / "out")]
     predict.main(argv)
     out = tmp_path / "out"
-    (out / "maps" / "photo.png").unlink()
+    (out / "predictions" / "photo.png").unlink()
     predict.main(argv)
-    assert (out / "maps" / "photo.png").is_file()
+    assert (out / "predictions" / "photo.png").is_file()
     expected = (out / "results" / "photo.json").read_text()
     for text in ("[]", "null", "5", json.dumps({"pixels_sha256": json.loads(expected)["pixels_sha256"]})):
         (out / "results" / "photo.json").write_text(text)

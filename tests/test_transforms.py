@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.image_utils import SizeDict
 
-from mpformer_hf.data.layouts import VOID
+from mpformer_hf.data.segments import VOID
 from training.arguments import TransformArguments
 from training.transforms import augment, build_transform, choose_augmentation, largest_share
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.dataset import SegmentationDataset
-from mpformer_hf.data.layouts import VOID, Segments
+from mpformer_hf.data.segments import VOID, Segments
 
 from .arguments import TransformArguments
 from .transforms import augment, build_transform

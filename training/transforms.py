@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import SizeDict
 
-from mpformer_hf.data.layouts import VOID
+from mpformer_hf.data.segments import VOID
 
 from .arguments import TransformArguments
 

@@ -21,6 +21,9 @@ from PIL import Image
 from ..arguments import CheckedArguments, option, parse
 from ..data.arguments import DataArguments
 from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
+from ..data.formats.format import Category
+from ..data.formats.registry import FORMATS, check_formats
+from ..data.labels import Labels
 from ..evaluation.evaluator import EvaluationDetails, diagnose_model, draw_rows, evaluate_model, evaluation_loader
 from ..evaluation.plots import plot_diagnostics
 from ..evaluation.report import write_report
@@ -45,6 +48,17 @@ class EvaluationArguments(CheckedArguments):
     diagnostics: str | None = option(None, "New picture (png, svg) of mask consistency and query utilisation by layer.")
     report: str | None = option(None, "New HTML page: scores by class, worst and best images, confusion, layers.")
     max_detections: int = option(100, "Best-scored instances of an image that are counted for AP.", within="[1, inf)")
+    all_scores: bool = option(
+        True, "Also score boundaries of instances and segments, and in panoptic segmentation the AP of things."
+    )
+    save_predictions: list[str] = option([], f"Formats to write the predictions in: {', '.join(FORMATS)}.")
+    predictions_dir: str | None = option(None, "save_predictions: new folder.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.save_predictions) != bool(self.predictions_dir):
+            raise ValueError("save_predictions and predictions_dir must be given together.")
+        check_formats(self.save_predictions)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -61,7 +75,8 @@ def main(argv: list[str] | None = None) -> dict:
         ignore_unknown=True,  # recipes have the trainer's flags too
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    paths = [path for path in (args.output_file, args.pictures, args.diagnostics, args.report) if path]
+    outputs = (args.output_file, args.pictures, args.diagnostics, args.report, args.predictions_dir)
+    paths = [path for path in outputs if path]
     for path in paths:
         if Path(path).exists() or paths.count(path) > 1:
             raise ValueError(f"{path} exists or is given twice; choose another name.")
@@ -101,6 +116,12 @@ def check_classes(of_model: dict[int, str], of_dataset: dict[int, str]) -> None:
             raise ValueError(f"Class {index} is {name!r} in the model and {of_dataset[index]!r} in the dataset.")
 
 
+def categories_of(labels: Labels) -> list[Category]:
+    """Classes with the dataset's ids."""
+    rows = zip(labels.category_ids, labels.names, strict=True)
+    return [Category(category, name, label in labels.things) for label, (category, name) in enumerate(rows)]
+
+
 def score_model(
     data: DataArguments, args: EvaluationArguments, split: SegmentationDataset, accelerator: Accelerator
 ) -> dict:
@@ -115,10 +136,21 @@ def score_model(
     processor.label_ids_to_fuse = split.labels.stuff if data.task == "panoptic" else []
     check_classes(model.config.id2label, split.labels.id2label)
     loader = evaluation_loader(split, processor, accelerator, args.per_device_eval_batch_size)
-    pictures = Path(args.pictures) if args.pictures else None
     details = EvaluationDetails()
     scores = evaluate_model(
-        model, processor, loader, accelerator, pictures, args.num_pictures, args.max_detections, details
+        model,
+        processor,
+        loader,
+        accelerator,
+        pictures=Path(args.pictures) if args.pictures else None,
+        num_pictures=args.num_pictures,
+        max_detections=args.max_detections,
+        details=details,
+        all_scores=args.all_scores,
+        writers=[
+            FORMATS[name](Path(args.predictions_dir), data.task, categories_of(split.labels), processor.threshold)
+            for name in args.save_predictions
+        ],
     )
     if not (args.diagnostics or args.report):
         return scores

@@ -6,12 +6,12 @@ mpformer predict outputs/yours drive.mp4 predictions --every 5
 mpformer predict outputs/yours you/your-dataset predictions --split test
 accelerate launch --num_processes 4 -m mpformer_hf.cli.predict outputs/yours photos/ predictions
 
-Writes overlays/NAME.png (pictures), maps/NAME.png (semantic: class ids, with 16 bits for more than 256 classes;
-panoptic: RGB with segment id = R + 256 G + 65536 B, 0 = no segment) and results/NAME.json (segments; for instances with
-masks as RLE), then predictions.json: for instances COCO's results list, with `images.json` for the numbers of images,
-for panoptic results a COCO panoptic file. An interrupted run resumes: an image is complete when its results/NAME.json,
-which is written last, is of the same pixels, and the folder of the same model and settings. Images that cannot be read
-are skipped and listed; the exit code is 1 if no image could be segmented.
+Writes overlays/NAME.png (pictures), for semantic segmentation maps/NAME.png (class ids, with 16 bits for more than 256
+classes), results/NAME.json (segments; for instances with masks as RLE) and the chosen formats: by default for instances
+COCO's results list, predictions.json, with `images.json` for the numbers of images (give `--threshold 0` for AP); for
+panoptic results a COCO panoptic file, predictions.json, with PNG maps in predictions/. An interrupted run resumes: an
+image is complete when its results/NAME.json, which is written last, is of the same pixels, and the folder of the same
+model and settings. Images that cannot be read are skipped and listed; the exit code is 1 if no image was segmented.
 """
 
 import argparse
@@ -26,7 +26,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.predictions import is_complete, write_coco, write_result
+from ..data.coco_ids import read_image_ids
+from ..data.formats.format import Category, ImageRecord
+from ..data.formats.registry import DEFAULTS, FORMATS
+from ..data.predictions import finish, is_complete, write_result
 from ..data.sources import PICTURES, SourceImage, list_images
 from ..files import check_new_folder, lock_folder, read_json, write_json
 from ..image_processing_mpformer import TASKS
@@ -36,8 +39,8 @@ from .main import run_command
 
 
 def batches_by_size(
-    images: Iterator[SourceImage], size: int, output: Path, pictures: list[str], skipped: list[str]
-) -> Iterator[list[tuple[str, Tensor]]]:
+    images: Iterator[SourceImage], size: int, output: Path, pictures: list[str], writers: list, skipped: list[str]
+) -> Iterator[list[tuple[ImageRecord, Tensor]]]:
     """Batches of up to `size` images of equal size. Images that cannot be read are skipped; those whose result and
     pictures are complete are left out."""
     waiting: dict[tuple, list] = {}
@@ -47,10 +50,11 @@ def batches_by_size(
         except ValueError as error:
             skip(skipped, image.name, error)
             continue
-        if is_complete(output, image.name, pixels, pictures):
+        record = ImageRecord(image.image_id, image.file_name, image.name, *pixels.shape[1:])
+        if is_complete(output, record, pixels, pictures, writers):
             continue
         group = waiting.setdefault(tuple(pixels.shape), [])
-        group.append((image.name, pixels))
+        group.append((record, pixels))
         if len(group) == size or sum(map(len, waiting.values())) >= 4 * size:
             yield waiting.pop(tuple(pixels.shape) if len(group) == size else next(iter(waiting)))
     yield from waiting.values()
@@ -79,7 +83,15 @@ def predict(args: argparse.Namespace) -> None:
         print("note: the processor names no stuff classes (label_ids_to_fuse); stuff is not fused", file=sys.stderr)
     source = args.source if "://" in args.source else os.path.normpath(args.source)
     settings = {"weights": fingerprint(args.model), "source": source, "split": args.split}
-    settings |= {"write": sorted(args.write), "task": task, **asdict(options), "scales": list(options.scales)}
+    formats = DEFAULTS[task] if args.formats is None else args.formats
+    settings |= {"write": sorted(args.write), "formats": sorted(formats), "task": task}
+    settings |= {**asdict(options), "scales": list(options.scales)}
+    ids = processor.category_ids or list(range(len(id2label)))
+    stuff = set(processor.label_ids_to_fuse)
+    categories = [Category(category, id2label[i], i not in stuff) for i, category in enumerate(ids)]
+    threshold = processor.threshold if options.threshold is None else options.threshold
+    writers = [FORMATS[name](args.output, task, categories, threshold) for name in formats]
+    image_ids = read_image_ids(args.image_ids) if args.image_ids else {}
     check_output(args.output, settings)
     state.wait_for_everyone()  # all processes have checked the folder before one writes
     lock = lock_folder(args.output) if state.is_main_process else None
@@ -88,32 +100,34 @@ def predict(args: argparse.Namespace) -> None:
     state.wait_for_everyone()
 
     names, skipped = [], []
-    pictures = [kind for kind in args.write if kind == "overlays" or task != "instance"]  # instances have no maps
+    pictures = [kind for kind in args.write if kind == "overlays" or task == "semantic"]
 
     def images_of_process() -> Iterator[SourceImage]:
         for index, image in enumerate(list_images(args.source, args.split, args.every, args.output)):
             names.append(image.name)
+            if args.image_ids:
+                image.image_id = image_ids.get(Path(image.file_name).name, image.image_id)
             if index % state.num_processes == state.process_index:
                 yield image
 
     with tqdm(unit="image", disable=not state.is_main_process) as bar:
-        for batch in batches_by_size(images_of_process(), args.batch_size, args.output, pictures, skipped):
-            batch_names, images = zip(*batch, strict=True)
+        for batch in batches_by_size(images_of_process(), args.batch_size, args.output, pictures, writers, skipped):
+            records, images = zip(*batch, strict=True)
             try:
                 results = predictor(list(images))
             except ValueError as error:
-                for name in batch_names:
-                    skip(skipped, name, error)
+                for record in records:
+                    skip(skipped, record.name, error)
                 continue
-            for name, image, result in zip(batch_names, images, results, strict=True):
-                write_result(args.output, name, image, result, task, id2label, args.write)
+            for record, image, result in zip(records, images, results, strict=True):
+                write_result(args.output, record, image, result, task, id2label, pictures, writers)
             bar.update(len(batch))
     unread = set(gather_object(skipped))  # also waits for all processes
     if state.is_main_process:
         complete = [name for name in names if name not in unread]
-        file = write_coco(args.output, complete, task, id2label, set(processor.label_ids_to_fuse))
+        files = finish(args.output, complete, writers)
         print(f"{len(complete)} of {len(names)} images are in {args.output}")
-        if file:
+        for file in files:
             print(f"results of all images: {file}")
         lock.release()
         if not complete:
@@ -151,6 +165,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="new folder, or the folder of a run to resume")
     parser.add_argument("--task", choices=TASKS, help="default: the processor's")
     parser.add_argument("--write", nargs="+", choices=PICTURES, default=PICTURES, help="pictures to write")
+    parser.add_argument(
+        "--formats", nargs="*", choices=list(FORMATS), help="files for official and annotation tools; default: COCO's"
+    )
+    parser.add_argument("--image_ids", type=Path, help="COCO JSON whose images give the ids by file name")
     parser.add_argument("--threshold", type=float, help="smallest score; default: the processor's")
     parser.add_argument("--batch_size", type=int, default=4, help="images of equal size per forward pass")
     parser.add_argument("--every", type=int, default=1, help="use every n-th image or frame only")

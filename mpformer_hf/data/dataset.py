@@ -4,6 +4,7 @@ import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import PIL.Image
@@ -11,20 +12,13 @@ from datasets import Dataset, Image, load_dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..files import TABLE_SUFFIXES, files_below
 from ..images import displayed_size, image_errors, open_verified, to_rgb
 from .arguments import DataArguments
-from .coco import is_coco_folder, read_coco_folder
+from .folders.folder import FolderSplit
+from .folders.registry import find_layout
 from .labels import Labels, read_labels
-from .layouts import (
-    Reader,
-    Segments,
-    has_targets,
-    instance_map_reader,
-    objects_reader,
-    panoptic_reader,
-    semantic_reader,
-)
+from .layouts import has_targets, instance_map_reader, objects_reader, panoptic_reader, semantic_reader
+from .segments import Reader, Segments
 from .splits import divide
 
 logger = logging.getLogger(__name__)
@@ -44,6 +38,7 @@ class SegmentationDataset:
         image_column: column of the images.
         read: reader of the annotation layout, from a row to segments.
         labels: the classes.
+        score: official average precision of the dataset, `coco` or `cityscapes`.
         skipped: errors of the rows that `skip_bad_images` left out.
     """
 
@@ -51,6 +46,7 @@ class SegmentationDataset:
     image_column: str
     read: Reader
     labels: Labels
+    score: str = "coco"
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -71,6 +67,32 @@ class SegmentationDataset:
                 return displayed_size(open_image(self.rows[index][self.image_column]))[::-1]
         except ValueError:
             return 0, 0
+
+    def identity(self, index: int) -> tuple[int | str, str, str]:
+        """The dataset's id of an image (else its number), its file name, and a name for result files, which is that of
+        the file where file names are unique."""
+        row = self.rows.select_columns(self.identity_columns)[index]
+        number = row.get(ROW, index)
+        image_id = row.get("image_id", number)
+        file = row.get("file_name") or file_name(row[self.image_column])
+        if not file:
+            return image_id, f"{image_id}.png", str(image_id)
+        file = file if "file_name" in row else Path(file).name
+        name = "_".join(Path(file).with_suffix("").parts).strip("/")
+        return image_id, file, name if self.unique_names else f"{name}_{image_id}"
+
+    @cached_property
+    def identity_columns(self) -> list[str]:
+        """Columns that say which image it is."""
+        return [c for c in (self.image_column, "image_id", "file_name", ROW) if c in self.rows.column_names]
+
+    @cached_property
+    def unique_names(self) -> bool:
+        """Whether names of files without suffix are unique."""
+        if "file_name" not in self.rows.column_names:
+            return False
+        stems = [Path(name).with_suffix("") for name in self.rows["file_name"]]
+        return len(set(stems)) == len(stems)
 
     def decode(self, row: dict, index: int) -> tuple[Tensor, Segments]:
         """Image and segments of a row, see `__getitem__`."""
@@ -147,61 +169,98 @@ def open_dataset(
     Raises:
         ValueError: the dataset or the split does not exist, or the columns do not fit the task.
     """
-    categories = None
     divided = args.validation_share is not None and split in (args.train_split, args.eval_split)
     source = args.train_split if divided else split
-    if args.dataset_name and is_coco_folder(Path(args.dataset_name)):
-        if args.streaming:
-            raise ValueError(f"{args.dataset_name} is a COCO folder, which cannot be streamed: leave out streaming.")
-        rows, categories = read_coco_folder(Path(args.dataset_name), source, args.task)
-        image_column = "image"
+    folder = open_folder(args, source)
+    if folder is not None:
+        rows, image_column, label_column = folder.rows, "image", ""
+        categories = folder.categories
     else:
         rows, image_column = load_split(args, source)
-    if args.label_column:
-        label_column = args.label_column
-    else:
-        candidates = ("objects", *LABEL_COLUMNS) if args.task == "instance" else LABEL_COLUMNS
-        label_column = first_column(candidates, rows, args.dataset_name)
-    for column in (image_column, label_column):
-        if column not in rows.column_names:
-            raise ValueError(f"{args.dataset_name} has no column {column!r}, only {', '.join(rows.column_names)}.")
-    check_layout(args, rows, label_column)
+        label_column, categories = find_label_column(args, rows, image_column), None
     own = read_labels(args, rows, label_column, categories) if labels is None or categories is not None else labels
     if labels is not None and (own.names, own.category_to_class) != (labels.names, labels.category_to_class):
         raise ValueError(
             f"The categories of split {split!r} of {args.dataset_name} are not those of {args.train_split!r}."
         )
     labels = own  # from all images, before some are dropped
+    if folder is not None:
+        description, read = folder.description, folder.make_reader(labels)
+    else:
+        description, read = choose_reader(args, rows, image_column, label_column, labels)
     if divided or drop_empty or sample_seed is not None:
         rows = rows if args.streaming else rows.add_column(ROW, list(range(len(rows))))  # for messages
     if divided:
         rows = divide(rows, args.validation_share)[split == args.eval_split]
+    dataset = SegmentationDataset(
+        without_decoding(rows), image_column, read, labels, folder.score if folder else "coco"
+    )
     if drop_empty:
-        rows = without_empty(rows, labels)
+        dataset = without_empty(dataset)
     if max_samples is not None:
-        rows = rows if sample_seed is None else rows.shuffle(seed=sample_seed)
+        rows = dataset.rows if sample_seed is None else dataset.rows.shuffle(seed=sample_seed)
         rows = rows.take(max_samples) if args.streaming else rows.select(range(min(max_samples, len(rows))))
-    if not args.streaming and len(rows) == 0:
+        dataset = replace(dataset, rows=rows)
+    if not args.streaming and len(dataset) == 0:
         raise ValueError(
             f"Split {split!r} of {args.dataset_name} has no image{' with an object' if drop_empty else ''}."
         )
-    if args.do_reduce_labels and ("segments_info" in rows.column_names or label_column == "objects"):
-        raise ValueError("do_reduce_labels is for label maps of class ids; this dataset has lists of segments.")
-    if "segments_info" in rows.column_names:
-        layout, read = "panoptic id map with segments_info", panoptic_reader(label_column, labels)
-    elif args.task == "semantic":
-        layout, read = (
-            "semantic label map",
-            semantic_reader(label_column, labels, args.do_reduce_labels, args.void_label),
-        )
-    elif label_column == "objects":
-        layout, read = "COCO objects", objects_reader(image_column, labels)
-    else:
-        layout, read = "instance map", instance_map_reader(label_column, labels, args.do_reduce_labels)
-    count = "a stream of" if args.streaming else len(rows)
-    logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, layout, len(labels.names))
-    dataset = SegmentationDataset(without_decoding(rows), image_column, read, labels)
+    count = "a stream of" if args.streaming else len(dataset)
+    logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, description, len(labels.names))
     return without_bad_images(dataset, args) if args.skip_bad_images else dataset
+
+
+def open_folder(args: DataArguments, split: str) -> FolderSplit | None:
+    """A split of a local folder in a layout of its own; None for datasets in the Hub's layout.
+
+    Raises:
+        ValueError: the folder cannot be read, or flags have no effect on its layout.
+    """
+    if not args.dataset_name:
+        raise ValueError("--dataset_name is missing: a Hub name or a local folder.")
+    layout = find_layout(args.dataset_name, args.task)
+    if layout is None:
+        return None
+    flags = ["streaming", "image_column", "label_column", *(["do_reduce_labels"] * (not layout.reduces_labels))]
+    without_effect = [name for name in flags if getattr(args, name)]
+    if args.dataset_config_name and args.dataset_config_name not in layout.versions:
+        without_effect.append("dataset_config_name")
+    if without_effect:
+        raise ValueError(
+            f"{args.dataset_name} is {layout.name}, which cannot be read with {', '.join(without_effect)}: leave it "
+            "out, or write it in the Hub's layout first (mpformer prepare)."
+        )
+    folder = layout.read(Path(args.dataset_name), split, args.task, args.dataset_config_name)
+    return replace(folder, description=folder.description or layout.name)
+
+
+def find_label_column(args: DataArguments, rows: Dataset, image_column: str) -> str:
+    """Column of the labels of a table.
+
+    Raises:
+        ValueError: there is none, or the columns do not fit the task.
+    """
+    candidates = ("objects", *LABEL_COLUMNS) if args.task == "instance" else LABEL_COLUMNS
+    column = args.label_column or first_column(candidates, rows, args.dataset_name)
+    for name in (image_column, column):
+        if name not in rows.column_names:
+            raise ValueError(f"{args.dataset_name} has no column {name!r}, only {', '.join(rows.column_names)}.")
+    check_layout(args, rows, column)
+    return column
+
+
+def choose_reader(
+    args: DataArguments, rows: Dataset, image_column: str, label_column: str, labels: Labels
+) -> tuple[str, Reader]:
+    """Description of the layout of a table, and its reader."""
+    if "segments_info" in rows.column_names:
+        return "panoptic id map with segments_info", panoptic_reader(label_column, labels)
+    if args.task == "semantic":
+        read = semantic_reader(label_column, labels, args.do_reduce_labels, args.void_label)
+        return "semantic label map", read
+    if label_column == "objects":
+        return "COCO objects", objects_reader(image_column, labels)
+    return "instance map", instance_map_reader(label_column, labels, args.do_reduce_labels)
 
 
 def without_bad_images(dataset: SegmentationDataset, args: DataArguments) -> SegmentationDataset:
@@ -229,18 +288,16 @@ def without_bad_images(dataset: SegmentationDataset, args: DataArguments) -> Seg
     return replace(dataset, rows=rows, skipped=skipped)
 
 
-def without_empty(rows: Dataset, labels: Labels) -> Dataset:
-    """Rows that have a segment to train on. Only the list of objects is read, not the images.
-
-    Raises:
-        ValueError: the dataset has no list of objects.
-    """
+def without_empty(dataset: SegmentationDataset) -> SegmentationDataset:
+    """Leave out rows without a segment to train on. Where no column lists the segments, every image is read."""
     for column in ("segments_info", "objects"):
-        if column in rows.column_names:
-            return rows.filter(lambda objects: has_targets(objects, labels), input_columns=[column])
-    raise ValueError(
-        f"drop_empty needs a column objects or segments_info; the columns are {', '.join(rows.column_names)}."
-    )
+        if column in dataset.rows.column_names:
+            rows = dataset.rows.filter(lambda objects: has_targets(objects, dataset.labels), input_columns=[column])
+            return replace(dataset, rows=rows)
+    if not isinstance(dataset.rows, Dataset):
+        raise ValueError("drop_empty needs a column objects or segments_info in a streamed dataset.")
+    indices = tqdm(range(len(dataset)), "find images with objects", leave=False)
+    return replace(dataset, rows=dataset.rows.select([index for index in indices if dataset[index][1].classes]))
 
 
 def materialize_stream(dataset: SegmentationDataset) -> SegmentationDataset:
@@ -265,40 +322,24 @@ def check_layout(args: DataArguments, rows: Dataset, label_column: str) -> None:
             f"task semantic needs class ids in {label_column!r}; {args.dataset_name} has segments_info, "
             "so its maps hold segment ids: use --task panoptic."
         )
+    if args.do_reduce_labels and (has_segments or label_column == "objects"):
+        raise ValueError("do_reduce_labels is for label maps of class ids; this dataset has lists of segments.")
 
 
 def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
-    """Load a split with `datasets`; returns it and the name of its image column.
+    """Load a split of a table with `datasets`; returns it and the name of its image column.
 
     Raises:
         ValueError: the dataset, the split or the image column does not exist.
     """
-    if not args.dataset_name:
-        raise ValueError("--dataset_name is missing: a Hub name or a local folder.")
-    check_folder(args.dataset_name)
+    if args.dataset_name.startswith((".", "/", "~")) and not Path(args.dataset_name).exists():
+        raise ValueError(f"Folder {args.dataset_name} does not exist.")
     try:
         rows = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=args.streaming)
     except (ValueError, FileNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
     return rows, args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
-
-
-def check_folder(name: str) -> None:
-    """Check a local folder.
-
-    Raises:
-        ValueError: `load_dataset` could not read it, or would misread it.
-    """
-    folder = Path(name)
-    if not folder.exists():
-        if name.startswith((".", "/", "~")):
-            raise ValueError(f"Folder {name} does not exist.")
-        return  # a Hub name
-    if not folder.is_dir():
-        raise ValueError(f"{name} is a file, expected a folder in the Hub's layout.")
-    if not any(file.suffix in TABLE_SUFFIXES for file in files_below(folder)):
-        raise ValueError(f"{name} is not a dataset: it has no file of type {', '.join(TABLE_SUFFIXES)}.")
 
 
 def first_column(names: tuple[str, ...], rows: Dataset, dataset: str) -> str:

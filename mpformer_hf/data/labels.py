@@ -21,7 +21,7 @@ class Labels:
         names: class names, by class id 0..K-1.
         category_to_class: class id of each category id that annotations use.
         things: class ids that are things.
-        ignored_categories: category ids that the task does not use, such as stuff for instances.
+        ignored_categories: category ids that the task does not use, such as void, or stuff for instances.
     """
 
     names: list[str]
@@ -32,6 +32,12 @@ class Labels:
     @property
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.names))
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The dataset's own id of each class, by class id."""
+        ids = {label: category for category, label in self.category_to_class.items()}
+        return [ids[label] for label in range(len(self.names))]
 
     @property
     def stuff(self) -> list[int]:
@@ -117,6 +123,8 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     else:
         names = read_dataset_json(args.dataset_name, "id2label.json")
         names = names if names is None else check_names(names, f"id2label.json of {args.dataset_name}")
+    void = frozenset(category["id"] for category in categories or () if category.get("void"))
+    categories = categories and [category for category in categories if category["id"] not in void]
     if names is None and categories is not None:
         names = {category["id"]: category["name"] for category in categories}
     if names is None and (listed := feature_names(rows, label_column)):
@@ -135,9 +143,9 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     if args.do_reduce_labels and "semantic_class_to_id" in rows.column_names and not args.id2label:
         names = {category - 1: name for category, name in names.items() if category > 0}
     things = find_things(args, rows, categories)
-    ignored_categories = frozenset()
+    ignored_categories = void
     if args.task == "instance" and things is not None:
-        ignored_categories = frozenset(set(names) - things)
+        ignored_categories = void | (set(names) - things)
         names = {category: name for category, name in names.items() if category in things}
     twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if twice:

@@ -1,62 +1,20 @@
-"""Annotation layouts: one reader per layout, from a row of the dataset to `Segments`.
-
-All layouts are converted to a map of segment ids and the class of each id. Pixels whose id has no class are void. Class
-ids are 0..K-1.
-"""
+"""Annotation layouts of tables: one reader per layout, from a row of the dataset to `Segments`."""
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..images import displayed_size
 from .coco_checks import is_flag
 from .coco_masks import decode_segmentation
 from .labels import Labels, as_rows
+from .segments import ObjectMask, Reader, Segments, from_objects, read_map
 
-VOID = -1  # class of pixels without a class; in files void is 255, unless the dataset has a class 255
 FILE_VOID = 255
 logger = logging.getLogger(__name__)
-Reader = Callable[[dict], "Segments"]
-
-
-@dataclass
-class Segments:
-    """One image's ground truth.
-
-    Attributes:
-        map: int32 `[H, W]`, segment ids; or `[L, H, W]` where segments overlap, each in one of L layers.
-        classes: class of each segment id; other ids are void.
-        crowds: class of each crowd segment; crowds are not trained on.
-    """
-
-    map: Tensor
-    classes: dict[int, int]
-    crowds: dict[int, int] = field(default_factory=dict)
-
-
-def read_map(image) -> np.ndarray:
-    """Label image to int32 ids `[H, W]`: one channel as it is, RGB as id = R + 256 G + 65536 B.
-
-    Raises:
-        ValueError: it has neither one nor three channels, is not of integers, or is a JPEG.
-    """
-    if getattr(image, "format", None) == "JPEG":
-        raise ValueError("the label is a JPEG, whose compression changes ids; label images must be lossless (PNG)")
-    values = np.array(image)
-    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
-        raise ValueError(f"the label has values of type {values.dtype}, expected integers")
-    if values.ndim == 3 and values.shape[2] >= 3:
-        values = values.astype(np.int32)
-        return values[..., 0] + 256 * values[..., 1] + 65536 * values[..., 2]
-    if values.ndim != 2:
-        raise ValueError(f"the label has shape {values.shape}, expected (height, width) or three channels")
-    return values.astype(np.int32)
 
 
 def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int = FILE_VOID) -> Reader:
@@ -65,7 +23,7 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
     ids = {category + reduce_labels for category in labels.category_to_class}
     if void != FILE_VOID and void in ids:
         raise ValueError(f"void_label {void} is the id of a class.")
-    void_ids = {void, FILE_VOID} - ids
+    void_ids = ({void, FILE_VOID} | {category + reduce_labels for category in labels.ignored_categories}) - ids
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
@@ -98,8 +56,7 @@ def panoptic_reader(column: str, labels: Labels) -> Reader:
             raise ValueError(f"segments_info has the id {twice[0]}, which must be positive (0 is void) and occur once")
         for segment in segments:
             if segment["id"] not in present:
-                logger.warning("Segment %d of a row covers no pixel and is ignored.", segment["id"])
-                continue
+                logger.warning("Segment %d of a row covers no pixel.", segment["id"])
             category = segment["category_id"]
             if category in labels.ignored_categories:
                 ignored_categories.add(segment["id"])
@@ -148,23 +105,18 @@ def objects_reader(image_column: str, labels: Labels) -> Reader:
         if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
             raise ValueError(f"objects is {objects!r}, expected a list of mappings")
         width, height = displayed_size(row[image_column])
-        segments, layers = Segments(torch.empty(0), {}), []
-        for number, item in enumerate(objects, start=1):
+
+        def decode(number: int, item: dict) -> ObjectMask:
             category = first_value(item, ("category_id", "category", "label"))
             if category not in labels.category_to_class:
-                raise ValueError(f"object {number - 1} has category {category}, which is not in id2label")
+                raise ValueError(f"object {number} has category {category}, which is not in id2label")
             try:
                 mask = decode_segmentation(first_value(item, ("segmentation", "mask")), height, width)
             except ValueError as error:
-                raise ValueError(f"object {number - 1} {error}") from error
-            if not mask.any():
-                logger.warning("Object %d of a row covers no pixel and is ignored: %s", number - 1, item)
-                continue
-            (segments.crowds if is_crowd(item) else segments.classes)[number] = labels.category_to_class[category]
-            add_to_layers(layers, mask, number)
-        layers = layers or [np.zeros((height, width), dtype=np.int32)]
-        segments.map = torch.from_numpy(layers[0] if len(layers) == 1 else np.stack(layers))
-        return segments
+                raise ValueError(f"object {number} {error}") from error
+            return ObjectMask(mask, labels.category_to_class[category], is_crowd(item), item.get("area"))
+
+        return from_objects((decode(number, item) for number, item in enumerate(objects)), height, width)
 
     return read
 
@@ -200,12 +152,3 @@ def first_value(item: dict, names: tuple[str, ...]):
         if name in item:
             return item[name]
     raise ValueError(f"an object has none of {', '.join(names)}")
-
-
-def add_to_layers(layers: list[np.ndarray], mask: np.ndarray, number: int) -> None:
-    """Write a segment into the first layer where it overlaps no other, or into a new layer."""
-    for layer in layers:
-        if not layer[mask].any():
-            layer[mask] = number
-            return
-    layers.append(np.where(mask, np.int32(number), np.int32(0)))

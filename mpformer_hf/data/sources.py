@@ -22,11 +22,15 @@ class SourceImage:
     """An image to segment.
 
     Attributes:
-        name: unique name without suffix.
+        name: unique name without suffix, for result files.
+        image_id: the dataset's id of the image, or its number in the source.
+        file_name: of the image, relative to the source.
         read: returns the image, uint8 `[3, H, W]`; raises ValueError if it cannot be read.
     """
 
     name: str
+    image_id: int | str
+    file_name: str
     read: Callable[[], Tensor]
 
 
@@ -62,8 +66,10 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
         raise ValueError(f"{source} has parquet files and {len(files)} images; give the folder of one of them.")
     if files:
         names = unique_names(files, root)
-        for file, name in zip(files[::every], names[::every], strict=True):
-            yield SourceImage(name, lambda file=file: read_image(file))
+        for index in range(0, len(files), every):
+            file = files[index]
+            relative = file.relative_to(root).as_posix() if root else file.name
+            yield SourceImage(names[index], index, relative, lambda file=file: read_image(file))
     elif path.is_dir() and not tables:
         raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}).")
     elif glob.has_magic(source):
@@ -74,7 +80,7 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
 
 def is_prediction(file: Path) -> bool:
     """Whether a picture is of an earlier run of `mpformer predict`."""
-    return file.parent.name in PICTURES and (file.parent.parent / "settings.json").is_file()
+    return any((folder / "settings.json").is_file() and (folder / "results").is_dir() for folder in file.parents[1:4])
 
 
 def unique_names(files: list[Path], root: Path | None) -> list[str]:
@@ -114,7 +120,8 @@ def video_frames(path: Path, every: int) -> Iterator[SourceImage]:
             for index, frame in enumerate(video.decode(video=0)):
                 if index % every == 0:
                     image = frame.to_image()
-                    yield SourceImage(f"{path.stem}_{index:06d}", lambda image=image: to_rgb(image))
+                    name = f"{path.stem}_{index:06d}"
+                    yield SourceImage(name, index, f"{name}.png", lambda image=image: to_rgb(image))
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
 
@@ -131,11 +138,14 @@ def dataset_images(source: str, split: str, every: int) -> Iterator[SourceImage]
     except ImportError as error:
         raise ValueError(f'Datasets need {error.name}: pip install "mpformer-hf[data]".') from error
     rows, column = load_split(DataArguments(dataset_name=source), split)
-    rows = without_decoding(rows.select_columns(column))
+    known = [name for name in ("image_id", "file_name") if name in rows.column_names]
+    rows = without_decoding(rows.select_columns([column, *known]))
 
     def read(index: int) -> Tensor:
         with image_errors():
             return to_rgb(open_image(rows[index][column]))
 
     for index in range(0, len(rows), every):
-        yield SourceImage(f"{split}_{index:06d}", lambda index=index: read(index))
+        name, row = f"{split}_{index:06d}", rows.select_columns(known)[index] if known else {}
+        image_id, file = row.get("image_id", index), row.get("file_name", f"{name}.png")
+        yield SourceImage(name, image_id, file, lambda index=index: read(index))

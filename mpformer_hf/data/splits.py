@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from .arguments import DataArguments
-from .coco import choose_annotations, is_coco_folder
+from .folders.registry import find_layout
 
 SPLIT_SEED = 0
 SAMPLED = 10  # images that are read to see whether label maps have classes
@@ -28,16 +28,16 @@ def divide(rows: Dataset, share: float) -> tuple[Dataset, Dataset]:
 
 
 def check_splits(args: DataArguments) -> None:
-    """Check that a COCO folder has annotations of its own for training and for evaluation.
+    """Check that a local folder has annotations of its own for training and for evaluation.
 
     Raises:
-        ValueError: one file, which is of no split, would be used for both.
+        ValueError: one file or folder, which is of no split, would be used for both.
     """
     if not args.dataset_name or args.validation_share or args.train_split == args.eval_split:
         return
-    folder = Path(args.dataset_name)
-    if is_coco_folder(folder):
-        train, evaluation = (choose_annotations(folder, s, args.task) for s in (args.train_split, args.eval_split))
+    layout, folder = find_layout(args.dataset_name, args.task), Path(args.dataset_name)
+    if layout is not None:
+        train, evaluation = (layout.source(folder, s, args.task) for s in (args.train_split, args.eval_split))
         if train == evaluation:
             raise ValueError(
                 f"{train} is of no split, so it would be used for training and for evaluation: give "
@@ -73,5 +73,5 @@ def check_training_images(train, evaluation) -> None:
 
 
 def paths_of(split) -> list[str]:
-    """Paths of the images of a COCO folder; empty for other datasets, which have the images in their rows."""
+    """Paths of the images of a local folder; empty for other datasets, which have the images in their rows."""
     return [row["path"] for row in split.rows[split.image_column]] if "size" in split.rows.column_names else []

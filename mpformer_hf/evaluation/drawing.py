@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from ..data.labels import Labels
-from ..data.layouts import Segments
+from ..data.segments import Segments
 from ..visualization import draw_segmentation
 from .task_metrics import instance_reference, panoptic_reference, semantic_reference
 
@@ -26,7 +26,7 @@ def draw_pair(image: torch.Tensor, result, segments: Segments, task: str, labels
     elif task == "panoptic":
         truth = panoptic_reference(segments)
     else:
-        reference = instance_reference(segments)
+        reference = instance_reference(segments, labels.things)
         rows = [{"id": i, "label_id": label} for i, label in enumerate(reference["label_ids"])]
         truth = {"segmentation": np.array(reference["masks"]).reshape(-1, *image.shape[1:]), "segments_info": rows}
     left = draw_segmentation(photo, truth, labels.id2label, legend=False)

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from ..data.dataset import SegmentationDataset
-from ..data.layouts import VOID, Segments
+from ..data.formats.format import ImageRecord, PredictionFormat, describe_segments
+from ..data.segments import VOID, Segments
 from ..diagnostics import LayerDiagnostics, diagnose
 from ..image_processing_mpformer import MPFormerImageProcessor
 from .drawing import draw_pair
@@ -117,6 +118,8 @@ def evaluate_model(
     num_pictures: int = 0,
     max_detections: int = 100,
     details: EvaluationDetails | None = None,
+    all_scores: bool = False,
+    writers: Sequence[PredictionFormat] = (),
 ) -> dict:
     """Scores in [0, 1] (None if not defined), and `images` and `images_per_second`.
 
@@ -128,14 +131,20 @@ def evaluate_model(
         num_pictures: number of overlays.
         max_detections: number of best-scored instances per image that are counted.
         details: is filled with the scores of all images and the confusion matrix.
+        all_scores: see `TaskMetrics`.
+        writers: formats that the predictions are written in.
     """
-    task, labels = processor.task, loader.dataset.dataset.labels
-    scores, drawn, rows, start = TaskMetrics(task, labels, max_detections), 0, [], time.perf_counter()
+    dataset = loader.dataset.dataset
+    task, labels = processor.task, dataset.labels
+    scores = TaskMetrics(task, labels, max_detections, dataset.score, all_scores)
+    things, drawn, rows, records, start = "instance" in scores.metrics, 0, [], [], time.perf_counter()
     was_training = model.training
     model.eval()
     for batch in tqdm(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
-        for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections)):
+        for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections, things)):
             rows.append((scores.add(predictions, batch["segments"][row]), batch["index"][row]))
+            if writers:
+                records.append(write_predictions(writers, dataset, batch["index"][row], predictions, task))
             if pictures is not None and drawn < num_pictures:
                 picture = draw_pair(batch["images"][row], predictions["drawn"], batch["segments"][row], task, labels)
                 pictures.mkdir(parents=True, exist_ok=True)
@@ -144,10 +153,28 @@ def evaluate_model(
     model.train(was_training)
     seconds = time.perf_counter() - start
     rows = gather_object(rows)
+    records = gather_object(records)
+    if accelerator.is_main_process:
+        for writer in writers:
+            writer.finish(sorted(records, key=lambda record: record.name))
     results = scores.compute()
     if details is not None:
         details.image_scores, details.confusion = rows, scores.confusion
     return {**results, "images": len(rows), "images_per_second": round(len(rows) / seconds, 3)}
+
+
+def write_predictions(
+    writers: Sequence[PredictionFormat], dataset: SegmentationDataset, index: int, predictions: dict, task: str
+) -> ImageRecord:
+    """Write the files of one image; returns its record."""
+    result = predictions["result"]
+    image_id, file_name, name = dataset.identity(index)
+    height, width = (result if task == "semantic" else result["segmentation"]).shape[-2:]
+    segments = describe_segments(result, task, dataset.labels.id2label)
+    record = ImageRecord(image_id, file_name, name, height, width, segments)
+    for writer in writers:
+        writer.write(record, result)
+    return record
 
 
 def predict_batch(
@@ -156,29 +183,39 @@ def predict_batch(
     batch: dict,
     accelerator: Accelerator,
     max_detections: int = 100,
+    things: bool = False,
 ) -> list[dict]:
-    """Results of each image of a batch of `EvaluationDataset`, on the CPU: by kind, as `TaskMetrics.add` takes them,
-    and as `drawn` the result to draw."""
+    """Results of each image of a batch of `EvaluationDataset`, on the CPU: by kind, as `TaskMetrics.add` takes them;
+    `drawn`, the result to draw; and `result`, all of it, as `PredictionFormat.write` takes it."""
     with accelerator.autocast():
         outputs = model(**send_to_device(batch["inputs"], accelerator.device))
-    return results_of(outputs, batch["sizes"], processor, max_detections)
+    return results_of(outputs, batch["sizes"], processor, max_detections, things)
 
 
 def results_of(
-    outputs, image_sizes: list[tuple[int, int]], processor: MPFormerImageProcessor, max_detections: int = 100
+    outputs,
+    image_sizes: list[tuple[int, int]],
+    processor: MPFormerImageProcessor,
+    max_detections: int = 100,
+    things: bool = False,
 ) -> list[dict]:
-    """Results of model outputs at (height, width) `image_sizes`, see `predict_batch`."""
+    """Results of model outputs at (height, width) `image_sizes`, see `predict_batch`; with `things` also the instances
+    of panoptic segmentation."""
     sizes = {"target_sizes": image_sizes}
-    if processor.task == "instance":
+    instances = [{} for _ in image_sizes]
+    if processor.task == "instance" or things:
         options = {"threshold": 0.0, "max_detections": max_detections, "return_binary_maps": True}
         results = processor.post_process_instance_segmentation(outputs, **sizes, **options)
-        return [instance_prediction(send_to_device(result, "cpu"), processor.threshold) for result in results]
+        instances = [instance_prediction(send_to_device(result, "cpu"), processor.threshold) for result in results]
+    if processor.task == "instance":
+        return instances
     semantic = send_to_device(processor.post_process_semantic_segmentation(outputs, **sizes), "cpu")
     if processor.task == "semantic":
-        return [{"semantic": map_, "drawn": map_} for map_ in semantic]
+        return [{"semantic": map_, "drawn": map_, "result": map_} for map_ in semantic]
     panoptic = send_to_device(processor.post_process_panoptic_segmentation(outputs, **sizes), "cpu")
     return [
-        {"semantic": map_, "panoptic": result, "drawn": result} for map_, result in zip(semantic, panoptic, strict=True)
+        {**things, "semantic": map_, "panoptic": result, "drawn": result, "result": result}
+        for things, map_, result in zip(instances, semantic, panoptic, strict=True)
     ]
 
 
@@ -193,6 +230,7 @@ def instance_prediction(result: dict, threshold: float) -> dict:
             "scores": [segment["score"] for segment in segments],
         },
         "drawn": {"segmentation": result["segmentation"][above], "segments_info": [segments[i] for i in above]},
+        "result": result,
     }
 
 

@@ -4,8 +4,9 @@ import torch
 
 from ..data.dataset import SegmentationDataset
 from ..data.labels import Labels
-from ..data.layouts import VOID, Segments
+from ..data.segments import VOID, Segments, merge_by_class
 from ..metrics.average_precision import AveragePrecision
+from ..metrics.cityscapes_ap import CityscapesAveragePrecision
 from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
 
@@ -14,6 +15,7 @@ TASK_METRICS = {  # scores that are single numbers, the main one first
     "instance": ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar"),
     "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff", "mean_iou", "pixel_accuracy", "boundary_mean_iou"),
 }
+AVERAGE_PRECISIONS = {"coco": AveragePrecision, "cityscapes": CityscapesAveragePrecision}
 
 
 def format_score(value: float | None, digits: int = 4) -> str:
@@ -22,11 +24,8 @@ def format_score(value: float | None, digits: int = 4) -> str:
 
 
 def semantic_reference(segments: Segments) -> torch.Tensor:
-    """Segments to a label map of class ids, int64 `[H, W]`, void = -1."""
-    result = torch.full(segments.map.shape, VOID, dtype=torch.int64)
-    for segment, label in segments.classes.items():
-        result[segments.map == segment] = label
-    return result
+    """Segments to a label map of class ids, int64 `[H, W]`, void = -1. Crowds have their class, as in the release."""
+    return merge_by_class(segments).map.long()
 
 
 def panoptic_reference(segments: Segments) -> dict:
@@ -36,19 +35,22 @@ def panoptic_reference(segments: Segments) -> dict:
     return {"segmentation": segments.map, "segments_info": rows}
 
 
-def instance_reference(segments: Segments) -> dict:
-    """Segments to a dict of `masks` (bool `[H, W]` each, which may overlap), `label_ids` and `iscrowd`, see
-    `AveragePrecision`."""
+def instance_reference(segments: Segments, things: set[int]) -> dict:
+    """Segments of things to a dict of `masks` (bool `[H, W]` each, which may overlap), `label_ids`, `iscrowd`, `areas`
+    and `void`, see `AveragePrecision` and `CityscapesAveragePrecision`."""
     layers = segments.map.view(-1, *segments.map.shape[-2:])
-    rows = [*segments.classes.items(), *segments.crowds.items()]
+    known = segments.classes | segments.crowds
+    rows = [(segment, label) for segment, label in known.items() if label in things]
+    ignored = segments.ignored
+    if ignored is None:
+        ignored = set(segments.map.unique().tolist()) - set(known)
     return {
         "masks": [(layers == segment).any(0).numpy() for segment, _ in rows],
         "label_ids": [label for _, label in rows],
         "iscrowd": [segment in segments.crowds for segment, _ in rows],
+        "areas": [segments.areas.get(segment) for segment, _ in rows],
+        "void": torch.isin(layers, torch.tensor(sorted(ignored), dtype=layers.dtype)).all(0).numpy(),
     }
-
-
-REFERENCES = {"semantic": semantic_reference, "instance": instance_reference, "panoptic": panoptic_reference}
 
 
 class TaskMetrics:
@@ -58,17 +60,31 @@ class TaskMetrics:
         task: semantic, instance or panoptic.
         labels: classes of the dataset.
         max_detections: number of best-scored instances per image that are counted.
+        score: rules of the average precision: `coco` or `cityscapes`.
+        all_scores: also score boundaries of instances and of segments, and in panoptic segmentation the average
+            precision of things.
     """
 
-    def __init__(self, task: str, labels: Labels, max_detections: int = 100):
-        self.names, count = labels.names, len(labels.names)
+    def __init__(
+        self, task: str, labels: Labels, max_detections: int = 100, score: str = "coco", all_scores: bool = False
+    ):
+        self.labels, count = labels, len(labels.names)
         self.metrics = {}
-        if task == "instance":
-            self.metrics["instance"] = AveragePrecision(num_labels=count, max_detections=max_detections)
         if task == "panoptic":
-            self.metrics["panoptic"] = PanopticQuality(num_labels=count, thing_ids=labels.things)
+            self.metrics["panoptic"] = PanopticQuality(num_labels=count, thing_ids=labels.things, boundary=all_scores)
+        if task == "instance" or (task == "panoptic" and all_scores):
+            options = {"boundary": all_scores} if score == "coco" else {}
+            self.metrics["instance"] = AVERAGE_PRECISIONS[score](
+                num_labels=count, max_detections=max_detections, **options
+            )
         if task != "instance":
             self.metrics["semantic"] = MeanIoU(num_labels=count, ignore_index=VOID)
+
+    def reference(self, kind: str, segments: Segments):
+        """Ground truth as the metric of a kind reads it."""
+        if kind == "instance":
+            return instance_reference(segments, self.labels.things)
+        return panoptic_reference(segments) if kind == "panoptic" else semantic_reference(segments)
 
     def add(self, predictions: dict, segments: Segments) -> float | None:
         """Add one image.
@@ -81,7 +97,7 @@ class TaskMetrics:
             the main score of this image alone; None if it is not defined.
         """
         scores = [
-            metric.add(prediction=predictions[kind], reference=REFERENCES[kind](segments))
+            metric.add(prediction=predictions[kind], reference=self.reference(kind, segments))
             for kind, metric in self.metrics.items()
         ]
         return scores[0]
@@ -92,7 +108,7 @@ class TaskMetrics:
         for metric in self.metrics.values():
             results |= metric.compute()
         for name in [name for name in results if name.startswith("per_class")]:
-            results[name] = dict(zip(self.names, results[name], strict=True))
+            results[name] = dict(zip(self.labels.names, results[name], strict=True))
         return results
 
     @property
@@ -121,7 +137,7 @@ def most_frequent_class(dataset: SegmentationDataset, stuff_only: bool) -> int:
 
 def score_constant(task: str, dataset: SegmentationDataset, label: int) -> dict:
     """Scores of predicting one class for every pixel, as one segment."""
-    scores = TaskMetrics(task, dataset.labels)
+    scores = TaskMetrics(task, dataset.labels, score=dataset.score)
     for index in range(len(dataset)):
         image, segments = dataset[index]
         everywhere = torch.ones(image.shape[1:], dtype=torch.int64)

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from ..data.dataset import SegmentationDataset
-from ..data.layouts import VOID, Segments
+from ..data.segments import VOID, Segments
 from ..image_processing_mpformer import MPFormerImageProcessor
 from .evaluator import results_of
 from .task_metrics import TASK_METRICS, TaskMetrics
@@ -80,7 +80,7 @@ class SegmentationMetrics:
 
     def reset(self) -> None:
         """Forget the images so far."""
-        self.metrics = TaskMetrics(self.processor.task, self.dataset.labels, self.max_detections)
+        self.metrics = TaskMetrics(self.processor.task, self.dataset.labels, self.max_detections, self.dataset.score)
         self.row = 0
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool | None = None) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""COCO's average precision of instance masks, computed by pycocotools."""
+"""COCO's average precision of instance masks and of their boundaries, computed by pycocotools."""
 
 import contextlib
 import io
@@ -11,10 +11,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .boundary import mask_boundary
+
 DESCRIPTION = """
 AP = precision averaged over recall (101 points), classes and IoU thresholds 0.5, 0.55, ..., 0.95; AP50, AP75: at IoU
 0.5 and 0.75; small, medium, large: objects of area below 32^2, from 32^2 to 96^2, and above 96^2 pixels; AR = recall
-averaged over IoU thresholds. Detections that match a crowd are ignored.
+averaged over IoU thresholds. Detections that match a crowd are ignored. Boundary AP: the same, with the smaller of the
+IoU of masks and of boundaries (Cheng et al., "Boundary IoU", 2021, section 6).
 """
 SIZES = ("small", "medium", "large")
 
@@ -26,17 +29,47 @@ def as_rle(mask) -> dict:
     return coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
 
 
+def best_overlaps(objects: list[tuple], predicted: list[tuple]) -> float:
+    """Mean over objects (without crowds) of the IoU with the best prediction of their class; without objects 1 if
+    nothing was predicted, else 0.
+
+    Args:
+        objects: RLE, class, whether it is a crowd.
+        predicted: RLE, class, score.
+    """
+    best = []
+    for rle, label, crowd in objects:
+        if not crowd:
+            same_class = [mask for mask, other, _ in predicted if other == label]
+            best.append(coco_mask.iou(same_class, [rle], [0]).max() if same_class else 0.0)
+    return float(np.mean(best)) if best else float(not predicted)
+
+
+class BoundaryEvaluation(COCOeval):
+    """COCO's evaluation with the smaller IoU, of masks or of boundaries; annotations have a `boundary`, an RLE."""
+
+    def computeIoU(self, image, category):
+        ious = super().computeIoU(image, category)
+        objects, found = self._gts[image, category], self._dts[image, category]
+        if not len(objects) or not len(found):
+            return ious
+        order = np.argsort([-row["score"] for row in found], kind="mergesort")[: self.params.maxDets[-1]]
+        boundaries = [found[index]["boundary"] for index in order], [row["boundary"] for row in objects]
+        return np.minimum(ious, coco_mask.iou(*boundaries, [int(row["iscrowd"]) for row in objects]))
+
+
 class AveragePrecision(evaluate.Metric):
     """Stores RLE masks per image; `compute` gathers them from all processes.
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
         max_detections: number of best-scored instances per image that are counted.
+        boundary: also score boundaries.
     """
 
-    def __init__(self, *args, num_labels: int, max_detections: int = 100, **kwargs):
+    def __init__(self, *args, num_labels: int, max_detections: int = 100, boundary: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
-        self.num_labels, self.max_detections = num_labels, max_detections
+        self.num_labels, self.max_detections, self.boundary = num_labels, max_detections, boundary
         self.reset()
 
     def _info(self):
@@ -45,7 +78,7 @@ class AveragePrecision(evaluate.Metric):
             citation="",
             inputs_description=(
                 "predictions and references: per image a dict of `masks`, bool (n, height, width) or a list of RLE, "
-                "and `label_ids`; predictions also have `scores`, references may have `iscrowd`"
+                "and `label_ids`; predictions also have `scores`, references may have `iscrowd` and `areas`"
             ),
             features=datasets.Features({"predictions": {}, "references": {}}),
         )
@@ -57,8 +90,7 @@ class AveragePrecision(evaluate.Metric):
         """Add one image.
 
         Returns:
-            mean over its objects (without crowds) of the IoU with the best instance of their class; without objects 1
-            if nothing was predicted, else 0.
+            mean over its objects of the IoU with the best instance, see `best_overlaps`.
 
         Raises:
             ValueError: numbers of masks, labels and scores differ.
@@ -70,13 +102,21 @@ class AveragePrecision(evaluate.Metric):
                 raise ValueError(f"{name}: {len(content['masks'])} masks, {len(content['label_ids'])} labels.")
             rows = zip(content["masks"], content["label_ids"], extra, strict=True)
             image[name] = [(as_rle(mask), int(label), float(x)) for mask, label, x in rows]
+        image["areas"] = list(reference.get("areas") or [None] * len(image["reference"]))
+        if self.boundary:
+            self.add_boundaries(image)
         self.images.append(image)
-        best = []
-        for rle, label, crowd in image["reference"]:
-            if not crowd:
-                same_class = [mask for mask, other, _ in image["prediction"] if other == label]
-                best.append(coco_mask.iou(same_class, [rle], [0]).max() if same_class else 0.0)
-        return float(np.mean(best)) if best else float(not image["prediction"])
+        return best_overlaps(image["reference"], image["prediction"])
+
+    @staticmethod
+    def add_boundaries(image: dict) -> None:
+        """Add the RLE of the boundaries; None for predictions of classes without an object, which need none."""
+        labels = {label for _, label, _ in image["reference"]}
+        for name in ("prediction", "reference"):
+            image[f"{name}_boundary"] = [
+                as_rle(mask_boundary(coco_mask.decode(rle).astype(bool))) if label in labels else None
+                for rle, label, _ in image[name]
+            ]
 
     def add_batch(self, *, predictions, references) -> None:
         """Add several images, see `add`."""
@@ -88,12 +128,11 @@ class AveragePrecision(evaluate.Metric):
 
         Returns:
             `ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar` in [0, 1], and `per_class_ap`; None without
-            an object (of the size, of the class).
+            an object (of the size, of the class). With `boundary` also `boundary_ap`.
         """
         images = gather_object(self.images)
         self.reset()
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            evaluation = self.evaluate(images)
+        evaluation = self.evaluate(images, COCOeval)
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         # precision: [IoU thresholds, recall points, classes, areas, max detections]; -1 = no object
 
@@ -101,7 +140,7 @@ class AveragePrecision(evaluate.Metric):
             return float(values[values > -1].mean()) if (values > -1).any() else None
 
         per_class = [precision[:, :, label, 0, -1] for label in range(self.num_labels)]
-        return {
+        scores = {
             "ap": mean(precision[:, :, :, 0, -1]),
             "ap50": mean(precision[0, :, :, 0, -1]),
             "ap75": mean(precision[5, :, :, 0, -1]),
@@ -109,17 +148,22 @@ class AveragePrecision(evaluate.Metric):
             "ar": mean(recall[:, :, 0, -1]),
             "per_class_ap": [mean(values) for values in per_class],
         }
+        if self.boundary:
+            boundaries = self.evaluate(images, BoundaryEvaluation)
+            scores["boundary_ap"] = mean(boundaries.eval["precision"][:, :, :, 0, -1])
+        return scores
 
-    def evaluate(self, images: list[dict]) -> COCOeval:
-        """Run pycocotools' evaluation."""
+    def evaluate(self, images: list[dict], kind: type[COCOeval]) -> COCOeval:
+        """Run pycocotools' evaluation. Areas of objects are those of the dataset, where it states them."""
         annotations, detections, sizes = [], [], []
         for index, image in enumerate(images):
-            for rle, label, crowd in image["reference"]:
-                row = {"image_id": index, "category_id": label, "segmentation": rle, "iscrowd": int(crowd)}
-                annotations.append({**row, "area": float(coco_mask.area(rle)), "id": len(annotations) + 1})
-            for rle, label, score in image["prediction"]:
-                row = {"image_id": index, "category_id": label, "segmentation": rle, "iscrowd": 0, "score": score}
-                detections.append({**row, "area": float(coco_mask.area(rle)), "id": len(detections) + 1})
+            for rows, name, extra in ((annotations, "reference", "iscrowd"), (detections, "prediction", "score")):
+                areas = image["areas"] if name == "reference" else [None] * len(image[name])
+                boundaries = image.get(f"{name}_boundary", areas)
+                for (rle, label, value), area, border in zip(image[name], areas, boundaries, strict=True):
+                    row = {"image_id": index, "category_id": label, "segmentation": rle, "iscrowd": 0, extra: value}
+                    area = float(coco_mask.area(rle)) if area is None else float(area)
+                    rows.append({**row, "area": area, "boundary": border, "id": len(rows) + 1})
             height, width = next((rle["size"] for rle, *_ in image["reference"] + image["prediction"]), (0, 0))
             sizes.append({"id": index, "height": height, "width": width})
         categories = [{"id": label} for label in range(self.num_labels)]
@@ -127,8 +171,9 @@ class AveragePrecision(evaluate.Metric):
         for coco, rows in ((ground_truth, annotations), (results, detections)):
             coco.dataset = {"images": sizes, "categories": categories, "annotations": rows}
             coco.createIndex()
-        evaluation = COCOeval(ground_truth, results, "segm")
-        evaluation.params.maxDets = [1, 10, self.max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            evaluation = kind(ground_truth, results, "segm")
+            evaluation.params.maxDets = [1, 10, self.max_detections]
+            evaluation.evaluate()
+            evaluation.accumulate()
         return evaluation

@@ -7,6 +7,8 @@ import torch
 from accelerate.utils import gather_object
 from torch.nn import functional as F
 
+from .boundary import boundary_reach
+
 DESCRIPTION = """
 IoU of a class = true positive pixels / (true positive + false positive + false negative pixels); mIoU = mean over the
 classes that occur in predictions or references (PASCAL VOC). Pixels that are void in the reference are ignored.
@@ -92,14 +94,13 @@ class MeanIoU(evaluate.Metric):
         return {**summarise(self.total), "boundary_mean_iou": boundary_iou}
 
 
-def boundary(labels: np.ndarray, share: float = 0.02) -> np.ndarray:
+def boundary(labels: np.ndarray) -> np.ndarray:
     """Pixels that have another label or the image border in a square window around them: bool `[H, W]`.
 
     Args:
         labels: integers `[H, W]`.
-        share: half the side of the window, relative to the image diagonal.
     """
-    reach = max(1, round(share * float(np.hypot(*labels.shape))))
+    reach = boundary_reach(*labels.shape)
     inside = torch.from_numpy(labels.astype(np.float32))[None, None]
     padded = F.pad(inside, (reach,) * 4, value=-1.0)
 

@@ -5,11 +5,22 @@ import evaluate
 import numpy as np
 from accelerate.utils import gather_object
 
+from .boundary import mask_boundary
+
 DESCRIPTION = """
 PQ of a class = sum of IoU over matched segments / (matched + half of the unmatched segments) = SQ x RQ. Segments of
 one class match if their IoU is above 1/2; void pixels of the reference are excluded from the union. Crowd segments
-never match; a prediction of which more than half is void or a crowd of its class is ignored.
+never match; a prediction of which more than half is void or a crowd of its class is ignored. As in panopticapi, a
+segment of the reference without pixels is missed, and of several crowds of one class the last one is used. Boundary PQ:
+the same, with the smaller of the IoU of segments and of boundaries (Cheng et al., "Boundary IoU", 2021, section 6).
 """
+
+
+def boundary_iou(reference: np.ndarray, predicted: np.ndarray) -> float:
+    """IoU of the boundaries of two masks, bool `[H, W]`."""
+    near = mask_boundary(reference), mask_boundary(predicted)
+    union = (near[0] | near[1]).sum()
+    return float((near[0] & near[1]).sum() / union) if union else 0.0
 
 
 class PanopticQuality(evaluate.Metric):
@@ -18,11 +29,12 @@ class PanopticQuality(evaluate.Metric):
     Args:
         num_labels: number of classes K; ids are 0..K-1.
         thing_ids: classes that are things; the others are stuff.
+        boundary: also score boundaries.
     """
 
-    def __init__(self, *args, num_labels: int, thing_ids=(), **kwargs):
+    def __init__(self, *args, num_labels: int, thing_ids=(), boundary: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
-        self.num_labels, self.thing_ids = num_labels, set(thing_ids)
+        self.num_labels, self.thing_ids, self.boundary = num_labels, set(thing_ids), boundary
         self.reset()
 
     def _info(self):
@@ -42,7 +54,8 @@ class PanopticQuality(evaluate.Metric):
         )
 
     def reset(self) -> None:
-        self.statistics = np.zeros((self.num_labels, 4))  # sum of IoU, matched, false positives, false negatives
+        # of segments and of boundaries; sum of IoU, matched, false positives, false negatives
+        self.statistics = np.zeros((2, self.num_labels, 4))
 
     def add(self, *, prediction, reference) -> float | None:
         """Add one image. Returns the PQ of this image (None: no segment).
@@ -56,6 +69,7 @@ class PanopticQuality(evaluate.Metric):
         predicted_label = {s["id"]: s["label_id"] for s in prediction["segments_info"]}
         reference_label = {s["id"]: s["label_id"] for s in reference["segments_info"]}
         crowd = {s["id"] for s in reference["segments_info"] if s.get("iscrowd")}
+        crowd_of = {s["label_id"]: s["id"] for s in reference["segments_info"] if s.get("iscrowd")}
         base = int(predicted.max(initial=0)) + 1
         pairs, counts = np.unique(reference_map * base + predicted, return_counts=True)
         overlap = {(int(pair // base), int(pair % base)): int(n) for pair, n in zip(pairs, counts, strict=True)}
@@ -72,25 +86,35 @@ class PanopticQuality(evaluate.Metric):
                     f"The {name} has pixels of segments that have no segments_info: {sorted(unknown)[:5]}."
                 )
 
-        own = np.zeros_like(self.statistics)
-        matched_reference, matched_predicted = set(), set()
+        ious = {}
         for (r, p), n in overlap.items():
             if not r or not p or r in crowd or reference_label[r] != predicted_label[p]:
                 continue
             iou = n / (reference_area[r] + predicted_area[p] - n - overlap.get((0, p), 0))
             if iou > 0.5:
-                own[reference_label[r], :2] += iou, 1
-                matched_reference.add(r)
-                matched_predicted.add(p)
-        for r in set(reference_area) - matched_reference - crowd - {0}:
-            own[reference_label[r], 3] += 1
-        for p in set(predicted_area) - matched_predicted - {0}:
-            ignored = overlap.get((0, p), 0)
-            ignored += sum(overlap.get((r, p), 0) for r in crowd if reference_label[r] == predicted_label[p])
-            if ignored / predicted_area[p] <= 0.5:
-                own[predicted_label[p], 2] += 1
+                ious[r, p] = iou
+        pairs = [ious]
+        if self.boundary:
+            void = reference_map == 0
+            pairs.append(
+                {
+                    (r, p): min(iou, boundary_iou(reference_map == r, (predicted == p) & ~void))
+                    for (r, p), iou in ious.items()
+                }
+            )
+        own = np.zeros_like(self.statistics)
+        for statistics, found in zip(own, pairs, strict=False):
+            matched = {pair: iou for pair, iou in found.items() if iou > 0.5}
+            for (r, _), iou in matched.items():
+                statistics[reference_label[r], :2] += iou, 1
+            for r in set(reference_label) - {r for r, _ in matched} - crowd - {0}:
+                statistics[reference_label[r], 3] += 1
+            for p in set(predicted_area) - {p for _, p in matched} - {0}:
+                ignored = overlap.get((0, p), 0) + overlap.get((crowd_of.get(predicted_label[p]), p), 0)
+                if ignored / predicted_area[p] <= 0.5:
+                    statistics[predicted_label[p], 2] += 1
         self.statistics += own
-        return self.summarise(own)["pq"]
+        return self.summarise(own[0])["pq"]
 
     def add_batch(self, *, predictions, references) -> None:
         """Add several images, see `add`."""
@@ -102,11 +126,12 @@ class PanopticQuality(evaluate.Metric):
 
         Returns:
             `pq`, `sq`, `rq` in [0, 1] (means over the classes that occur), the same with `_things` and `_stuff`, and
-            `per_class_pq`; None where no class occurs.
+            `per_class_pq`; None where no class occurs. With `boundary` also `boundary_pq`.
         """
         statistics = np.sum(gather_object([self.statistics]), axis=0)
         self.reset()
-        return self.summarise(statistics)
+        scores = self.summarise(statistics[0])
+        return scores | ({"boundary_pq": self.summarise(statistics[1])["pq"]} if self.boundary else {})
 
     def summarise(self, statistics: np.ndarray) -> dict:
         """Scores from float `[K, 4]`: sum of IoU, true positives, false positives, false negatives."""

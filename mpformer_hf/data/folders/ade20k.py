@@ -1,0 +1,129 @@
+"""ADE20K of the scene parsing benchmark (ADEChallengeData2016) as downloaded."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..labels import Labels
+from ..layouts import panoptic_reader, semantic_reader
+from ..releases import RELEASES
+from ..segments import Reader, Segments, read_map
+from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
+from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, pair_by_stem, row_of, words_of
+
+NAMES, THINGS = RELEASES["ade20k"]["names"], RELEASES["ade20k"]["things"]
+SEMANTIC = [{"id": 0, "name": "other", "void": True}]
+SEMANTIC += [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)]
+PANOPTIC = [{"id": i, "name": name, "isthing": int(i in THINGS)} for i, name in enumerate(NAMES)]
+
+
+def instances_of(image) -> np.ndarray:
+    """Instance map to int32 `[H, W]`: 256 * instance class (1..100) + number of the instance; 0 = no instance.
+
+    Raises:
+        ValueError: it has no three channels.
+    """
+    values = np.array(image)
+    if values.ndim != 3:
+        raise ValueError(f"the instance map has shape {values.shape}, expected classes in red and numbers in green")
+    values = values.astype(np.int32)
+    return np.where(values[..., 1] > 0, 256 * values[..., 0] + values[..., 1], 0)
+
+
+def add_instances(segments: Segments, instances: np.ndarray, labels: Labels) -> None:
+    """Add the instances of an instance map, in front of what is there.
+
+    Raises:
+        ValueError: a class is not 1..100.
+    """
+    for value in np.unique(instances[instances > 0]).tolist():
+        number = value // 256
+        if not 1 <= number <= len(THINGS):
+            raise ValueError(f"the instance map has class {number}, expected 1 to {len(THINGS)}")
+        segments.classes[value] = labels.category_to_class[THINGS[number - 1]]
+    segments.map = torch.where(torch.from_numpy(instances > 0), torch.from_numpy(instances), segments.map)
+
+
+def instance_reader(labels: Labels) -> Reader:
+    """Instance maps, whose class numbers count the things in the order of their scene classes."""
+
+    def read(row: dict) -> Segments:
+        instances = instances_of(row["instances"])
+        segments = Segments(torch.zeros(instances.shape, dtype=torch.int32), {})
+        add_instances(segments, instances, labels)
+        return segments
+
+    return read
+
+
+def merged_reader(labels: Labels) -> Reader:
+    """Panoptic segments: stuff of the semantic map, and the instances in front of it. A thing class of the semantic map
+    without an instance is void."""
+    stuff = set(range(len(NAMES))) - set(THINGS)
+
+    def read(row: dict) -> Segments:
+        map_, instances = read_map(row["label"]), instances_of(row["instances"])
+        if map_.shape != instances.shape:
+            raise ValueError(f"the semantic map is {map_.shape}, the instance map {instances.shape} (height, width)")
+        ids = np.where(np.isin(map_ - 1, sorted(stuff)), map_, 0)  # 1..150, below those of instances
+        segments = Segments(torch.from_numpy(ids.astype(np.int32)), {})
+        add_instances(segments, instances, labels)
+        left = np.unique(segments.map.numpy())
+        segments.classes |= {i: labels.category_to_class[i - 1] for i in left.tolist() if 0 < i <= len(NAMES)}
+        return segments
+
+    return read
+
+
+class Ade20k(FolderLayout):
+    """Semantic maps (0 = other, which is void, 1..150), and instance maps (`annotations_instance`, a second download)
+    with the class 1..100 in red and the number in green. For panoptic segmentation `ade20k_panoptic_SPLIT.json` if it
+    is there, else the same from both maps. The full ADE20K is another layout, which is not read."""
+
+    name = "ADE20K (ADEChallengeData2016: images, annotations)"
+    reduces_labels = True
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        return {
+            f"{part}/training/": (folder / part / "training").is_dir() or (folder / part / "validation").is_dir()
+            for part in ("images", "annotations")
+        } | {"ADE_*.png in annotations/": any((folder / "annotations").glob("*/ADE_*.png"))}
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        return folder_of_split(folder / "images", split)
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        images = self.source(folder, split, task)
+        prepared = folder / f"ade20k_panoptic_{'train' if 'training' in words_of(images.name) else 'val'}.json"
+        if task == "panoptic" and prepared.is_file():
+            return self.read_panoptic(images, prepared)
+        pairs = pair_by_stem(images, folder / "annotations" / images.name)
+        rows = [row_of(image, label=label) for image, label in pairs]
+        if task == "semantic":
+            return FolderSplit(make_rows(rows), SEMANTIC, lambda labels: semantic_reader("label", labels, False))
+        maps = folder / "annotations_instance" / images.name
+        if not maps.is_dir():
+            raise ValueError(f"{folder} has no {maps.relative_to(folder)}/, the second download, for task {task}.")
+        pairs = pair_by_stem(images, maps)
+        rows = [row | {"instances": str(label)} for row, (_, label) in zip(rows, pairs, strict=True)]
+        make_reader = merged_reader if task == "panoptic" else instance_reader
+        return FolderSplit(make_rows(rows), PANOPTIC, make_reader)
+
+    def read_panoptic(self, images: Path, annotations: Path) -> FolderSplit:
+        """Rows of the panoptic JSON, whose ids of images are the names of their files."""
+        content = read_coco_json(annotations)
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        rows = []
+        for annotation in content["annotations"]:
+            image = images / names[annotation["image_id"]]
+            if not image.is_file():
+                raise ValueError(f"{annotations} refers to {image.name}, which is not in {images}.")
+            map_ = annotations.with_suffix("") / annotation["file_name"]
+            rows.append(row_of(image) | {"image_id": annotation["image_id"]} | panoptic_columns(annotation, map_))
+
+        def make_reader(labels: Labels) -> Reader:
+            return panoptic_reader("label", labels)
+
+        description = f"{self.name}, {annotations.name}"
+        return FolderSplit(make_panoptic_rows(rows), content["categories"], make_reader, description=description)

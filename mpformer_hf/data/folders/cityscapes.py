@@ -1,0 +1,113 @@
+"""Cityscapes as downloaded: `leftImg8bit` and `gtFine`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..labels import Labels
+from ..layouts import panoptic_reader, semantic_reader
+from ..segments import Reader, Segments, read_map
+from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
+from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, row_of
+
+IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_"
+INSTANCE = 1000  # instanceIds: label id * 1000 + number; smaller values are label ids of pixels without an instance
+CLASSES = {
+    **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light"},
+    **{20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car"},
+    **{27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"},
+}
+THINGS = {24, 25, 26, 27, 28, 31, 32, 33}
+NUM_LABELS = 34  # label ids 0..33; those that are not classes are void
+CATEGORIES = [
+    {"id": i, "name": CLASSES.get(i, f"void {i}"), "isthing": int(i in THINGS), "void": i not in CLASSES}
+    for i in range(NUM_LABELS)
+]
+
+
+def instance_reader(labels: Labels, things_only: bool) -> Reader:
+    """Maps of instanceIds. A group of a thing class is a crowd; in panoptic segmentation stuff has one segment a
+    class."""
+
+    def read(row: dict) -> Segments:
+        map_ = read_map(row["label"])
+        segments = Segments(torch.from_numpy(map_), {}, ignored=frozenset(range(NUM_LABELS)) - set(CLASSES))
+        for value in np.unique(map_).tolist():
+            category = value // INSTANCE if value >= INSTANCE else value
+            if category not in CLASSES:
+                continue
+            if category not in THINGS:
+                if not things_only:
+                    segments.classes[value] = labels.category_to_class[category]
+            elif value < INSTANCE:
+                segments.crowds[value] = labels.category_to_class[category]
+            else:
+                segments.classes[value] = labels.category_to_class[category]
+        return segments
+
+    return read
+
+
+class Cityscapes(FolderLayout):
+    """Fine annotations; for panoptic segmentation `cityscapes_panoptic_SPLIT.json` of createPanopticImgs if it is
+    there, else the same from instanceIds. Coarse annotations are not read."""
+
+    name = "Cityscapes (leftImg8bit, gtFine)"
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        return {f"{part}/": (folder / part).is_dir() for part in ("leftImg8bit", "gtFine")}
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        return folder_of_split(folder / "leftImg8bit", split)
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        images = self.source(folder, split, task)
+        files = sorted(images.glob(f"*/*{IMAGE}"))
+        if not files:
+            raise ValueError(f"{images} has no images CITY/*{IMAGE}.")
+        prepared = folder / "gtFine" / f"cityscapes_panoptic_{images.name}.json"
+        if task == "panoptic" and prepared.is_file():
+            return self.read_panoptic(files, prepared)
+        kind = "labelIds" if task == "semantic" else "instanceIds"
+        labels = set((folder / "gtFine" / images.name).glob(f"*/*{LABEL}{kind}.png"))
+        rows = []
+        for file in files:
+            base = file.name.removesuffix(IMAGE)
+            label = folder / "gtFine" / images.name / file.parent.name / f"{base}{LABEL}{kind}.png"
+            if label not in labels:
+                raise ValueError(f"{file} has no label {label}.")
+            labels.remove(label)
+            rows.append({**row_of(file, label=label), "image_id": base})
+        if labels:
+            raise ValueError(f"{min(labels)} has no image in {images}; there are {len(labels)} of these.")
+
+        def make_reader(labels: Labels) -> Reader:
+            if task == "semantic":
+                return semantic_reader("label", labels, reduce_labels=False)
+            return instance_reader(labels, things_only=task == "instance")
+
+        return FolderSplit(make_rows(rows), CATEGORIES, make_reader, "cityscapes", f"{self.name}, {kind}")
+
+    def read_panoptic(self, files: list[Path], annotations: Path) -> FolderSplit:
+        """Rows of the panoptic JSON, whose image names have an additional `_gtFine`."""
+        content = read_coco_json(annotations)
+        by_name = {file.name.removesuffix(IMAGE): file for file in files}
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        maps = annotations.with_suffix("")
+        rows = []
+        for annotation in content["annotations"]:
+            base = names[annotation["image_id"]].removesuffix(IMAGE).removesuffix("_gtFine")
+            if base not in by_name:
+                raise ValueError(f"{annotations} refers to {base}, which has no image.")
+            columns = row_of(by_name[base]) | {"image_id": annotation["image_id"]}
+            rows.append(columns | panoptic_columns(annotation, maps / annotation["file_name"]))
+        missing = set(by_name) - {row["file_name"].removesuffix(IMAGE) for row in rows}
+        if missing:
+            raise ValueError(f"{annotations} has no annotation of {min(missing)}; there are {len(missing)} of these.")
+
+        def make_reader(labels: Labels) -> Reader:
+            return panoptic_reader("label", labels)
+
+        description = f"{self.name}, {annotations.name}"
+        return FolderSplit(make_panoptic_rows(rows), content["categories"], make_reader, "cityscapes", description)

@@ -1,0 +1,203 @@
+"""COCO folders, also as LVIS, Roboflow and CVAT write them: a JSON of annotations, the images and, for panoptic labels,
+PNG maps."""
+
+import json
+import logging
+import unicodedata
+from pathlib import Path, PurePosixPath
+
+from datasets import Value
+
+from ...files import IMAGE_SUFFIXES, TABLE_SUFFIXES, files_below, read_json
+from ..coco_checks import check_coco
+from ..labels import Labels
+from ..layouts import objects_reader, panoptic_reader
+from ..segments import Reader
+from .folder import ALL_SPLITS, FolderLayout, FolderSplit, make_rows, names_of_split, words_of
+
+logger = logging.getLogger(__name__)
+SEGMENT = dict.fromkeys(("id", "category_id", "iscrowd"), Value("int64"))
+OBJECT = ("category_id", "segmentation", "iscrowd", "area")
+COCO = ("instances", "panoptic", "person_keypoints", "captions", "stuff", "image_info")
+ROBOFLOW = "_annotations.coco.json"
+
+
+def annotation_files(folder: Path) -> list[Path]:
+    """JSON files other than those of class names."""
+    files = [*folder.glob("*.json"), *folder.glob("annotations/*.json"), *folder.glob(f"*/{ROBOFLOW}")]
+    return sorted(file for file in files if file.name not in ("id2label.json", "panoptic_categories.json"))
+
+
+def is_labelme(file: Path) -> bool:
+    """Whether a JSON is of labelme. A file of COCO, which may be large, is not parsed."""
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        start = opened.read(1 << 14)
+    return '"shapes"' in start or '"imagePath"' in start
+
+
+def split_words(file: Path) -> set[str]:
+    """Names of splits in the name of a JSON file, or of its folder in exports of Roboflow."""
+    return words_of(file.parent.name if file.name == ROBOFLOW else file.stem) & ALL_SPLITS
+
+
+def choose_annotations(folder: Path, split: str, task: str) -> Path:
+    """The JSON file of a task and split: one whose name contains the split's name, or no split's name. If there are
+    several, the one that is named as in COCO (`instances_*`, `panoptic_*`). Instances may also be read from panoptic
+    annotations.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    files = annotation_files(folder)
+    names = names_of_split(split)
+    of_split = [file for file in files if (split_words(file) or words_of(file.stem)) & names]
+    if not of_split and names & ALL_SPLITS:  # a file for all splits
+        of_split = [file for file in files if not split_words(file)]
+    instances, panoptic = ([f for f in of_split if f.stem.startswith(kind)] for kind in ("instances", "panoptic"))
+    other = [file for file in of_split if not file.stem.startswith(COCO)]
+    candidates = {"panoptic": panoptic or other, "instance": instances or other or panoptic}.get(task, [])
+    if len(candidates) != 1:
+        found = ", ".join(str(file.relative_to(folder)) for file in candidates or files)
+        raise ValueError(
+            f"{folder} must have one JSON of {task} annotations for split {split!r}, {len(candidates)} of {found} fit."
+        )
+    return candidates[0]
+
+
+def read_coco_json(file: Path) -> dict:
+    """Content of a JSON of annotations, checked. Images of LVIS, which have a `coco_url` only, get a `file_name`.
+
+    Raises:
+        ValueError: it cannot be read or is invalid.
+    """
+    content = read_json(file)
+    images = content.get("images") if isinstance(content, dict) else None
+    for image in images if isinstance(images, list) else []:
+        if isinstance(image, dict) and "file_name" not in image and isinstance(image.get("coco_url"), str):
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
+    check_coco(content, file)
+    if not content["images"]:
+        raise ValueError(f"{file} has no images.")
+    return content
+
+
+def panoptic_columns(annotation: dict, map_: Path) -> dict:
+    """`label` and `segments_info` of a panoptic annotation."""
+    segments = [{key: int(info.get(key, 0)) for key in SEGMENT} for info in annotation["segments_info"]]
+    return {"label": str(map_), "segments_info": segments}
+
+
+def make_panoptic_rows(rows: list[dict]):
+    """Rows with `panoptic_columns`."""
+    return make_rows(rows, segments_info=[SEGMENT])
+
+
+def without_parents(content: dict, file: Path) -> list[dict]:
+    """Categories without those that are the `supercategory` of another and have no annotation, as Roboflow writes."""
+    used = {row.get("category_id") for row in content["annotations"]}
+    above = {row.get("supercategory") for row in content["categories"]}
+    parents = [row for row in content["categories"] if row["name"] in above and row["id"] not in used]
+    children = [row for row in content["categories"] if row not in parents]
+    if file.name != ROBOFLOW or not parents or not children:
+        return content["categories"]
+    logger.info("%s: %s has no annotation and is left out.", file, ", ".join(row["name"] for row in parents))
+    return children
+
+
+def plain(name: str) -> str:
+    """A path with `/` and composed characters, as it may be written on another system."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+class FileFinder:
+    """Finds the images and maps that a JSON names, at any depth below a folder.
+
+    Args:
+        folder: the dataset.
+        file: the JSON, for messages and for the split that it is of.
+    """
+
+    def __init__(self, folder: Path, file: Path):
+        self.root = file.parent if file.name == ROBOFLOW else folder
+        self.file, self.of_split = file, split_words(file)
+        self.below: dict[str, list[Path]] = {}
+        for path in files_below(self.root):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                self.below.setdefault(plain(path.name), []).append(path.relative_to(self.root))
+
+    def find(self, name: str, is_map: bool) -> Path:
+        """Path of an image or a map by the name in the JSON; maps are in folders with "panoptic" in their names.
+
+        Raises:
+            ValueError: it was not found, or more than once.
+        """
+        parts = tuple(part for part in PurePosixPath(plain(name)).parts if part not in ("..", "/"))
+        named = self.below.get(parts[-1] if parts else "", [])
+        found = [path for path in named if Path(plain(str(path))).parts[-len(parts) :] == parts]
+        found = [path for path in found if is_map or not any("panoptic" in part for part in path.parts[:-1])]
+        if is_map:
+            found = [path for path in found if any("panoptic" in part for part in path.parts[:-1])] or found
+        if self.of_split and len(parts) == 1:  # a name alone may be in the folders of several splits
+            splits = [words_of(str(path.parent)) & ALL_SPLITS for path in found]
+            found = [path for path, other in zip(found, splits, strict=True) if not other or other & self.of_split]
+            found = [path for path in found if words_of(str(path.parent)) & self.of_split] or found
+        if len(found) != 1:
+            raise ValueError(f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}.")
+        return self.root / found[0]
+
+
+class Coco(FolderLayout):
+    """One JSON per task and split; RLE, polygons or panoptic PNG maps."""
+
+    name = "COCO (JSON with images, annotations and categories)"
+    tasks = ("instance", "panoptic")
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        # archives (the downloads), logs and tables are allowed beside images
+        suffixes = {file.suffix.lower() for file in files_below(folder)}
+        images = suffixes.isdisjoint(TABLE_SUFFIXES) or not suffixes.isdisjoint(IMAGE_SUFFIXES)
+        annotations = any(not is_labelme(file) for file in annotation_files(folder))
+        return {"*.json, annotations/*.json or */_annotations.coco.json": annotations, "images": images}
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        return choose_annotations(folder, split, task)
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        """`file_name`s may be paths from the folder, from any folder below it, or names alone."""
+        file = self.source(folder, split, task)
+        content = read_coco_json(file)
+        finder = FileFinder(folder, file)
+
+        def image_columns(image: dict) -> dict:
+            """Path, id and name, and the size [height, width] in the JSON, which is compared with the file's."""
+            size = [image["height"], image["width"]] if "height" in image and "width" in image else None
+            path = str(finder.find(image["file_name"], is_map=False))
+            return {"image": path, "size": size, "image_id": image["id"], "file_name": image["file_name"]}
+
+        images = {image["id"]: image for image in content["images"]}
+        panoptic = any("segments_info" in row for row in content["annotations"])
+        if task == "panoptic" and not panoptic:
+            raise ValueError(f"{file} has no panoptic annotations.")
+        if panoptic:
+            without = len(set(images) - {row["image_id"] for row in content["annotations"]})
+            if without:
+                logger.warning("%s: %d images have no annotation and are left out.", file, without)
+            rows = make_panoptic_rows(
+                [
+                    image_columns(images[row["image_id"]])
+                    | panoptic_columns(row, finder.find(row["file_name"], is_map=True))
+                    for row in content["annotations"]
+                ]
+            )
+        else:
+            objects: dict[int, list] = {key: [] for key in images}
+            for row in content["annotations"]:
+                objects[row["image_id"]].append({key: row[key] for key in OBJECT if row.get(key) is not None})
+            rows = [{**image_columns(image), "objects": json.dumps(objects[key])} for key, image in images.items()]
+            rows = make_rows(rows, objects=Value("string"))
+
+        def make_reader(labels: Labels) -> Reader:
+            return panoptic_reader("label", labels) if panoptic else objects_reader("image", labels)
+
+        kind = "panoptic id map with segments_info" if panoptic else "COCO objects"
+        return FolderSplit(rows, without_parents(content, file), make_reader, description=f"{kind}, {file.name}")

@@ -1,0 +1,138 @@
+"""What all folder layouts have in common."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, Value
+
+from ...files import IMAGE_SUFFIXES
+from ..labels import Labels
+from ..segments import Reader
+
+SPLIT_NAMES = ({"train", "training"}, {"val", "valid", "validation"}, {"test", "testing"})
+ALL_SPLITS = frozenset().union(*SPLIT_NAMES)
+COLUMNS = {
+    "image": Image(),  # path
+    "size": [Value("int64")],  # height, width as the dataset states them
+    "file_name": Value("string"),  # as the dataset names the image
+    "label": Image(),
+    "instances": Image(),
+}
+
+
+@dataclass
+class FolderSplit:
+    """A split of a folder.
+
+    Attributes:
+        rows: `image` and what `make_reader`'s reader needs; `image_id` and `file_name` where the dataset has its own.
+        categories: `id`, `name` and, if the dataset says it, `isthing` of each category; `void` is true for categories
+            that are not classes. None: the names are not part of the layout.
+        make_reader: reader of the rows for given labels.
+        score: official average precision of the dataset: `coco` or `cityscapes`.
+        description: the layout in the log, if it is not the name of the layout alone.
+    """
+
+    rows: Dataset
+    categories: list[dict] | None
+    make_reader: Callable[[Labels], Reader]
+    score: str = "coco"
+    description: str = ""
+
+
+class FolderLayout(ABC):
+    """A layout of files. `folder` is the root that a user names; `task` is semantic, instance or panoptic."""
+
+    name: str
+    tasks: tuple[str, ...] = ("semantic", "instance", "panoptic")
+    versions: tuple[str, ...] = ()  # values of dataset_config_name
+    reduces_labels: bool = False  # whether do_reduce_labels says what the layout does anyway
+
+    @abstractmethod
+    def parts(self, folder: Path) -> dict[str, bool]:
+        """What a folder of this layout has, and whether it is there; the layout is recognised if all parts are."""
+
+    @abstractmethod
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        """File or folder that a split is read from.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+
+    @abstractmethod
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        """Read a split.
+
+        Raises:
+            ValueError: there is no such split, or files are missing.
+        """
+
+
+def words_of(name: str) -> set[str]:
+    """Words of a file or folder name: `instances_val2017` -> instances, val."""
+    return set(re.findall("[a-z]+", name.lower()))
+
+
+def names_of_split(split: str) -> set[str]:
+    """Words that tools use for a split: `validation` -> val, valid, validation; other names as they are."""
+    return next((names for names in SPLIT_NAMES if split in names), words_of(split) or {split})
+
+
+def folder_of_split(parent: Path, split: str) -> Path:
+    """The folder in `parent` that is named after a split.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    folders = sorted(path for path in parent.iterdir() if path.is_dir())
+    found = [path for path in folders if path.name == split] or [
+        path for path in folders if words_of(path.name) & names_of_split(split)
+    ]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found or folders) or "none"
+        raise ValueError(f"{parent} must have one folder for split {split!r}, it has {names}.")
+    return found[0]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Image files directly in a folder, sorted."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Path, Path]]:
+    """Images and label images of the same name, without suffix and with `ending` added.
+
+    Raises:
+        ValueError: one of a pair is missing.
+    """
+    found = {path.stem: path for path in images_in(labels)}
+    pairs = []
+    for image in images_in(images):
+        label = found.pop(image.stem + ending, None)
+        if label is None:
+            raise ValueError(f"{image} has no label {labels / (image.stem + ending)}.png.")
+        pairs.append((image, label))
+    if found:
+        raise ValueError(f"{next(iter(found.values()))} has no image in {images}; there are {len(found)} of these.")
+    if not pairs:
+        raise ValueError(f"{images} has no image.")
+    return pairs
+
+
+def make_rows(rows: list[dict], **features) -> Dataset:
+    """Rows of paths and values. Columns that are not in `COLUMNS` need a feature. Ids of images are integers, or texts
+    if not all are integers."""
+    numbers = all(isinstance(row["image_id"], int) for row in rows)
+    known = {**COLUMNS, "image_id": Value("int64" if numbers else "string"), **features}
+    rows = rows if numbers else [{**row, "image_id": str(row["image_id"])} for row in rows]
+    return Dataset.from_list(rows, features=Features({name: known[name] for name in rows[0]}))
+
+
+def row_of(image: Path, **columns) -> dict:
+    """A row of an image whose id is the name of its file without suffix."""
+    texts = {name: str(value) if isinstance(value, Path) else value for name, value in columns.items()}
+    return {"image": str(image), "image_id": image.stem, "file_name": image.name, **texts}

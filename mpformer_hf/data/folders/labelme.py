@@ -1,0 +1,161 @@
+"""labelme: one JSON beside each image."""
+
+import base64
+import binascii
+import io
+import logging
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import PIL.Image
+from datasets import Value
+
+from ...files import files_below, read_json
+from ...images import displayed_size
+from ..coco_masks import decode_segmentation
+from ..labels import Labels
+from ..segments import ObjectMask, Reader, Segments, from_objects, merge_by_class
+from .coco import is_labelme, plain
+from .folder import ALL_SPLITS, FolderLayout, FolderSplit, folder_of_split, make_rows, row_of, words_of
+
+logger = logging.getLogger(__name__)
+AREAS = ("polygon", "rectangle", "circle", "mask")  # shapes that have an area; others are ignored
+CIRCLE = np.linspace(0, 2 * np.pi, 65)[:-1]
+VOID = ("__ignore__", "_background_")  # labelme's names of what is no class
+
+
+def shape_mask(shape: dict, height: int, width: int) -> np.ndarray:
+    """Mask of a shape, bool `[H, W]`.
+
+    Raises:
+        ValueError: it is invalid.
+    """
+    kind = shape.get("shape_type") or "polygon"
+    points = np.array(shape["points"], dtype=float).reshape(-1, 2)
+    if kind == "mask":
+        return pasted_mask(shape, points, height, width)
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    if kind == "circle" and len(points) == 2:
+        radius = np.hypot(*(points[1] - points[0]))
+        points = points[0] + radius * np.stack((np.cos(CIRCLE), np.sin(CIRCLE)), 1)
+    return decode_segmentation([points.flatten().tolist()], height, width)
+
+
+def pasted_mask(shape: dict, points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Mask of a shape of type `mask`: a PNG of the box whose corners are its two points."""
+    try:
+        with PIL.Image.open(io.BytesIO(base64.b64decode(shape["mask"], validate=True))) as image:
+            part = np.array(image) > 0
+    except (OSError, binascii.Error, TypeError, KeyError) as error:
+        raise ValueError("has a shape of type mask whose PNG cannot be read") from error
+    x, y = points.min(0).round().astype(int).tolist()
+    if part.ndim != 2 or x < 0 or y < 0 or y + part.shape[0] > height or x + part.shape[1] > width:
+        raise ValueError(f"has a mask of {part.shape} at ({x}, {y}), which is not inside of the image")
+    mask = np.zeros((height, width), dtype=bool)
+    mask[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return mask
+
+
+def shapes_reader(labels: Labels, names: dict[str, int], merge: bool) -> Reader:
+    """Shapes of a JSON; those of one label and `group_id` are one object. With `merge`, objects of a class are
+    merged, later ones in front."""
+
+    def read(row: dict) -> Segments:
+        width, height = displayed_size(row["image"])
+        objects: dict[object, ObjectMask] = {}
+        for number, shape in enumerate(read_json(Path(row["text"]))["shapes"]):
+            if (shape.get("shape_type") or "polygon") not in AREAS or shape["label"] in VOID:
+                continue
+            try:
+                mask = shape_mask(shape, height, width)
+            except ValueError as error:
+                raise ValueError(f"shape {number} of {row['text']} {error}") from error
+            group = shape.get("group_id")
+            key = number if group is None else (shape["label"], group)
+            if key in objects:
+                objects[key].mask |= mask
+            else:
+                objects[key] = ObjectMask(mask, labels.category_to_class[names[shape["label"]]])
+        segments = from_objects(objects.values(), height, width)
+        return merge_by_class(segments) if merge else segments
+
+    return read
+
+
+class Labelme(FolderLayout):
+    """JSONs of labelme and their images, in one folder or in folders of splits. Class ids are those of the names in
+    `labels.txt`, or else in alphabetical order."""
+
+    name = "labelme (a JSON with shapes beside each image)"
+    tasks = ("semantic", "instance")
+
+    def annotations(self, folder: Path) -> list[Path]:
+        """JSON files, those of class names left out."""
+        files = [file for file in files_below(folder) if file.suffix == ".json" and file.stem != "id2label"]
+        return sorted(files)
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        files = self.annotations(folder)
+        return {"*.json with shapes": bool(files) and is_labelme(files[0])}
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        if any(words_of(path.name) & ALL_SPLITS for path in folder.iterdir() if path.is_dir()):
+            return folder_of_split(folder, split)
+        return folder
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        source, names = self.source(folder, split, task), set()
+        files = self.annotations(folder)
+        rows, ignored = [], 0
+        for file in files:
+            content = read_json(file)
+            shapes = content.get("shapes") if isinstance(content, dict) else None
+            if not isinstance(shapes, list) or not all(
+                isinstance(shape, dict)
+                and isinstance(shape.get("label"), str)
+                and isinstance(shape.get("points"), list)
+                for shape in shapes
+            ):
+                raise ValueError(f"{file} has no list of shapes with label and points.")
+            areas = [shape for shape in shapes if (shape.get("shape_type") or "polygon") in AREAS]
+            names |= {shape["label"] for shape in areas}
+            if source in file.parents:
+                ignored += len(shapes) - len(areas)
+                rows.append(row_of(file, text=file) | self.image_columns(file, content))
+        if not rows:
+            raise ValueError(f"{source} has no JSON of labelme.")
+        if ignored:
+            logger.warning("%s: %d shapes without an area (points, lines) are ignored.", source, ignored)
+        given = folder / "labels.txt"
+        listed = given.read_text().split("\n") if given.is_file() else sorted(names)
+        listed = [name.strip() for name in listed if name.strip() and name.strip() not in VOID]
+        unknown = names - set(listed) - set(VOID)
+        if unknown:
+            raise ValueError(f"{given} has no label {min(unknown)!r}, which shapes have.")
+        ids = {name: i for i, name in enumerate(listed)}
+        categories = [{"id": i, "name": name, "isthing": 1} for name, i in ids.items()]
+
+        def make_reader(labels: Labels) -> Reader:
+            return shapes_reader(labels, ids, merge=task == "semantic")
+
+        return FolderSplit(make_rows(rows, text=Value("string")), categories, make_reader)
+
+    def image_columns(self, file: Path, content: dict) -> dict:
+        """`image` and `file_name`: the file that `imagePath` names, or else the `imageData` in the JSON.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        name = plain(str(content.get("imagePath") or ""))
+        for path in (file.parent / name, file.parent / PurePosixPath(name).name):
+            if path.is_file():
+                return {"image": {"path": str(path), "bytes": None}, "file_name": path.name}
+        if not isinstance(content.get("imageData"), str):
+            raise ValueError(f"{file} refers to {name!r}, which does not exist, and has no imageData.")
+        try:
+            data = base64.b64decode(content["imageData"], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"{file} has imageData that is not base64.") from error
+        return {"image": {"bytes": data, "path": None}, "file_name": PurePosixPath(name).name or f"{file.stem}.png"}

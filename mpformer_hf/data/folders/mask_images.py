@@ -1,0 +1,128 @@
+"""Images and label images in two folders, or one mask file per instance."""
+
+from pathlib import Path
+
+import numpy as np
+from datasets import Value
+
+from ...images import image_errors, open_verified
+from ..labels import Labels
+from ..layouts import semantic_reader
+from ..segments import ObjectMask, Reader, Segments, from_objects
+from .folder import (
+    ALL_SPLITS,
+    FolderLayout,
+    FolderSplit,
+    folder_of_split,
+    images_in,
+    make_rows,
+    pair_by_stem,
+    row_of,
+    words_of,
+)
+
+MASKS = ("masks", "annotations")
+
+
+def has_splits(folder: Path) -> bool:
+    """Whether a folder has folders that are named after splits."""
+    return folder.is_dir() and any(words_of(path.name) & ALL_SPLITS for path in folder.iterdir() if path.is_dir())
+
+
+class MaskImages(FolderLayout):
+    """`images` and `masks` (or `annotations`): label images of class ids with the names of the images. Splits are
+    folders in these, or folders that have these. Class names: `id2label.json` or `--id2label`."""
+
+    name = "label images (images, masks)"
+    tasks = ("semantic",)
+
+    def roots(self, folder: Path) -> list[Path]:
+        """Folders that have `images` and `masks`."""
+        places = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
+        return [place for place in places if (place / "images").is_dir() and self.masks(place) is not None]
+
+    @staticmethod
+    def masks(place: Path) -> Path | None:
+        """Folder of the label images beside `images`."""
+        return next((place / name for name in MASKS if (place / name).is_dir()), None)
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        below = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+        masks = [path for place in below if (path := self.masks(place)) is not None]
+        files = any(images_in(path) or any(images_in(p) for p in path.iterdir() if p.is_dir()) for path in masks)
+        return {"images/": any((place / "images").is_dir() for place in below), "masks/ with images": files}
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        if (folder / "images").is_dir():
+            return folder_of_split(folder / "images", split) if has_splits(folder / "images") else folder / "images"
+        return folder_of_split(folder, split) / "images"
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        images = self.source(folder, split, task)
+        root = images.parent if images.name == "images" else images.parent.parent
+        masks = self.masks(root)
+        if masks is None:
+            raise ValueError(f"{root} has no {' or '.join(MASKS)}/.")
+        masks = masks if images.name == "images" else folder_of_split(masks, split)
+        endings = ("", "_mask", "_seg", "_label")
+        stems = {path.stem for path in images_in(masks)}
+        ending = next((e for e in endings if any(path.stem + e in stems for path in images_in(images))), "")
+        rows = [row_of(image, label=label) for image, label in pair_by_stem(images, masks, ending)]
+        return FolderSplit(make_rows(rows), None, lambda labels: semantic_reader("label", labels, False))
+
+
+def files_reader(labels: Labels) -> Reader:
+    """One mask file per instance, not 0 = instance.
+
+    Raises:
+        ValueError: there is more than one class.
+    """
+    if len(labels.names) != 1:
+        raise ValueError(f"one mask file per instance has no classes, but there are {len(labels.names)} names.")
+
+    def read(row: dict) -> Segments:
+        masks = []
+        for file in row["masks"]:
+            with image_errors():
+                values = np.array(open_verified(file))
+            masks.append((values if values.ndim == 2 else values[..., :3].max(-1)) > 0)
+        shapes = {mask.shape for mask in masks}
+        if len(shapes) > 1:
+            raise ValueError(f"the masks beside {row['masks'][0]} are of different sizes")
+        height, width = shapes.pop() if shapes else (row["image"].height, row["image"].width)
+        return from_objects((ObjectMask(mask, 0) for mask in masks), height, width)
+
+    return read
+
+
+class InstanceFiles(FolderLayout):
+    """A folder for each image, `ID/images/*` and `ID/masks/*.png`, as in the Data Science Bowl 2018, in folders of
+    splits or without splits. There is one class: the first of `id2label.json`, else `object`."""
+
+    name = "one mask file per instance (ID/images, ID/masks)"
+    tasks = ("instance",)
+
+    def folders(self, folder: Path) -> list[Path]:
+        """Folders of images."""
+        return sorted(path.parent for path in folder.glob("*/masks") if (path.parent / "images").is_dir())
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        nested = [path for path in folder.iterdir() if path.is_dir() and self.folders(path)]
+        own = [path for path in self.folders(folder) if len(images_in(path / "images")) == 1]
+        return {"*/images/ with one image each, and */masks/": len(own) > 0 or len(nested) > 0}
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        return folder_of_split(folder, split) if has_splits(folder) else folder
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        rows = []
+        for path in self.folders(self.source(folder, split, task)):
+            images = images_in(path / "images")
+            if len(images) != 1:
+                raise ValueError(f"{path}/images has {len(images)} images, expected one.")
+            masks = [str(mask) for mask in images_in(path / "masks")]
+            rows.append({**row_of(images[0]), "masks": masks})
+        if not rows:
+            raise ValueError(f"{self.source(folder, split, task)} has no folders ID/images and ID/masks.")
+        categories = None if (folder / "id2label.json").is_file() else [{"id": 0, "name": "object", "isthing": 1}]
+        return FolderSplit(make_rows(rows, masks=[Value("string")]), categories, files_reader)

@@ -1,0 +1,69 @@
+"""All folder layouts, and which one a folder has."""
+
+from pathlib import Path
+
+from ...files import TABLE_SUFFIXES, files_below
+from .ade20k import Ade20k
+from .cityscapes import Cityscapes
+from .coco import Coco
+from .coco_stuff import CocoStuff
+from .folder import FolderLayout
+from .labelme import Labelme
+from .mapillary import Mapillary
+from .mask_images import InstanceFiles, MaskImages
+from .nuinsseg import NuInsSeg
+from .pascal_voc import PascalVoc
+from .yolo import Yolo
+
+LAYOUTS: tuple[FolderLayout, ...] = (  # the first that fits is taken: the particular ones first
+    Cityscapes(),
+    Ade20k(),
+    Mapillary(),
+    NuInsSeg(),
+    PascalVoc(),
+    CocoStuff(),
+    Yolo(),
+    Coco(),
+    InstanceFiles(),
+    Labelme(),
+    MaskImages(),
+)
+
+
+def find_layout(name: str, task: str) -> FolderLayout | None:
+    """Layout of a local folder for a task; None for datasets of the Hub and folders in the Hub's layout.
+
+    Raises:
+        ValueError: the folder is of no layout, or its layout is not for the task.
+    """
+    folder = Path(name)
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise ValueError(f"{name} is a file, expected a folder.")
+    files = list(files_below(folder))
+    if any(file.suffix in (".parquet", ".arrow") or file.stem == "metadata" for file in files):
+        return None
+    other = None
+    for layout in LAYOUTS:
+        if (other is None or task in layout.tasks) and all(layout.parts(folder).values()):
+            if task in layout.tasks:
+                return layout
+            other = layout
+    if any(file.suffix in TABLE_SUFFIXES for file in files):
+        return None
+    if other is not None:
+        raise ValueError(f"{name} is {other.name}, which is for task {' and '.join(other.tasks)}, not for task {task}.")
+    raise ValueError(f"{name} is not a dataset: {describe_nearest(folder)}")
+
+
+def describe_nearest(folder: Path) -> str:
+    """All layouts, and what is missing for the one with the most parts."""
+    present = {layout: layout.parts(folder) for layout in LAYOUTS}
+    layouts = ", ".join(layout.name for layout in LAYOUTS)
+    nearest = max(present, key=lambda layout: sum(present[layout].values()) / len(present[layout]))
+    text = f"it has no file of type {', '.join(TABLE_SUFFIXES)} and fits no layout of {layouts}."
+    if any(present[nearest].values()):
+        missing = " and ".join(part for part, there in present[nearest].items() if not there)
+        text += f" The nearest is {nearest.name}, for which {missing} is missing."
+    return text

@@ -1,0 +1,146 @@
+"""YOLO segmentation: `data.yaml`, and one text file of polygons per image."""
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+from datasets import Value
+
+from ...images import displayed_size
+from ..coco_masks import decode_segmentation
+from ..labels import Labels
+from ..segments import ObjectMask, Reader, Segments, from_objects
+from .folder import FolderLayout, FolderSplit, images_in, make_rows, names_of_split, row_of
+
+OUTSIDE = 0.01  # coordinates may leave the image by this share of its side, since tools round
+
+
+def read_labels_file(file: Path, height: int, width: int) -> list[tuple[int, np.ndarray]]:
+    """Class and mask of each line `class x1 y1 x2 y2 ...`, relative to width and height.
+
+    Raises:
+        ValueError: a line is a box or not such numbers.
+    """
+    objects = []
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            category, *values = (float(word) for word in line.split())
+        except ValueError as error:
+            raise ValueError(f"line {number} of {file} is not numbers") from error
+        if len(values) == 4:
+            raise ValueError(f"line {number} of {file} is a box, expected a polygon: class x1 y1 x2 y2 x3 y3 ...")
+        if len(values) < 6 or len(values) % 2 or category != int(category):
+            raise ValueError(f"line {number} of {file} has {len(values)} coordinates, expected at least three points")
+        if not all(-OUTSIDE <= value <= 1 + OUTSIDE for value in values):
+            raise ValueError(f"line {number} of {file} has coordinates outside of 0 to 1")
+        polygon = (np.array(values).clip(0, 1).reshape(-1, 2) * (width, height)).flatten().tolist()
+        objects.append((int(category), decode_segmentation([polygon], height, width)))
+    return objects
+
+
+def polygons_reader(labels: Labels) -> Reader:
+    """Text files of polygons. No file or an empty one is an image without objects."""
+
+    def read(row: dict) -> Segments:
+        width, height = displayed_size(row["image"])
+        file, objects = Path(row["text"]), []
+        for category, mask in read_labels_file(file, height, width) if file.is_file() else ():
+            if category not in labels.category_to_class:
+                raise ValueError(f"{file} has class {category}, which is not in data.yaml")
+            objects.append(ObjectMask(mask, labels.category_to_class[category]))
+        return from_objects(objects, height, width)
+
+    return read
+
+
+def labels_path(image: Path) -> Path:
+    """Text file of an image: the last folder `images` becomes `labels`."""
+    parts = list(image.parts)
+    position = max((i for i, part in enumerate(parts[:-1]) if part == "images"), default=None)
+    if position is not None:
+        parts[position] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+class Yolo(FolderLayout):
+    """`data.yaml` with `train`, `val` and `test` (folders, text files of paths, or lists of these) and `names`."""
+
+    name = "YOLO segmentation (data.yaml, labels/*.txt)"
+    tasks = ("instance",)
+
+    def configuration(self, folder: Path) -> Path | None:
+        """`data.yaml`, or the only yaml file."""
+        files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+        named = [file for file in files if file.stem in ("data", "dataset")]
+        return (named or files)[0] if len(named or files) == 1 else None
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        return {
+            "data.yaml": self.configuration(folder) is not None,
+            "labels/": any(folder.glob("labels")) or any(folder.glob("*/labels")),
+        }
+
+    def content(self, folder: Path) -> dict:
+        """Content of the yaml file.
+
+        Raises:
+            ValueError: it is invalid.
+        """
+        file = self.configuration(folder)
+        try:
+            content = yaml.safe_load(file.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
+            raise ValueError(f"{file} has no names, a list or a mapping of ids to names.")
+        return content
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        return self.sources(folder, split)[0]
+
+    def sources(self, folder: Path, split: str) -> list[Path]:
+        """Folders and lists of a split. Paths are relative to `path` or to the yaml file; exports of Roboflow begin
+        with a `..` too many."""
+        file, content = self.configuration(folder), self.content(folder)
+        keys = [split] if content.get(split) else sorted(names_of_split(split) & {k for k, v in content.items() if v})
+        if not keys:
+            named = ", ".join(k for k in ("train", "val", "test") if content.get(k)) or "none"
+            raise ValueError(f"{file} has no split {split!r}, it has {named}.")
+        entries = content[keys[0]] if isinstance(content[keys[0]], list) else [content[keys[0]]]
+        roots = [folder / str(content.get("path") or ""), folder]
+        found = []
+        for entry in entries:
+            names = [str(entry), str(entry).removeprefix("../").removeprefix("./")]
+            places = [root / name for root in roots for name in names]
+            place = next((place for place in places if place.exists()), None)
+            if place is None:
+                raise ValueError(f"{file}: {keys[0]} is {entry}, which does not exist.")
+            found.append(place)
+        return found
+
+    def images(self, place: Path, folder: Path) -> list[Path]:
+        """Images of a folder, or of a text file of paths."""
+        if place.is_dir():
+            return images_in(place / "images" if (place / "images").is_dir() else place)
+        lines = [Path(line.strip()) for line in place.read_text().splitlines() if line.strip()]
+        files = [next((p for p in (place.parent / line, folder / line) if p.is_file()), line) for line in lines]
+        missing = next((file for file in files if not file.is_file()), None)
+        if missing is not None:
+            raise ValueError(f"{place} names {missing}, which does not exist.")
+        return files
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        places = self.sources(folder, split)
+        images = [image for place in places for image in self.images(place, folder)]
+        if not images:
+            raise ValueError(f"{places[0]} has no image.")
+        files = [labels_path(image) for image in images]
+        if not any(file.is_file() for file in files):
+            raise ValueError(f"{places[0]} has {len(images)} images, but none has labels such as {files[0]}.")
+        names = self.content(folder)["names"]
+        names = dict(enumerate(names)) if isinstance(names, list) else names
+        rows = [row_of(image, text=file) for image, file in zip(images, files, strict=True)]
+        categories = [{"id": int(i), "name": str(name), "isthing": 1} for i, name in names.items()]
+        return FolderSplit(make_rows(rows, text=Value("string")), categories, polygons_reader)

@@ -1,0 +1,102 @@
+"""COCO's results of instances and of panoptic segmentation, and annotations that CVAT imports."""
+
+from pathlib import Path
+
+from ...files import write_json
+from .format import ImageRecord, PredictionFormat, panoptic_png, write_png
+
+
+def image_rows(records: list[ImageRecord]) -> list[dict]:
+    """`images` of a JSON."""
+    return [
+        {"id": record.image_id, "file_name": record.file_name, "height": record.height, "width": record.width}
+        for record in records
+    ]
+
+
+class CocoInstances(PredictionFormat):
+    """`predictions.json`: a list of results without `bbox`, since pycocotools would take areas from it. Images and
+    categories are in `images.json`."""
+
+    name = "coco"
+    tasks = ("instance",)
+
+    def finish(self, records: list[ImageRecord]) -> list[Path]:
+        results = [
+            {
+                "image_id": record.image_id,
+                "category_id": self.categories[segment["label_id"]].id,
+                "segmentation": segment["segmentation"],
+                "score": segment["score"],
+            }
+            for record in records
+            for segment in record.segments
+        ]
+        categories = [category.as_dict() for category in self.categories]
+        write_json({"images": image_rows(records), "categories": categories}, self.folder / "images.json", indent=None)
+        write_json(results, self.folder / "predictions.json", indent=None)
+        return [self.folder / "predictions.json"]
+
+
+class CocoPanoptic(PredictionFormat):
+    """`predictions.json` and PNG maps in `predictions/`."""
+
+    name = "coco_panoptic"
+    tasks = ("panoptic",)
+
+    def file_of(self, record: ImageRecord) -> Path:
+        return self.folder / "predictions" / f"{record.name}.png"
+
+    def write(self, record: ImageRecord, result: dict) -> None:
+        write_png(panoptic_png(result), self.file_of(record))
+
+    def finish(self, records: list[ImageRecord]) -> list[Path]:
+        annotations = [
+            {
+                "image_id": record.image_id,
+                "file_name": f"{record.name}.png",
+                "segments_info": [
+                    {
+                        "id": segment["id"],
+                        "category_id": self.categories[segment["label_id"]].id,
+                        "iscrowd": 0,
+                        **{key: segment[key] for key in ("area", "bbox", "score")},
+                    }
+                    for segment in record.segments
+                ],
+            }
+            for record in records
+        ]
+        categories = [category.as_dict() for category in self.categories]
+        content = {"images": image_rows(records), "annotations": annotations, "categories": categories}
+        write_json(content, self.folder / "predictions.json", indent=None)
+        return [self.folder / "predictions.json"]
+
+
+class Cvat(PredictionFormat):
+    """`annotations/instances_default.json`: COCO annotations of the instances above the threshold, for import into CVAT
+    and other annotation tools."""
+
+    name = "cvat"
+    tasks = ("instance",)
+
+    def finish(self, records: list[ImageRecord]) -> list[Path]:
+        numbers = {record.name: number for number, record in enumerate(records, start=1)}
+        images = [{**row, "id": number} for row, number in zip(image_rows(records), numbers.values(), strict=True)]
+        annotations = [
+            {
+                "image_id": numbers[record.name],
+                "category_id": segment["label_id"] + 1,
+                "iscrowd": 0,
+                **{key: segment[key] for key in ("segmentation", "area", "bbox", "score")},
+            }
+            for record in records
+            for segment in record.segments
+            if segment["score"] >= self.threshold
+        ]
+        annotations = [{"id": number, **row} for number, row in enumerate(annotations, start=1)]
+        categories = [{"id": i, "name": category.name} for i, category in enumerate(self.categories, start=1)]
+        file = self.folder / "annotations" / "instances_default.json"
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_json(content, file, indent=None)
+        return [file]

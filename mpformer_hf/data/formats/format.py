@@ -1,0 +1,128 @@
+"""What all prediction formats have in common."""
+
+from abc import ABC
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...boxes import mask_boxes
+from ...files import write_atomically
+from ...label_maps import compress_counts, encode_rle
+
+
+@dataclass
+class ImageRecord:
+    """An image and its segments.
+
+    Attributes:
+        image_id: the dataset's id of the image, or its number.
+        file_name: as the dataset names the image.
+        name: of result files, without suffix; unique.
+        height, width: of the image in pixels.
+        segments: `describe_segments` of the result.
+    """
+
+    image_id: int | str
+    file_name: str
+    name: str
+    height: int
+    width: int
+    segments: list[dict] = field(default_factory=list)
+
+    def as_dict(self) -> dict:
+        """All fields by name."""
+        return asdict(self)
+
+
+@dataclass
+class Category:
+    """A class of the model: the dataset's id, the name, and whether it is a thing."""
+
+    id: int
+    name: str
+    isthing: bool
+
+    def as_dict(self) -> dict:
+        """As COCO writes it."""
+        return {"id": self.id, "name": self.name, "isthing": int(self.isthing)}
+
+
+class PredictionFormat(ABC):
+    """Writes the predictions of one task into a folder.
+
+    Args:
+        folder: of all results.
+        task: semantic, instance or panoptic.
+        categories: by class id of the model.
+        threshold: smallest score of instances, for formats of annotations.
+
+    Raises:
+        ValueError: the format is not for the task.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+
+    def __init__(self, folder: Path, task: str, categories: list[Category], threshold: float):
+        if task not in self.tasks:
+            raise ValueError(f"Format {self.name} is for task {' and '.join(self.tasks)}, not for task {task}.")
+        self.folder, self.task, self.categories, self.threshold = folder, task, categories, threshold
+
+    def write(self, record: ImageRecord, result) -> None:  # noqa: B027 - some formats have no file of one image
+        """Write the files of one image.
+
+        Args:
+            record: the image.
+            result: semantic: class ids, int `[H, W]`. Panoptic: `segmentation`, segment ids, int `[H, W]`, and
+                `segments_info`. Instance: `segmentation`, bool `[N, H, W]`, and `segments_info`.
+        """
+
+    def finish(self, records: list[ImageRecord]) -> list[Path]:
+        """Write the files of all images and return their paths; called once, by one process."""
+        return []
+
+    def file_of(self, record: ImageRecord) -> Path | None:
+        """The last file of an image that `write` writes, or None."""
+        return None
+
+
+def write_png(values: np.ndarray, path: Path) -> None:
+    """Write an array as PNG, atomically; its folder is created."""
+    with write_atomically(path) as temporary:
+        Image.fromarray(values).save(temporary, format="PNG")
+
+
+def panoptic_png(result: dict) -> np.ndarray:
+    """RGB, segment id = R + 256 G + 65536 B, 0 = no segment; uint8 `[H, W, 3]`."""
+    ids = result["segmentation"].numpy().astype(np.uint32)
+    return np.stack((ids & 255, ids >> 8 & 255, ids >> 16 & 255), -1).astype(np.uint8)
+
+
+def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]:
+    """Segments of a result as JSON: class, score, area in pixels, box (x, y, width, height), and for instances the
+    mask as COCO's compressed RLE."""
+    if task == "semantic":
+        labels, areas = result.unique(return_counts=True)
+        rows = zip(labels.tolist(), areas.tolist(), strict=True)
+        return [{"label_id": i, "label": id2label[i], "area": area} for i, area in rows]
+    maps, segments = result["segmentation"], result["segments_info"]
+    masks = maps if task == "instance" else torch.stack([maps == s["id"] for s in segments]) if segments else maps[:0]
+    boxes = mask_boxes(masks).tolist() if len(segments) else []
+    rows = []
+    for segment, mask, (x0, y0, x1, y1) in zip(segments, masks, boxes, strict=True):
+        row = {
+            "id": segment["id"],
+            "label_id": segment["label_id"],
+            "label": id2label[segment["label_id"]],
+            "score": segment["score"],
+            "area": int(mask.sum()),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+        }
+        if task == "instance":
+            rle = encode_rle(mask.numpy())
+            row["segmentation"] = {"size": rle["size"], "counts": compress_counts(rle["counts"])}
+        rows.append(row)
+    return rows

@@ -1,0 +1,60 @@
+"""Labels of YOLO segmentation: polygons relative to the image."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ...files import write_text
+from .format import Category, ImageRecord, PredictionFormat
+
+
+class Yolo(PredictionFormat):
+    """`labels/NAME.txt`: a line `class x1 y1 x2 y2 ...` for each instance above the threshold, and `data.yaml` with the
+    names. The format has no holes and no parts: holes are filled, and parts joined by lines of no width.
+
+    Raises:
+        ValueError: scikit-image is missing.
+    """
+
+    name = "yolo"
+    tasks = ("instance",)
+
+    def __init__(self, folder: Path, task: str, categories: list[Category], threshold: float):
+        super().__init__(folder, task, categories, threshold)
+        try:
+            from skimage.measure import find_contours
+        except ImportError as error:
+            raise ValueError('Format yolo needs scikit-image: pip install "mpformer-hf[yolo]".') from error
+        self.find_contours = find_contours
+
+    def file_of(self, record: ImageRecord) -> Path:
+        return self.folder / "labels" / f"{record.name}.txt"
+
+    def write(self, record: ImageRecord, result: dict) -> None:
+        lines = []
+        for segment, mask in zip(result["segments_info"], result["segmentation"].numpy(), strict=True):
+            if segment["score"] >= self.threshold and mask.any():
+                points = self.outline(mask) / (record.width, record.height)
+                lines.append(f"{segment['label_id']} {' '.join(f'{value:.6f}' for value in points.flatten())}\n")
+        write_text("".join(lines), self.file_of(record))
+
+    def outline(self, mask: np.ndarray) -> np.ndarray:
+        """Outlines of the parts of a mask, bool `[H, W]`, as one polygon, `[points, 2]`: (x, y) in pixels."""
+        padded = np.pad(mask.astype(np.uint8), 1)
+        contours = self.find_contours(padded, 0.5, fully_connected="high")  # (row, column) of pixel centres
+        outer = [ring for ring in contours if signed_area(ring) > 0] or contours
+        path = outer[0]
+        for ring in outer[1:]:  # there and back again between the first points
+            path = np.concatenate((path, ring, path[:1]))
+        return (path[:-1, ::-1] - 0.5).clip(0, (mask.shape[1], mask.shape[0]))
+
+    def finish(self, records: list[ImageRecord]) -> list[Path]:
+        names = "".join(f"  {i}: {category.name!r}\n" for i, category in enumerate(self.categories))
+        write_text(f"path: .\ntrain: images\nval: images\nnames:\n{names}", self.folder / "data.yaml")
+        return [self.folder / "labels"]
+
+
+def signed_area(ring: np.ndarray) -> float:
+    """Signed area of a closed contour, `[points, 2]`; of outer contours and holes it has different signs."""
+    y, x = ring.T
+    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
