@@ -29,10 +29,11 @@ def semantic_reference(segments: Segments) -> torch.Tensor:
 
 
 def panoptic_reference(segments: Segments) -> dict:
-    """Segments to a dict of `segmentation` and `segments_info`, see `PanopticQuality`."""
+    """Segments to a dict of `segmentation` (0 = void) and `segments_info`, see `PanopticQuality`."""
     rows = [{"id": i, "label_id": label, "iscrowd": False} for i, label in segments.classes.items()]
     rows += [{"id": i, "label_id": label, "iscrowd": True} for i, label in segments.crowds.items()]
-    return {"segmentation": segments.map, "segments_info": rows}
+    known = torch.tensor([row["id"] for row in rows], dtype=segments.map.dtype)
+    return {"segmentation": segments.map * torch.isin(segments.map, known), "segments_info": rows}
 
 
 def instance_reference(segments: Segments, things: set[int]) -> dict:

@@ -111,7 +111,7 @@ class Ade20k(FolderLayout):
         return FolderSplit(make_rows(rows), PANOPTIC, make_reader)
 
     def read_panoptic(self, images: Path, annotations: Path) -> FolderSplit:
-        """Rows of the panoptic JSON, whose ids of images are the names of their files."""
+        """Rows of the panoptic JSON. Names of its classes have synonyms, which the names here do not have."""
         content = read_coco_json(annotations)
         names = {image["id"]: image["file_name"] for image in content["images"]}
         rows = []
@@ -126,4 +126,4 @@ class Ade20k(FolderLayout):
             return panoptic_reader("label", labels)
 
         description = f"{self.name}, {annotations.name}"
-        return FolderSplit(make_panoptic_rows(rows), content["categories"], make_reader, description=description)
+        return FolderSplit(make_panoptic_rows(rows), PANOPTIC, make_reader, description=description)

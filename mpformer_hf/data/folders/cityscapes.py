@@ -110,4 +110,4 @@ class Cityscapes(FolderLayout):
             return panoptic_reader("label", labels)
 
         description = f"{self.name}, {annotations.name}"
-        return FolderSplit(make_panoptic_rows(rows), content["categories"], make_reader, "cityscapes", description)
+        return FolderSplit(make_panoptic_rows(rows), CATEGORIES, make_reader, "cityscapes", description)
