@@ -5,9 +5,11 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import ndimage
 
 from mpformer_hf.label_maps import encode_rle
 from mpformer_hf.metrics.average_precision import AveragePrecision
+from mpformer_hf.metrics.boundary import mask_boundary
 from mpformer_hf.metrics.mean_iou import MeanIoU
 from mpformer_hf.metrics.panoptic_quality import PanopticQuality
 
@@ -271,3 +273,80 @@ def test_average_precision_reads_run_lengths_and_scores_single_images():
     assert metric.add(prediction=found, reference=nothing) == 0.0
     with pytest.raises(ValueError, match="prediction: 11 masks, 10 labels"):
         metric.add(prediction={**found, "label_ids": found["label_ids"][:-1]}, reference=truth)
+
+
+def slow_mask_boundary(mask):
+    """Erosion by a 3x3 square, once for each pixel of the width; outside of the image is no mask."""
+    reach = max(1, round(0.02 * float(np.hypot(*mask.shape))))
+    padded = np.pad(mask, 1)
+    return mask & ~ndimage.binary_erosion(padded, np.ones((3, 3)), reach)[1:-1, 1:-1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_boundaries_of_masks(seed):
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.normal(size=(90, 160)), 6) > 0.02
+    assert (mask_boundary(mask) == slow_mask_boundary(mask)).all() and mask_boundary(mask).sum() < mask.sum()
+    assert not mask_boundary(np.zeros((5, 7), bool)).any() and mask_boundary(np.ones((3, 3), bool)).sum() == 8
+
+
+def test_boundary_ap_is_that_of_the_smaller_iou():
+    """One object and one prediction an image, so that each is right at thresholds up to its IoU."""
+    rng = np.random.default_rng(0)
+    metric, ious, scores = average_precision(num_labels=1, boundary=True), [], rng.permutation(12) / 12
+    for score in scores:
+        truth = ndimage.gaussian_filter(rng.normal(size=(120, 160)), 12) > 0.03
+        found = np.roll(truth, tuple(rng.integers(-3, 4, 2)), (0, 1))
+        near = slow_mask_boundary(truth), slow_mask_boundary(found)
+        ious.append(min((a & b).sum() / (a | b).sum() for a, b in ((truth, found), near)))
+        prediction = {"masks": [found], "label_ids": [0], "scores": [float(score)]}
+        metric.add(prediction=prediction, reference={"masks": [truth], "label_ids": [0]})
+    expected, ordered = [], np.array(ious)[np.argsort(-scores)]
+    for threshold in np.linspace(0.5, 0.95, 10):
+        true = np.cumsum(ordered >= threshold)
+        precision, recall = true / np.arange(1, 13), true / 12
+        points = [precision[recall >= point - 1e-9] for point in np.linspace(0, 1, 101)]
+        expected.append(np.mean([found.max() if len(found) else 0.0 for found in points]))
+    result = metric.compute()
+    assert result["boundary_ap"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert 0 < result["boundary_ap"] < result["ap"]
+
+
+def test_boundary_pq_is_that_of_the_smaller_iou():
+    rng = np.random.default_rng(1)
+    metric = panoptic_quality(num_labels=2, thing_ids=[1], boundary=True)
+    sums = np.zeros((2, 4))
+    for _ in range(8):
+        truth = (ndimage.gaussian_filter(rng.normal(size=(80, 100)), 9) > 0.02).astype(int) + 1
+        found = np.roll(truth, tuple(rng.integers(-3, 4, 2)), (0, 1))
+        rows = [{"id": i + 1, "label_id": i} for i in range(2)]
+        metric.add(
+            prediction={"segmentation": found, "segments_info": rows},
+            reference={"segmentation": truth, "segments_info": rows},
+        )
+        for label in range(2):
+            a, b = truth == label + 1, found == label + 1
+            near = slow_mask_boundary(a), slow_mask_boundary(b)
+            iou = min((x & y).sum() / (x | y).sum() for x, y in ((a, b), near))
+            sums[label] += (iou, 1, 0, 0) if iou > 0.5 else (0, 0, 1, 1)
+    expected = np.mean(sums[:, 0] / (sums[:, 1] + sums[:, 2] / 2 + sums[:, 3] / 2))
+    scores = metric.compute()
+    assert scores["boundary_pq"] == pytest.approx(expected, abs=1e-9) and scores["boundary_pq"] < scores["pq"]
+
+
+def test_segments_without_pixels_are_missed_and_the_last_crowd_of_a_class_counts():
+    truth = np.ones((4, 4), int)
+    truth[2], truth[3] = 2, 3
+    rows = [
+        {"id": 1, "label_id": 0},
+        {"id": 2, "label_id": 1, "iscrowd": True},
+        {"id": 3, "label_id": 1, "iscrowd": True},
+        {"id": 9, "label_id": 0},
+    ]
+    found = [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}, {"id": 3, "label_id": 1}]
+    metric = panoptic_quality(num_labels=2, thing_ids=[0, 1])
+    metric.add(
+        prediction={"segmentation": truth, "segments_info": found},
+        reference={"segmentation": truth, "segments_info": rows},
+    )
+    assert metric.statistics[0].tolist() == [[1, 1, 0, 1], [0, 0, 1, 0]]  # 9 is missed; 2 is on a crowd before the last

@@ -27,10 +27,8 @@ from tests.test_folder_layouts import CASES, ONE_SPLIT
 from tests.tiny import tiny_model
 from training import finetune
 
-IMAGES = 3  # of each split; each is damaged in another way
 
-
-def objects_of(segments, labels, rng, damage: bool) -> dict:
+def objects_of(segments, labels, rng, damage: bool, ties: bool = False) -> dict:
     """Instances: the objects of the truth; with damage moved, some missing, of another class, or found twice."""
     layers = segments.map.view(-1, *segments.map.shape[-2:])
     objects = [(label, (layers == i).any(0)) for i, label in (segments.classes | segments.crowds).items()]
@@ -48,7 +46,8 @@ def objects_of(segments, labels, rng, damage: bool) -> dict:
         free = torch.zeros(layers.shape[-2:], dtype=torch.bool)
         free[30:48, 30:] = True
         found.append((sorted(labels.things)[0], free))
-    rows = sorted(zip(rng.random(len(found)).tolist(), found, strict=True), key=lambda row: -row[0])
+    scores = rng.random(len(found)).round(1 if ties else 9)
+    rows = sorted(zip(scores.tolist(), found, strict=True), key=lambda row: -row[0])
     infos = [{"id": i, "label_id": label, "score": score} for i, (score, (label, _)) in enumerate(rows)]
     masks = torch.stack([mask for _, (_, mask) in rows]) if rows else layers[:0].bool()
     return evaluator.instance_prediction({"segmentation": masks, "segments_info": infos}, 0.5)
@@ -85,20 +84,20 @@ def model(tmp_path, monkeypatch):
     """Evaluates with results that are made of the truth instead of a model's; returns a function of folder, task,
     formats and damage that gives the scores."""
 
-    def run(folder: Path, task: str, split: str, formats: str, damage: bool, **fields) -> dict:
-        labels = open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split).labels
+    def run(folder: Path, task: str, split: str, formats: str, damage: bool, seed: int = 0, ties: bool = False) -> dict:
+        labels = open_dataset(DataArguments(dataset_name=str(folder), task=task), split).labels
         saved = tmp_path / "model"
         shutil.rmtree(saved, ignore_errors=True)
         tiny_model(num_labels=len(labels.names), id2label=labels.id2label).save_pretrained(saved)
         MPFormerImageProcessor(task=task).save_pretrained(saved)
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
 
         def predict_batch(model, processor, batch, accelerator, max_detections=100, things=False):
             (segments,) = batch["segments"]
             if task == "semantic":
                 map_ = semantic_of(segments, labels, rng, damage)
                 return [{"semantic": map_, "drawn": map_, "result": map_}]
-            instances = objects_of(segments, labels, rng, damage)
+            instances = objects_of(segments, labels, rng, damage, ties)
             if task == "instance":
                 return [instances]
             panoptic = panoptic_of(segments, rng, damage)
@@ -234,6 +233,34 @@ def test_cityscapes_instances(damage, model, cityscapes_tools, tmp_path):
     assert scores["ap50"] == pytest.approx(official["allAp50%"], abs=1e-6)
     per_class = {name: value for name, value in scores["per_class_ap"].items() if value is not None}
     assert per_class == pytest.approx({name: official["classes"][name]["ap"] for name in per_class}, abs=1e-6)
+
+
+def random_scene(rng) -> np.ndarray:
+    """instanceIds of random rectangles: objects of two classes, also small ones, groups and void."""
+    map_ = np.full((make.HEIGHT, make.WIDTH), 7, np.uint16)
+    for number in range(8):
+        height, width = rng.integers(4, 24, 2)
+        y, x = rng.integers(0, make.HEIGHT - height), rng.integers(0, make.WIDTH - width)
+        map_[y : y + height, x : x + width] = rng.choice([26000 + number, 24000 + number, 24, 26, 1, 29000, 23])
+    return map_
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 5])
+def test_cityscapes_instances_of_random_scenes(seed, model, cityscapes_tools, tmp_path):
+    """Small objects, groups, void, predictions found twice and of equal scores."""
+    tool, *_ = cityscapes_tools
+    folder, rng = make.cityscapes(tmp_path / "data"), np.random.default_rng(seed)
+    for file in (folder / "gtFine" / "val").glob("*/*_instanceIds.png"):
+        make.save(random_scene(rng), file)
+    scores = model(folder, "instance", "val", "cityscapes", True, seed=seed, ties=True)
+    truth = sorted(str(file) for file in (folder / "gtFine" / "val").glob("*/*_instanceIds.png"))
+    tool.args.predictionPath, tool.args.gtInstancesFile = str(model.out), str(tmp_path / "instances.json")
+    official = tool.evaluateImgLists([tool.getPrediction(file, tool.args) for file in truth], truth, tool.args)
+    averages = official["averages"]
+    assert scores["ap"] == pytest.approx(averages["allAp"], abs=1e-6) and 0 < scores["ap"] < 1
+    for name, value in scores["per_class_ap"].items():
+        expected = averages["classes"][name]["ap"]
+        assert np.isnan(expected) if value is None else value == pytest.approx(expected, abs=1e-6)
 
 
 @DAMAGES

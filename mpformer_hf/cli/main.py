@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 COMMANDS = {
     "predict": "segment images, a video or a dataset",
+    "prepare": "write a dataset as parquet files, which are read faster",
     "evaluate": "score a model on a dataset: PQ, AP, mIoU",
     "convert": "convert checkpoints of the public releases, or to a plain Mask2Former",
     "export": "export a model to ONNX or torch.export",

@@ -24,6 +24,13 @@ from .splits import divide
 logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "pixel_values")
+WEBDATASET = {  # columns of tar files, which are endings of file names
+    "__key__": "image_id",
+    **dict.fromkeys(("jpg", "jpeg", "webp", "image.jpg", "image.png"), "image"),
+    **dict.fromkeys(("png", "label.png", "mask.png", "label.tif"), "label"),
+    "segments_info.json": "segments_info",
+    "objects.json": "objects",
+}
 ROW = "row_of_split"  # column: number of a row before some were left out
 ROW_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)  # of annotations of any form
 LABEL_COLUMNS = ("label", "annotation", "segmentation", "semantic_segmentation")
@@ -339,7 +346,16 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
     except (ValueError, FileNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
+    names = {old: new for old, new in WEBDATASET.items() if old in rows.column_names}
+    if "__key__" in names:
+        # a stream that is decoded before it is renamed is encoded again, as JPEG
+        rows = without_decoding(rows).rename_columns(first_of_each(names))
     return rows, args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
+
+
+def first_of_each(names: dict[str, str]) -> dict[str, str]:
+    """New names of columns, without those after the first that would get the same name."""
+    return {old: new for index, (old, new) in enumerate(names.items()) if new not in list(names.values())[:index]}
 
 
 def first_column(names: tuple[str, ...], rows: Dataset, dataset: str) -> str:

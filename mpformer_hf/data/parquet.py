@@ -1,0 +1,137 @@
+"""Any dataset as parquet files in the Hub's layout, which are read faster than polygons and can be streamed."""
+
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..label_maps import compress_counts, encode_rle
+from .dataset import SegmentationDataset
+from .segments import Segments
+
+VOID = 255
+SHARD_BYTES = 300 << 20
+SEGMENT = dict.fromkeys(("id", "category_id", "isthing", "iscrowd", "area"), datasets.Value("int64"))
+LABELS = {
+    "semantic": {"label": datasets.Image()},
+    "instance": {"objects": datasets.Value("string")},
+    "panoptic": {"label": datasets.Image(), "segments_info": [SEGMENT]},
+}
+
+
+def as_png(values: np.ndarray) -> dict:
+    """An array as PNG, as a column of images takes it."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def label_columns(segments: Segments, task: str, category_ids: list[int], things: set[int]) -> dict:
+    """Columns of the labels, with the dataset's category ids.
+
+    Raises:
+        ValueError: a category of a semantic map is 255, which is void.
+    """
+    if task == "semantic":
+        map_ = segments.map.numpy()
+        values = np.full(map_.shape, VOID, dtype=np.uint8 if max(category_ids) < VOID else np.uint16)
+        for segment, label in segments.classes.items():
+            if category_ids[label] == VOID:
+                raise ValueError(f"category {VOID} cannot be written, since {VOID} is void in label maps")
+            values[map_ == segment] = category_ids[label]
+        return {"label": as_png(values)}
+    known = [(i, label, i in segments.crowds) for i, label in (segments.classes | segments.crowds).items()]
+    if task == "panoptic":
+        ids, rows = np.zeros(segments.map.shape, dtype=np.uint32), []
+        for number, (segment, label, crowd) in enumerate(known, start=1):
+            mask = (segments.map == segment).numpy()
+            ids[mask] = number
+            row = {"id": number, "category_id": category_ids[label], "isthing": int(label in things)}
+            rows.append({**row, "iscrowd": int(crowd), "area": int(mask.sum())})
+        rgb = np.stack((ids & 255, ids >> 8 & 255, ids >> 16), -1).astype(np.uint8)
+        return {"label": as_png(rgb), "segments_info": rows}
+    layers, rows = segments.map.view(-1, *segments.map.shape[-2:]), []
+    for segment, label, crowd in known:
+        rle = encode_rle((layers == segment).any(0).numpy())
+        rle["counts"] = compress_counts(rle["counts"])
+        row = {"category_id": category_ids[label], "segmentation": rle, "iscrowd": int(crowd)}
+        rows.append(row | ({"area": segments.areas[segment]} if segment in segments.areas else {}))
+    return {"objects": json.dumps(rows)}
+
+
+def image_bytes(value: dict) -> bytes:
+    """Content of the file of an image that is not decoded."""
+    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+
+
+def make_row(dataset: SegmentationDataset, task: str, index: int) -> dict:
+    """A row of the parquet file.
+
+    Raises:
+        ValueError: the image or its annotation is invalid.
+    """
+    row = dataset.rows[index]
+    _, segments = dataset.decode(row, index)
+    image_id, file_name, _ = dataset.identity(index)
+    image = {"bytes": image_bytes(row[dataset.image_column]), "path": Path(file_name).name}
+    labels = label_columns(segments, task, dataset.labels.category_ids, dataset.labels.things)
+    return {"image": image, "image_id": image_id, "file_name": file_name, **labels}
+
+
+def make_rows(dataset: SegmentationDataset, task: str, workers: int) -> Iterator[dict]:
+    """All rows in order, read by several threads; few are kept in memory."""
+    step = 4 * workers
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(dataset), step):
+            indices = range(start, min(start + step, len(dataset)))
+            yield from pool.map(lambda index: make_row(dataset, task, index), indices)
+
+
+def write_parquet(dataset: SegmentationDataset, task: str, folder: Path, split: str, workers: int) -> int:
+    """Write a split as parquet files of about 300 MB in `folder/data`.
+
+    Returns:
+        number of files.
+
+    Raises:
+        ValueError: an image or its annotation is invalid.
+    """
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    numbers = isinstance(dataset.identity(0)[0], int)
+    identity = {"image_id": datasets.Value("int64" if numbers else "string"), "file_name": datasets.Value("string")}
+    features = datasets.Features({"image": datasets.Image(), **identity, **LABELS[task]})
+    files, rows, size = [], [], 0
+
+    def flush() -> None:
+        files.append(folder / "data" / f"{split}-{len(files):05d}.parquet")
+        datasets.Dataset.from_list(rows, features=features).to_parquet(files[-1])
+        rows.clear()
+
+    for row in tqdm(make_rows(dataset, task, workers), f"prepare {split}", len(dataset), unit="image"):
+        rows.append(row)
+        size += len(row["image"]["bytes"])
+        if size >= SHARD_BYTES:
+            flush()
+            size = 0
+    if rows:
+        flush()
+    for file in files:
+        file.rename(file.with_name(f"{file.stem}-of-{len(files):05d}.parquet"))
+    return len(files)
+
+
+def describe_categories(dataset: SegmentationDataset, task: str) -> dict[str, object]:
+    """Files of class names, by name."""
+    labels = dataset.labels
+    rows = list(zip(labels.category_ids, labels.names, strict=True))
+    if task == "instance" or not labels.things:
+        return {"id2label.json": {str(category): name for category, name in rows}}
+    things = [int(label in labels.things) for label in range(len(rows))]
+    categories = [{"id": i, "name": name, "isthing": thing} for (i, name), thing in zip(rows, things, strict=True)]
+    return {"panoptic_categories.json": categories}

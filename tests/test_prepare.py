@@ -1,0 +1,101 @@
+"""`mpformer prepare` and shards of WebDataset: the same images, segments and ids as in the original."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.segments import Segments
+from tests import official_folders as make
+from tests.runs import flags
+from tests.test_folder_layouts import CASES, ONE_SPLIT
+from training import finetune
+
+
+def opened(folder, task, split="train", **fields):
+    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+
+
+def masks_of(segments: Segments) -> list[tuple]:
+    """Class, crowd, mask and area of each segment, in a fixed order."""
+    layers = segments.map.view(-1, *segments.map.shape[-2:])
+    rows = [
+        (label, i in segments.crowds, (layers == i).any(0).numpy().tobytes(), segments.areas.get(i))
+        for i, label in (segments.classes | segments.crowds).items()
+    ]
+    return sorted(rows, key=str)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_prepared_dataset_equals_the_original(name, tmp_path):
+    build, task, _ = CASES[name]
+    folder = build(tmp_path / "data")
+    splits = ["train"] if any(name.startswith(one) for one in ONE_SPLIT) else ["train", "val"]
+    mpformer(["prepare", str(folder), str(tmp_path / "out"), "--task", task, "--splits", *splits])
+    for split in splits:
+        before, after = opened(folder, task, split), opened(tmp_path / "out", task, split)
+        assert after.labels.names == before.labels.names and after.labels.things == before.labels.things
+        assert after.labels.category_ids == before.labels.category_ids and len(after) == len(before)
+        for index in range(len(before)):
+            assert after.identity(index) == before.identity(index)
+            (image, segments), (other, truth) = after[index], before[index]
+            assert torch.equal(image, other) and masks_of(segments) == masks_of(truth)
+    stream = opened(tmp_path / "out", task, "train", streaming=True)
+    assert len(list(stream.rows)) == len(opened(folder, task, "train"))
+
+
+def test_what_cannot_be_prepared(tmp_path):
+    folder = make.coco_instances(tmp_path / "data")
+    with pytest.raises(SystemExit, match="for split 'tset', 0 of"):
+        mpformer(["prepare", str(folder), str(tmp_path / "out"), "--task", "instance", "--splits", "train", "tset"])
+    (folder / "val2017" / "000000397133.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"Row 0 \(.*000000397133\.jpg\)"):
+        mpformer(["prepare", str(folder), str(tmp_path / "out"), "--task", "instance"])
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".writing*"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    with pytest.raises(SystemExit, match="is not an empty folder"):
+        mpformer(["prepare", str(folder), str(tmp_path / "out"), "--task", "instance"])
+
+
+def write_shards(folder: Path) -> Path:
+    """COCO panoptic as tar files of `KEY.jpg`, `KEY.png` and `KEY.segments_info.json`."""
+    source = make.coco_panoptic(folder / "source")
+    (folder / "shards").mkdir()
+    for split in make.SPLITS:
+        content = json.loads((source / "annotations" / f"panoptic_{split}2017.json").read_text())
+        for number, row in enumerate(content["annotations"]):
+            with tarfile.open(folder / "shards" / f"{split}-{number:06d}.tar", "w") as tar:
+                key = Path(row["file_name"]).stem
+                tar.add(source / f"{split}2017" / f"{key}.jpg", f"{key}.jpg")
+                tar.add(source / "annotations" / f"panoptic_{split}2017" / f"{key}.png", f"{key}.png")
+                text = json.dumps(row["segments_info"]).encode()
+                info = tarfile.TarInfo(f"{key}.segments_info.json")
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text))
+    (folder / "shards" / "panoptic_categories.json").write_text(json.dumps(content["categories"]))
+    return folder / "shards"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shards_of_webdataset(streaming, tmp_path):
+    shards = write_shards(tmp_path)
+    expected = opened(tmp_path / "source", "panoptic", "train")
+    dataset = opened(shards, "panoptic", "train", streaming=streaming)
+    rows = sorted(dataset.rows, key=lambda row: row["image_id"])
+    assert [row["image_id"] for row in rows] == ["000000000009", "000000000025"]
+    for index, row in enumerate(rows):
+        image, segments = dataset.decode(row, index)
+        assert torch.equal(image, expected[index][0]) and masks_of(segments) == masks_of(expected[index][1])
+    if streaming:
+        results = finetune.main(
+            flags(shards, tmp_path / "out", streaming="true", max_train_steps=2, eval_split="validation")
+        )
+        assert np.isfinite(results["last"]["pq"])
