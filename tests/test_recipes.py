@@ -15,7 +15,7 @@ from training.optimization import build_optimizer, build_scheduler, parameter_gr
 from training.transforms import build_transform, choose_augmentation
 
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path.parent.name != "arms")
-WHOLE = [name for name in ALL if not name.startswith(("base_", "backbones/", "own_", "nuclei", "matting"))]
+WHOLE = [name for name in ALL if not name.startswith(("base_", "backbones/", "own_", "nuclei", "matting", "nuinsseg"))]
 OFFICIAL = [name for name in WHOLE if name.startswith(("coco", "ade20k", "cityscapes", "mapillary"))]
 LABELS = Labels([f"class {i}" for i in range(80)], {i: i for i in range(80)}, set(range(80)))
 
@@ -85,7 +85,7 @@ def test_models_and_optimizers_of_recipes(name):
         )
 
 
-@pytest.mark.parametrize("name", ["own_dataset.yaml", "nuclei_instance.yaml", "matting_semantic.yaml"])
+@pytest.mark.parametrize("name", ["own_dataset.yaml", "nuclei_instance.yaml", "matting_semantic.yaml", "nuinsseg_panoptic.yaml"])
 def test_recipes_that_start_from_a_checkpoint_build_from_one(name, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     args = parsed(name, flags=["--model_name_or_path", str(tmp_path)])
@@ -95,7 +95,7 @@ def test_recipes_that_start_from_a_checkpoint_build_from_one(name, tmp_path):
         == (300 if "nuclei" in name else 8)
         == len(model.model.transformer_module.queries_features.weight)
     )
-    assert model.config.num_labels == 80 and args.run.max_detections == (300 if "nuclei" in name else 100)
+    assert model.config.num_labels == 80 and args.run.max_detections == (300 if name.startswith("nu") else 100)
     assert args.optimization.max_train_steps == 5000 and build_optimizer(model, args.optimization)
 
 
