@@ -85,14 +85,16 @@ def test_models_and_optimizers_of_recipes(name):
         )
 
 
-@pytest.mark.parametrize("name", ["own_dataset.yaml", "nuclei_instance.yaml", "matting_semantic.yaml", "nuinsseg_panoptic.yaml"])
+@pytest.mark.parametrize(
+    "name", ["own_dataset.yaml", "nuclei_instance.yaml", "matting_semantic.yaml", "nuinsseg_panoptic.yaml"]
+)
 def test_recipes_that_start_from_a_checkpoint_build_from_one(name, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     args = parsed(name, flags=["--model_name_or_path", str(tmp_path)])
     model = build_model(args.model, args.pilot, LABELS)
     assert (
         model.config.num_queries
-        == (300 if "nuclei" in name else 8)
+        == (300 if name.startswith("nu") else 8)
         == len(model.model.transformer_module.queries_features.weight)
     )
     assert model.config.num_labels == 80 and args.run.max_detections == (300 if name.startswith("nu") else 100)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.evaluation.evaluator import diagnose_model, evaluate_model
-from mpformer_hf.evaluation.task_metrics import TASK_METRICS, format_score
+from mpformer_hf.evaluation.task_metrics import format_score, metric_names
 from mpformer_hf.files import read_json, write_json
 
 from .arguments import OptimizationArguments, RunArguments
@@ -105,7 +105,7 @@ class FineTuner:
         self.run = run or {}
         self.processor, self.optimization, self.run_args = processor, optimization, run_args
         self.accelerator, self.eval_loader, self.output, self.total = accelerator, eval_loader, output, total
-        metrics = TASK_METRICS[processor.task]
+        metrics = metric_names(processor.task, eval_loader.dataset.dataset.score)
         self.metric = run_args.metric_for_best or metrics[0]
         if self.metric not in metrics:
             raise ValueError(f"metric_for_best must be one of {', '.join(metrics)}, got {self.metric!r}.")

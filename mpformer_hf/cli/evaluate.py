@@ -152,6 +152,8 @@ def score_model(
             for name in args.save_predictions
         ],
     )
+    if "ap" in scores:
+        scores["ap_rules"] = split.score
     if not (args.diagnostics or args.report):
         return scores
     diagnostics = diagnose_model(model, processor, loader, accelerator)

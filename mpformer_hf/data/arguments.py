@@ -15,8 +15,10 @@ class DataArguments(CheckedArguments):
     _argument_group_name = "data"
     _advanced = ("dataset_config_name", "image_column", "label_column", "void_label", "shuffle_buffer")
 
-    dataset_name: str | None = option(None, "Dataset: Hub name, local folder in the Hub's layout, or COCO folder.")
-    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
+    dataset_name: str | None = option(
+        None, "Dataset: Hub name, or local folder of any layout in mpformer_hf/data/README.md."
+    )
+    dataset_config_name: str | None = option(None, "Configuration of the dataset, such as v2.0 of Mapillary Vistas.")
     task: Task = option("panoptic", "Segmentation task.")
     train_split: str = option("train", "Split to train on.")
     eval_split: str = option("validation", "Split to evaluate on.")

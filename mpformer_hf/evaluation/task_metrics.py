@@ -15,7 +15,13 @@ TASK_METRICS = {  # scores that are single numbers, the main one first
     "instance": ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar"),
     "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff", "mean_iou", "pixel_accuracy", "boundary_mean_iou"),
 }
+CITYSCAPES_METRICS = ("ap", "ap50")
 AVERAGE_PRECISIONS = {"coco": AveragePrecision, "cityscapes": CityscapesAveragePrecision}
+
+
+def metric_names(task: str, score: str) -> tuple[str, ...]:
+    """Scores that are single numbers, the main one first, for a task and the rules of its average precision."""
+    return CITYSCAPES_METRICS if (task, score) == ("instance", "cityscapes") else TASK_METRICS[task]
 
 
 def format_score(value: float | None, digits: int = 4) -> str:

@@ -24,7 +24,7 @@ from ..data.dataset import SegmentationDataset
 from ..data.segments import VOID, Segments
 from ..image_processing_mpformer import MPFormerImageProcessor
 from .evaluator import results_of
-from .task_metrics import TASK_METRICS, TaskMetrics
+from .task_metrics import TaskMetrics, metric_names
 
 LABEL_NAMES = ["mask_labels", "class_labels"]
 
@@ -123,5 +123,5 @@ class SegmentationMetrics:
             raise ValueError(f"The Trainer evaluated {seen} images, SegmentationMetrics has {len(self.dataset)}.")
         scores = self.metrics.compute()
         self.reset()
-        names = TASK_METRICS[self.processor.task]
+        names = metric_names(self.processor.task, self.dataset.score)
         return {name: scores[name] for name in names if scores[name] is not None}

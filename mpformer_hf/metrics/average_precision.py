@@ -132,7 +132,9 @@ class AveragePrecision(evaluate.Metric):
         """
         images = gather_object(self.images)
         self.reset()
-        evaluation = self.evaluate(images, COCOeval)
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            evaluation = self.evaluate(images, COCOeval)
+            boundaries = self.evaluate(images, BoundaryEvaluation) if self.boundary else None
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         # precision: [IoU thresholds, recall points, classes, areas, max detections]; -1 = no object
 
@@ -148,8 +150,7 @@ class AveragePrecision(evaluate.Metric):
             "ar": mean(recall[:, :, 0, -1]),
             "per_class_ap": [mean(values) for values in per_class],
         }
-        if self.boundary:
-            boundaries = self.evaluate(images, BoundaryEvaluation)
+        if boundaries is not None:
             scores["boundary_ap"] = mean(boundaries.eval["precision"][:, :, :, 0, -1])
         return scores
 
@@ -171,9 +172,8 @@ class AveragePrecision(evaluate.Metric):
         for coco, rows in ((ground_truth, annotations), (results, detections)):
             coco.dataset = {"images": sizes, "categories": categories, "annotations": rows}
             coco.createIndex()
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            evaluation = kind(ground_truth, results, "segm")
-            evaluation.params.maxDets = [1, 10, self.max_detections]
-            evaluation.evaluate()
-            evaluation.accumulate()
+        evaluation = kind(ground_truth, results, "segm")
+        evaluation.params.maxDets = [1, 10, self.max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
         return evaluation
