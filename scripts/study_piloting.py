@@ -26,9 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy import stats
 from transformers import set_seed
 
 from mpformer_hf.arguments import as_flags, merge, read_recipe
@@ -40,6 +38,8 @@ from training.building import build_model, build_processor
 from training.checkpoints import save_model
 from training.run_folder import EVALUATIONS, LOG
 
+from .study_report import read_lines, report
+
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
     "off": {"mask_piloting": "false"},
@@ -48,7 +48,6 @@ ARMS = {
     "first_four": {"pilot_layers": "4"},
     "three_groups": {"pilot_groups": "3"},
 }
-TITLES = {"ap": "AP", "pq": "PQ", "mean_iou": "mIoU"}
 KEPT = ("step", "ap", "ap50", "pq", "pq_things", "pq_stuff", "mean_iou", "mask_consistency", "query_utilisation")
 
 
@@ -134,11 +133,6 @@ def round_all(value):
     return [round_all(x) for x in value] if isinstance(value, list) else value if value is None else round(value, 5)
 
 
-def read_lines(file: Path) -> list[dict]:
-    """Lines of the finished runs."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Train all arms and seeds that are not in the results yet, seed by seed.
 
@@ -179,133 +173,6 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(one, todo))
-
-
-# --- Report ---
-
-
-def score_of(row: dict) -> float:
-    """The main score of an evaluation: AP or PQ where there is one, else mIoU."""
-    return row[metric_of(row)]
-
-
-def metric_of(row: dict) -> str:
-    return next(name for name in ("ap", "pq", "mean_iou") if name in row)
-
-
-def curves_of(lines: list[dict], value, baseline: str = "off") -> dict[str, np.ndarray]:
-    """`[seeds, evaluations]` of each arm, the baseline first, for a function of an evaluation."""
-    arms = sorted(dict.fromkeys(line["arm"] for line in lines), key=lambda arm: arm != baseline)
-    return {
-        arm: np.array([[value(row) for row in line["evaluations"]] for line in lines if line["arm"] == arm])
-        for arm in arms
-    }
-
-
-def paired_difference(lines: list[dict], arm: str, score=score_of, baseline: str = "off") -> tuple[float, float, int]:
-    """Mean difference of final scores (a function of an evaluation) to the baseline over common seeds, half the width
-    of its 95 % confidence interval (Student's t), and number of seeds."""
-    final = {(line["arm"], line["seed"]): score(line["evaluations"][-1]) for line in lines}
-    seeds = sorted({seed for _, seed in final if (baseline, seed) in final and (arm, seed) in final})
-    differences = np.array([final[arm, seed] - final[baseline, seed] for seed in seeds])
-    if len(seeds) < 2:
-        return float(differences.mean()) if seeds else float("nan"), float("nan"), len(seeds)
-    half = stats.t.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / len(seeds) ** 0.5
-    return float(differences.mean()), float(half), len(seeds)
-
-
-def format_difference(lines: list[dict], arm: str, score, baseline: str) -> str:
-    """Mean difference with its confidence interval, and the number of seeds."""
-    mean, half, seeds = paired_difference(lines, arm, score, baseline)
-    return f"{mean:+.4f} ± {half:.4f} ({seeds} seeds)" if seeds > 1 else f"{mean:+.4f} (1 seed)"
-
-
-def steps_to_reach(goal: float, steps: list[int], curve: np.ndarray) -> float | None:
-    """Step at which a curve first reaches a score, by linear interpolation between evaluations and from (0, 0); None if
-    it never does."""
-    steps, curve = [0, *steps], [0.0, *curve]
-    for index in range(1, len(curve)):
-        if curve[index] >= goal:
-            share = (goal - curve[index - 1]) / max(curve[index] - curve[index - 1], 1e-12)
-            return steps[index - 1] + share * (steps[index] - steps[index - 1])
-    return None
-
-
-def write_table(lines: list[dict], file: Path, baseline: str = "off") -> str:
-    """Write a markdown table: final scores, paired differences, steps to the baseline's score, time per step, and peak
-    memory (until the first evaluation) if the runs have it."""
-    scores, steps = curves_of(lines, score_of, baseline), [row["step"] for row in lines[0]["evaluations"]]
-    seconds = {arm: np.median([x["median_step_seconds"] for x in lines if x["arm"] == arm]) for arm in scores}
-    known = [line for line in lines if "peak_memory_mib" in line]
-    memory = {
-        arm: np.median([x["peak_memory_mib"] for x in known if x["arm"] == arm]) for arm in {x["arm"] for x in known}
-    }
-    metric = TITLES[metric_of(lines[0]["evaluations"][0])]
-    heads = f"arm | runs | final {metric}, mean and spread | minus {baseline}, 95 % interval | steps to its score"
-    rows = [f"| {heads} | step time | peak memory |", "|---|---|---|---|---|---|---|"]
-    for arm, curve in scores.items():
-        spread = f"{curve[:, -1].mean():.4f} ({curve[:, -1].min():.4f} to {curve[:, -1].max():.4f})"
-        difference = ratio = slower = ""
-        if baseline in scores:
-            slower = f"x{seconds[arm] / seconds[baseline]:.2f}"
-            reached = steps_to_reach(scores[baseline][:, -1].mean(), steps, curve.mean(0))
-            ratio = "not reached" if reached is None else f"{reached:.0f} of {steps[-1]} (x{reached / steps[-1]:.2f})"
-        if baseline in scores and arm != baseline:
-            difference = format_difference(lines, arm, score_of, baseline)
-            for name in ("pq_things", "pq_stuff"):
-                if name in lines[0]["evaluations"][0]:
-                    kind = name.removeprefix("pq_")
-                    difference += (
-                        f"; {kind} {format_difference(lines, arm, lambda row, name=name: row[name], baseline)}"
-                    )
-        larger = f"x{memory[arm] / memory[baseline]:.2f}" if {arm, baseline} <= set(memory) else ""
-        rows.append(f"| {arm} | {len(curve)} | {spread} | {difference} | {ratio} | {slower} | {larger} |")
-    text = "\n".join(rows) + "\n"
-    file.write_text(text)
-    return text
-
-
-def plot(lines: list[dict], file: Path) -> None:
-    """Plot score, mask consistency (mean over layers) and query utilisation (after half of the layers) over steps.
-    Lines are means, bands span all seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    metric = TITLES[metric_of(lines[0]["evaluations"][0])]
-    panels = {metric: score_of}
-    if "mask_consistency" in lines[0]["evaluations"][0]:
-        panels["mask consistency"] = lambda row: float(np.mean(row["mask_consistency"]))
-        panels["query utilisation"] = lambda row: row["query_utilisation"][len(row["query_utilisation"]) // 2]
-    steps = [row["step"] for row in lines[0]["evaluations"]]
-    size = (3.7 * len(panels), 3.4)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, constrained_layout=True)
-    for panel, (title, value) in zip(axes[0], panels.items(), strict=True):
-        for arm, curve in curves_of(lines, value).items():
-            (line,) = panel.plot(steps, curve.mean(0), marker="o", label=f"{arm} ({len(curve)})")
-            panel.fill_between(steps, curve.min(0), curve.max(0), alpha=0.2, color=line.get_color())
-        panel.set(title=title, xlabel="optimizer steps", ylim=(0, None))
-        panel.grid(alpha=0.3)
-    axes[0, 0].legend()
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
-
-
-def report(args: argparse.Namespace) -> None:
-    """Write a table (.md) and a figure (.png) next to each file of results.
-
-    Raises:
-        ValueError: a file has no results, or runs of different lengths.
-    """
-    for file in args.results:
-        lines = read_lines(file)
-        if not lines:
-            raise ValueError(f"{file} has no results.")
-        if len({tuple(row["step"] for row in line["evaluations"]) for line in lines}) > 1:
-            raise ValueError(f"{file} has runs that were evaluated at different steps.")
-        print(file.stem, write_table(lines, file.with_suffix(".md"), args.baseline), sep="\n")
-        plot(lines, file.with_suffix(".png"))
 
 
 def main(argv: list[str]) -> None:

@@ -6,8 +6,10 @@ import subprocess
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from scipy import stats
 
 from scripts import study_piloting as script
+from scripts import study_report as report
 from tests import datasets_on_disk as make
 from tests.runs import flags
 
@@ -29,17 +31,17 @@ LINES = [
 
 
 def test_the_comparison_is_paired_by_seed():
-    mean, half, seeds = script.paired_difference(LINES, "recipe")
+    mean, half, seeds = report.paired_difference(LINES, "recipe")
     differences = np.array([0.2, 0.3])
     assert (mean, seeds) == (pytest.approx(0.25), 2)
     assert half == pytest.approx(12.7062 * differences.std(ddof=1) / 2**0.5, rel=1e-4)
-    assert script.paired_difference([*LINES, line("recipe", 7, [0, 0, 9])], "recipe")[0] == pytest.approx(0.25)
+    assert report.paired_difference([*LINES, line("recipe", 7, [0, 0, 9])], "recipe")[0] == pytest.approx(0.25)
 
 
 def test_steps_to_reach_a_score():
-    assert script.steps_to_reach(0.35, [100, 200], np.array([0.2, 0.5])) == pytest.approx(150)
-    assert script.steps_to_reach(0.1, [100, 200], np.array([0.2, 0.5])) == pytest.approx(50)
-    assert script.steps_to_reach(0.6, [100, 200], np.array([0.2, 0.5])) is None
+    assert report.steps_to_reach(0.35, [100, 200], np.array([0.2, 0.5])) == pytest.approx(150)
+    assert report.steps_to_reach(0.1, [100, 200], np.array([0.2, 0.5])) == pytest.approx(50)
+    assert report.steps_to_reach(0.6, [100, 200], np.array([0.2, 0.5])) is None
 
 
 def test_the_report_has_a_table_and_a_figure(tmp_path, capsys):
@@ -47,12 +49,25 @@ def test_the_report_has_a_table_and_a_figure(tmp_path, capsys):
     file.write_text("".join(json.dumps(row) + "\n" for row in LINES))
     script.main(["report", str(file)])
     table = (tmp_path / "study.md").read_text()
-    assert "| recipe | 2 | 0.6000 (0.5000 to 0.7000) | +0.2500" in table and "200 of 300 (x0.67)" in table
+    assert "| recipe | 2 | 0.6000 (0.5000 to 0.7000) | +0.2500" in table
+    shares = [(100 + 100 * 0.1 / 0.15) / 300, (200 + 100 * 0.05 / 0.35) / 300]  # of the steps, by seed
+    half = 12.7062 * np.std(shares, ddof=1) / 2**0.5
+    for factor in (1, 1.25):
+        assert f"| x{factor * np.mean(shares):.2f} ± {factor * half:.2f} |" in table
     assert "| x1.25 | x1.12 |" in table and table.strip() in capsys.readouterr().out
     assert (tmp_path / "study.png").stat().st_size > 10_000
     file.write_text(json.dumps(LINES[0]) + "\n" + json.dumps(line("off", 1, [0.1])) + "\n")
     with pytest.raises(ValueError, match="evaluated at different steps"):
         script.main(["report", str(file)])
+
+
+def test_p_values_are_those_of_the_paired_test_and_corrected():
+    lines = [line("off", i, [x]) for i, x in enumerate((0.3, 0.35, 0.31, 0.4))]
+    lines += [line("on", i, [x]) for i, x in enumerate((0.33, 0.36, 0.35, 0.42))]
+    expected = stats.ttest_rel([0.33, 0.36, 0.35, 0.42], [0.3, 0.35, 0.31, 0.4]).pvalue
+    assert report.p_value(lines, "on", "off") == pytest.approx(expected)
+    corrected = report.correct({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5})
+    assert corrected == pytest.approx({"a": 0.04, "c": 0.09, "b": 0.09, "d": 0.5})
 
 
 def test_changed_files_are_refused(tmp_path, monkeypatch):
@@ -94,7 +109,7 @@ def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path, monk
     command = ["run", "--config", str(recipe), "--dataset_name", str(data), "--output_dir", str(tmp_path / "runs")]
     command += ["--results", str(results), "--seeds", "3"]
     script.main([*command, "--jobs", "2"])
-    rows = {row["arm"]: row for row in script.read_lines(results)}
+    rows = {row["arm"]: row for row in report.read_lines(results)}
     assert set(rows) == {"off", "recipe"} and all(len(row["evaluations"]) == 2 for row in rows.values())
     assert {"commit", "versions", "hardware", "flags"} <= set(rows["off"])
     assert 100 < rows["off"]["peak_memory_mib"] < 8192
