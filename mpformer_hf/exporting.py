@@ -1,5 +1,6 @@
-"""Export of the inference model to ONNX or torch.export."""
+"""Export of the inference model to ONNX or torch.export, alone or from 8-bit images to results."""
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .exported_postprocessing import RESULTS, Postprocessing
 from .files import write_atomically
-from .loading import load_model
+from .image_processing_mpformer import MPFormerImageProcessor
+from .loading import load_model, load_processor
 from .modeling_mpformer import MPFormerForUniversalSegmentation
 
 STRIDE, LARGEST_BATCH, LONGEST_SIDE = 32, 64, 8192
@@ -30,11 +33,44 @@ class ExportableModel(nn.Module):
         encoder = model.model.pixel_level_module.encoder
         encoder.set_attn_implementation("eager")  # fused attention cannot be exported to ONNX
         self.fixed_size = model.config.backbone_config.model_type in FIXED_SIZE
+        self.input_name, self.output_names, self.dtype = "pixel_values", OUTPUTS, torch.float32
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """float `[B, 3, H, W]` -> class logits `[B, Q, K + 1]` and mask logits `[B, Q, H / 4, W / 4]`."""
         outputs = self.model(pixel_values)
         return tuple(outputs[name] for name in OUTPUTS)
+
+
+class EndToEndModel(nn.Module):
+    """From 8-bit images to results: normalisation, the model and post-processing.
+
+    Args:
+        model: returns class and mask logits of `pixel_values`.
+        processor: its normalisation, task and thresholds are used.
+        detections: number of instances of an image.
+    """
+
+    def __init__(self, model: ExportableModel, processor: MPFormerImageProcessor, detections: int):
+        super().__init__()
+        self.model, self.fixed_size = model, model.fixed_size
+        self.input_name, self.output_names, self.dtype = "image", RESULTS[processor.task], torch.uint8
+        self.postprocessing = Postprocessing(
+            processor.task,
+            list(processor.label_ids_to_fuse),
+            processor.threshold,
+            processor.mask_threshold,
+            processor.overlap_mask_area_threshold,
+            detections,
+        )
+        self.register_buffer("mean", 255 * torch.tensor(processor.image_mean).view(-1, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(processor.image_std).view(-1, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """uint8 `[B, 3, H, W]`, sides multiples of 32, to results, see `Postprocessing.forward`."""
+        return self.postprocessing(*self.model((image.float() - self.mean) / self.std))
+
+
+Exportable = ExportableModel | EndToEndModel
 
 
 @dataclass
@@ -54,14 +90,20 @@ class Exported:
     width: int
     difference: float = math.inf
 
-    def other_images(self) -> Tensor:
+    def other_images(self, dtype: torch.dtype) -> Tensor:
         """Images of another batch size and, if it is dynamic, of another image size than the traced ones."""
         grow = STRIDE if self.dynamic_size else 0
         size = (3, 3, self.height + grow, self.width + 2 * grow)
-        return torch.randn(size, generator=torch.Generator().manual_seed(0))
+        return random_images(size, dtype)
 
 
-def export_program(model: ExportableModel, height: int, width: int, check: Callable[[Exported], float]) -> Exported:
+def random_images(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Noise: 8-bit values, or normalised ones."""
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return (64 * noise + 128).clamp(0, 255).to(dtype) if dtype == torch.uint8 else noise.to(dtype)
+
+
+def export_program(model: Exportable, height: int, width: int, check: Callable[[Exported], float]) -> Exported:
     """`torch.export` with a dynamic batch size and, where the backbone allows it, dynamic image size.
 
     Args:
@@ -76,11 +118,11 @@ def export_program(model: ExportableModel, height: int, width: int, check: Calla
     rows, columns = (Dim(name, min=2, max=LONGEST_SIDE // STRIDE) for name in ("rows", "columns"))
     batch = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
     sizes = {**batch, 2: STRIDE * rows, 3: STRIDE * columns}
-    example = torch.zeros(2, 3, height, width)
+    example = torch.zeros(2, 3, height, width, dtype=model.dtype)
     for dynamic in (batch,) if model.fixed_size else (sizes, batch):
         try:
             with torch.no_grad():
-                program = torch.export.export(model, (example,), dynamic_shapes={"pixel_values": dynamic})
+                program = torch.export.export(model, (example,), dynamic_shapes={model.input_name: dynamic})
             exported = Exported(program, 2 in dynamic, height, width)
             exported.difference = check(exported)
         except Exception as error:  # of many kinds
@@ -88,7 +130,7 @@ def export_program(model: ExportableModel, height: int, width: int, check: Calla
             continue
         if exported.difference <= TOLERANCE:
             return exported
-        reason = f"its logits differ from the model's by {exported.difference:.1e}"
+        reason = f"its outputs differ from the model's by {exported.difference:.1e}"
     raise ValueError(f"The model cannot be exported at {height}x{width}: {reason}; nothing was saved.")
 
 
@@ -104,63 +146,109 @@ def require_onnx() -> None:
         raise ValueError(f'ONNX export needs {error.name}: pip install "mpformer-hf[onnx]".') from error
 
 
-def save_onnx(program: ExportedProgram, file: Path) -> None:
-    """Write an ONNX file."""
-    names = {"input_names": ["pixel_values"], "output_names": OUTPUTS}
-    torch.onnx.export(program, **names, dynamo=True, verbose=False).save(file)
+def save_onnx(model: Exportable, program: ExportedProgram, file: Path, metadata: dict[str, str]) -> None:
+    """Write an ONNX file with metadata."""
+    names = {"input_names": [model.input_name], "output_names": list(model.output_names)}
+    onnx_program = torch.onnx.export(program, **names, dynamo=True, verbose=False)
+    onnx_program.model.metadata_props.update(metadata)
+    onnx_program.save(file)
 
 
-def run_exported(file: Path, pixel_values: Tensor) -> list[Tensor]:
+def run_exported(file: Path, images: Tensor) -> list[Tensor]:
     """Outputs of an exported file."""
     if file.suffix == ".pt2":
-        return list(torch.export.load(file).module()(pixel_values))
+        outputs = torch.export.load(file).module()(images)
+        return list(outputs)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(x) for x in session.run(OUTPUTS, {"pixel_values": pixel_values.numpy()})]
+    return [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
 
 
-def largest_difference(model: ExportableModel, pixel_values: Tensor, outputs: Iterable[Tensor]) -> float:
-    """Largest absolute difference between logits and those of the model; infinite if they are not finite."""
+def largest_difference(model: Exportable, images: Tensor, outputs: Iterable[Tensor]) -> float:
+    """Largest absolute difference between outputs and those of the model, and of integers the share that differs;
+    infinite if outputs are not finite."""
     with torch.no_grad():
-        differences = [(ours - theirs).abs().max() for ours, theirs in zip(model(pixel_values), outputs, strict=True)]
+        expected = model(images)
+    if model.output_names == RESULTS["instance"]:
+        expected, outputs = (without_order(*results) for results in (expected, outputs))
+    pairs = list(zip(expected, outputs, strict=True))
+    differences = [
+        (ours - theirs).abs().max() if ours.is_floating_point() else (ours != theirs).float().mean()
+        for ours, theirs in pairs
+    ]
     largest = torch.stack(differences).max().item()
     return largest if math.isfinite(largest) else math.inf
 
 
-def save_and_compare(model: ExportableModel, exported: Exported, file: Path) -> float:
-    """Save a traced model; returns the largest difference of the logits of the file."""
+def without_order(scores: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, sums of scores by class, and mean of the masks weighted by scores: the same for instances of equal scores
+    in another order."""
+    by_class = torch.zeros(len(scores), int(labels.max()) + 1).scatter_add(1, labels, scores)
+    return scores, by_class, (scores[..., None, None] * masks).mean(1)
+
+
+def save_and_compare(model: Exportable, exported: Exported, file: Path, metadata: dict[str, str]) -> float:
+    """Save a traced model; returns the largest difference of the outputs of the file."""
     if file.suffix == ".onnx":
-        save_onnx(exported.program, file)
+        save_onnx(model, exported.program, file, metadata)
     else:
-        torch.export.save(exported.program, file)
-    images = exported.other_images()
+        torch.export.save(exported.program, file, extra_files=metadata)
+    images = exported.other_images(model.dtype)
     return largest_difference(model, images, run_exported(file, images))
 
 
-def export(name: str, file: Path, height: int, width: int) -> tuple[float, bool]:
-    """Export a saved model; the file is checked against the model before it is put in place.
+def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, str]) -> dict[str, str]:
+    """What a program without transformers needs to know, as texts: labels, normalisation, size, task, thresholds."""
+    size = {side: value for side, value in dict(processor.size).items() if value is not None}
+    content = {
+        "model": Path(name).name,
+        "labels": json.dumps(list(id2label.values())),
+        "stuff": json.dumps(list(processor.label_ids_to_fuse)),
+        "image_mean": json.dumps(list(processor.image_mean)),
+        "image_std": json.dumps(list(processor.image_std)),
+        "size": json.dumps(size),
+    }
+    fields = ("task", "size_divisor", "threshold", "mask_threshold", "overlap_mask_area_threshold", "category_ids")
+    return content | {field: json.dumps(getattr(processor, field)) for field in fields}
+
+
+def export(
+    name: str, file: Path, height: int, width: int, with_postprocessing: bool = False, detections: int = 100
+) -> tuple[float, bool]:
+    """Export a saved model; the file is checked against the model before it is put in place. The image processor is
+    saved beside it, as `NAME_processor/`.
 
     Args:
         name: saved MP-Former or Mask2Former, folder or Hub name.
         file: new file, `.onnx` or `.pt2`.
         height, width: size of the traced images in pixels, multiples of 32.
+        with_postprocessing: from 8-bit images to results of the processor's task, see `exported_postprocessing.py`.
+        detections: number of instances of an image, for that.
 
     Returns:
-        largest absolute difference of a logit, and whether the image size is dynamic.
+        largest absolute difference of an output, and whether the image size is dynamic.
 
     Raises:
         ValueError: an argument is invalid, or the exported model differs from the original.
     """
+    processor_folder = file.with_name(f"{file.stem}_processor")
     if file.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"{file} must end in .onnx or .pt2.")
-    if file.exists():
-        raise ValueError(f"{file} exists; choose another file name.")
+    for path in (file, processor_folder):
+        if path.exists():
+            raise ValueError(f"{path} exists; choose another file name.")
     if height % STRIDE or width % STRIDE or min(height, width) < 2 * STRIDE:
         raise ValueError(f"{height}x{width}: sides must be multiples of {STRIDE}, at least {2 * STRIDE}.")
     if file.suffix == ".onnx":
         require_onnx()
-    model = ExportableModel(load_model(name))
+    loaded, processor = load_model(name), load_processor(name)
+    metadata = describe(name, processor, loaded.config.id2label)
+    model: Exportable = ExportableModel(loaded)
+    if with_postprocessing:
+        model = EndToEndModel(model, processor, detections)
     with write_atomically(file) as temporary:
-        exported = export_program(model, height, width, partial(save_and_compare, model, file=temporary))
+        check = partial(save_and_compare, model, file=temporary, metadata=metadata)
+        exported = export_program(model, height, width, check)
+        processor.save_pretrained(processor_folder)
     return exported.difference, exported.dynamic_size

@@ -1,12 +1,20 @@
 """Export the inference model for use without transformers: to ONNX or torch.export.
 
 mpformer export outputs/yours model.onnx
+mpformer export outputs/yours model.onnx --with-postprocessing
 mpformer export outputs/yours model.pt2 --height 512 --width 1024
 
 Input: `pixel_values` `[batch, 3, height, width]`, as the image processor makes it. Outputs: `class_queries_logits` and
-`masks_queries_logits`. The batch size is dynamic; image sides may be any multiple of 32, unless the backbone cannot be
-traced so (Swin, SwinV2 and others; the command says it). The file is checked against the model before it is put in
-place. ONNX needs `pip install "mpformer-hf[onnx]"`.
+`masks_queries_logits`. With `--with-postprocessing` the input is `image`, uint8 of the same shape, and the outputs are
+results at its size: `segmentation` (semantic); `scores`, `labels`, `masks` (instance, a fixed number); `segmentation`,
+`scores`, `labels` (panoptic: segment i is query i - 1, whose score is not 0). Class names, normalisation, sizes and
+thresholds are in the metadata of the file; the image processor is saved beside it, as `NAME_processor/`.
+
+The batch size is dynamic; image sides may be any multiple of 32, unless the backbone cannot be traced so (Swin, SwinV2
+and others; the command says it). The file is checked against the model before it is put in place. ONNX needs `pip
+install "mpformer-hf[onnx]"`; the graph has no loops, so that other runtimes read it (tested: onnxruntime, OpenVINO).
+`scripts/run_onnx.py` is a program without torch. Not run here: `trtexec --onnx=model.onnx --fp16
+--optShapes=image:1x3x512x512`.
 """
 
 import argparse
@@ -29,11 +37,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="new file, .onnx or .pt2")
     parser.add_argument("--height", type=int, default=512, help="height of the traced images")
     parser.add_argument("--width", type=int, default=512, help="width of the traced images")
+    parser.add_argument("--with-postprocessing", action="store_true", help="from 8-bit images to results")
+    parser.add_argument("--detections", type=int, default=100, help="number of instances of an image, for that")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    difference, dynamic = export(args.model, args.file, args.height, args.width)
+    difference, dynamic = export(
+        args.model, args.file, args.height, args.width, args.with_postprocessing, args.detections
+    )
     size = args.file.stat().st_size / 2**20
     images = "any multiple of 32" if dynamic else f"only {args.height}x{args.width}"
     print(f"{args.model} -> {args.file} ({size:.1f} MiB, image sides: {images}): ", end="")
-    print(f"largest difference of a logit {difference:.1e}")
+    print(f"largest difference of an output {difference:.1e}")

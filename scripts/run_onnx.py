@@ -1,0 +1,41 @@
+"""Segment an image with an exported model, onnxruntime, NumPy and Pillow alone, and print what was found.
+
+mpformer export MODEL model.onnx --with-postprocessing
+python scripts/run_onnx.py model.onnx photo.jpg
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+settings = {
+    key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items() if key != "model"
+}
+image = Image.open(sys.argv[2]).convert("RGB")
+height, width = session.get_inputs()[0].shape[2:]  # numbers, or names of dynamic sides
+if isinstance(height, str):
+    size = settings["size"]
+    scale = min(size["shortest_edge"] / min(image.size), size["longest_edge"] / max(image.size))
+    width, height = (max(2, round(side * scale / 32)) * 32 for side in image.size)
+pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1)[None]
+names = [output.name for output in session.get_outputs()]
+results = {name: value[0] for name, value in zip(names, session.run(names, {"image": pixels}), strict=True)}
+labels = settings["labels"]
+if settings["task"] == "semantic":
+    found, areas = np.unique(results["segmentation"], return_counts=True)
+    rows = [(labels[i], None, area) for i, area in zip(found, areas, strict=True)]
+else:
+    above = np.flatnonzero((results["scores"] > 0) & (results["scores"] >= settings["threshold"]))
+    masks = (
+        results["masks"]
+        if "masks" in results
+        else (results["segmentation"] == i + 1 for i in range(above.max(initial=-1) + 1))
+    )
+    areas = [int(mask.sum()) for mask in masks]
+    rows = [(labels[results["labels"][i]], float(results["scores"][i]), areas[i]) for i in above]
+for label, score, area in rows:
+    print(f"{label}\t{'' if score is None else f'{score:.3f}'}\t{area / (height * width):.1%} of the image")
