@@ -16,7 +16,8 @@ TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # wha
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder at any depth, also in linked folders; a link to a folder above is not followed."""
+    """All files in a folder at any depth, also in linked folders; a link to a folder above is not followed. Files and
+    folders whose names begin with a dot are left out."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -24,7 +25,8 @@ def files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        yield from (Path(parent) / name for name in names)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
 @contextlib.contextmanager
@@ -69,7 +71,7 @@ def read_json(path: Path):
         ValueError: it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 

@@ -33,6 +33,13 @@ def to_rgb(image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
+def is_not_black(image: Image.Image) -> np.ndarray:
+    """Mask of an image of any mode, bool `[height, width]`: colours other than black; alpha is not looked at."""
+    if image.mode in ("1", "L", "I", "F", *SIXTEEN_BITS):
+        return np.array(image) > 0
+    return np.array(image.convert("RGB")).max(-1) > 0
+
+
 def displayed_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the rotation of the EXIF data; the image is not decoded."""
     return image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size

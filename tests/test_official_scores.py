@@ -299,7 +299,7 @@ def test_ade20k_semantic(damage, model, tmp_path):
 def test_yolo_labels_are_read_again(damage, model, tmp_path):
     folder = make.yolo(tmp_path / "data")
     model(folder, "instance", "val", "yolo", damage)
-    assert "1: 'car'" in (model.out / "data.yaml").read_text()
+    assert "1: car" in (model.out / "data.yaml").read_text()
     for split in ("train", "valid"):
         shutil.rmtree(folder / split / "labels")
         shutil.copytree(model.out / "labels", folder / split / "labels")

@@ -18,7 +18,7 @@ from transformers import Mask2FormerImageProcessor
 
 from ..conversion import convert_checkpoint, infer_config
 from ..data.names import check_names
-from ..data.releases import RELEASES
+from ..data.releases import RELEASES, categories_of
 from ..detectron2_checkpoint import read_checkpoint
 from ..files import check_new_folder, read_json
 from ..image_processing_mpformer import TASKS, MPFormerImageProcessor
@@ -50,6 +50,17 @@ def class_names(args: argparse.Namespace, release: dict, count: int) -> tuple[li
     return names, sorted(set(range(len(names))) - things)
 
 
+def category_ids(dataset: str | None, names: list[str], task: str) -> list[int] | None:
+    """The dataset's own ids of the classes, for files of predictions; None if they are the class ids or unknown."""
+    if dataset not in RELEASES:
+        return None
+    ids = {row["name"]: row["id"] for row in categories_of(dataset)}
+    if dataset == "ade20k" and task == "semantic":
+        ids = {name: i + 1 for name, i in ids.items()}  # 0 is "other" in its label maps
+    chosen = [ids.get(name) for name in names]
+    return None if None in chosen or chosen == list(range(len(names))) else chosen
+
+
 def convert_official(args: argparse.Namespace) -> None:
     """Convert an official checkpoint; nothing is written unless everything fits."""
     folder = check_new_folder(args.destination)
@@ -65,6 +76,7 @@ def convert_official(args: argparse.Namespace) -> None:
         threshold=release["threshold"],
         label_ids_to_fuse=stuff,
     )
+    processor.category_ids = category_ids(args.dataset, names, processor.task)
     if processor.task == "panoptic" and not stuff:
         print("note: no class is known as stuff; give --dataset, or set label_ids_to_fuse in preprocessor_config.json")
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
 from ..data.formats.format import Category
 from ..data.formats.registry import FORMATS, check_formats
 from ..data.labels import Labels
+from ..data.splits import check_label_maps
 from ..evaluation.evaluator import EvaluationDetails, diagnose_model, draw_rows, evaluate_model, evaluation_loader
 from ..evaluation.plots import plot_diagnostics
 from ..evaluation.report import write_report
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> dict:
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
     if data.streaming:
         split = materialize_stream(split)
+    check_label_maps(split)
     if args.most_frequent_class:
         train = open_dataset(data, data.train_split)
         label = most_frequent_class(train, stuff_only=data.task == "panoptic")

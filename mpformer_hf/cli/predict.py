@@ -60,7 +60,7 @@ def batches_by_size(
     yield from waiting.values()
 
 
-def skip(skipped: list[str], name: str, error: Exception) -> None:
+def skip(skipped: list[str], name: str, error: Exception | str) -> None:
     """Report an image that is skipped."""
     skipped.append(name)
     tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
@@ -84,6 +84,7 @@ def predict(args: argparse.Namespace) -> None:
     source = args.source if "://" in args.source else os.path.normpath(args.source)
     settings = {"weights": fingerprint(args.model), "source": source, "split": args.split}
     formats = DEFAULTS[task] if args.formats is None else args.formats
+    image_ids = read_image_ids(args.image_ids) if args.image_ids else None
     settings |= {"write": sorted(args.write), "formats": sorted(formats), "task": task}
     settings |= {**asdict(options), "scales": list(options.scales)}
     ids = processor.category_ids or list(range(len(id2label)))
@@ -91,7 +92,6 @@ def predict(args: argparse.Namespace) -> None:
     categories = [Category(category, id2label[i], i not in stuff) for i, category in enumerate(ids)]
     threshold = processor.threshold if options.threshold is None else options.threshold
     writers = [FORMATS[name](args.output, task, categories, threshold) for name in formats]
-    image_ids = read_image_ids(args.image_ids) if args.image_ids else {}
     check_output(args.output, settings)
     state.wait_for_everyone()  # all processes have checked the folder before one writes
     lock = lock_folder(args.output) if state.is_main_process else None
@@ -99,15 +99,18 @@ def predict(args: argparse.Namespace) -> None:
         write_json(settings, args.output / "settings.json")
     state.wait_for_everyone()
 
-    names, skipped = [], []
+    identities, skipped = {}, []  # id and file name of each image, by name
     pictures = [kind for kind in args.write if kind == "overlays" or task == "semantic"]
 
     def images_of_process() -> Iterator[SourceImage]:
         for index, image in enumerate(list_images(args.source, args.split, args.every, args.output)):
-            names.append(image.name)
-            if args.image_ids:
-                image.image_id = image_ids.get(Path(image.file_name).name, image.image_id)
-            if index % state.num_processes == state.process_index:
+            if image_ids is not None:
+                image.image_id = image_ids.get(Path(image.file_name).name)
+            identities[image.name] = (image.image_id, image.file_name)
+            if image.image_id is None:
+                if state.is_main_process:
+                    skip(skipped, image.name, f"{args.image_ids} has no image of this name")
+            elif index % state.num_processes == state.process_index:
                 yield image
 
     with tqdm(unit="image", disable=not state.is_main_process) as bar:
@@ -124,14 +127,14 @@ def predict(args: argparse.Namespace) -> None:
             bar.update(len(batch))
     unread = set(gather_object(skipped))  # also waits for all processes
     if state.is_main_process:
-        complete = [name for name in names if name not in unread]
+        complete = {name: identity for name, identity in identities.items() if name not in unread}
         files = finish(args.output, complete, writers)
-        print(f"{len(complete)} of {len(names)} images are in {args.output}")
+        print(f"{len(complete)} of {len(identities)} images are in {args.output}")
         for file in files:
             print(f"results of all images: {file}")
         lock.release()
         if not complete:
-            raise ValueError(f"None of the {len(names)} images could be segmented.")
+            raise ValueError(f"None of the {len(identities)} images could be segmented.")
 
 
 def check_output(output: Path, settings: dict) -> None:

@@ -116,6 +116,8 @@ def find_panoptic_problems(annotation: dict, index: int, categories: set) -> Ite
 
 def find_polygon_problems(polygons: list) -> Iterator[str]:
     """Polygons that are not lists of at least three points; their coordinates are checked when they are drawn."""
+    if not polygons:
+        yield "an empty segmentation, as boxes have"
     for polygon in polygons:
         if not isinstance(polygon, list):
             yield "a segmentation that is neither polygons nor RLE"

@@ -5,7 +5,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import PIL.Image
 from datasets import Dataset, Image, load_dataset
@@ -24,12 +24,12 @@ from .splits import divide
 logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "pixel_values")
-WEBDATASET = {  # columns of tar files, which are endings of file names
-    "__key__": "image_id",
-    **dict.fromkeys(("jpg", "jpeg", "webp", "image.jpg", "image.png"), "image"),
-    **dict.fromkeys(("png", "label.png", "mask.png", "label.tif"), "label"),
-    "segments_info.json": "segments_info",
-    "objects.json": "objects",
+WEBDATASET = {  # columns of tar files, which are endings of file names; the first one of each row is used
+    "image_id": ("__key__",),
+    "label": ("label.png", "mask.png", "label.tif", "png"),
+    "image": ("jpg", "jpeg", "webp", "image.jpg", "image.png", "png"),
+    "segments_info": ("segments_info.json",),
+    "objects": ("objects.json",),
 }
 ROW = "row_of_split"  # column: number of a row before some were left out
 ROW_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)  # of annotations of any form
@@ -46,6 +46,7 @@ class SegmentationDataset:
         read: reader of the annotation layout, from a row to segments.
         labels: the classes.
         score: official average precision of the dataset, `coco` or `cityscapes`.
+        from_files: whether the images are files of a local folder.
         skipped: errors of the rows that `skip_bad_images` left out.
     """
 
@@ -54,6 +55,7 @@ class SegmentationDataset:
     read: Reader
     labels: Labels
     score: str = "coco"
+    from_files: bool = False
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -85,8 +87,8 @@ class SegmentationDataset:
         if not file:
             return image_id, f"{image_id}.png", str(image_id)
         file = file if "file_name" in row else Path(file).name
-        name = "_".join(Path(file).with_suffix("").parts).strip("/")
-        return image_id, file, name if self.unique_names else f"{name}_{image_id}"
+        name = result_name(file)
+        return image_id, file, name if self.unique_names else f"{name}_{number}"
 
     @cached_property
     def identity_columns(self) -> list[str]:
@@ -98,8 +100,8 @@ class SegmentationDataset:
         """Whether names of files without suffix are unique."""
         if "file_name" not in self.rows.column_names:
             return False
-        stems = [Path(name).with_suffix("") for name in self.rows["file_name"]]
-        return len(set(stems)) == len(stems)
+        names = [result_name(name) for name in self.rows["file_name"]]
+        return len(set(names)) == len(names)
 
     def decode(self, row: dict, index: int) -> tuple[Tensor, Segments]:
         """Image and segments of a row, see `__getitem__`."""
@@ -130,6 +132,11 @@ class SegmentationDataset:
             number = row.get(ROW, index)
             raise ValueError(f"Row {number}{f' ({file})' if file else ''}: {' '.join(text.split())}.") from error
         return image, segments
+
+
+def result_name(file: str) -> str:
+    """Name of result files of an image: its path without suffix, with `_` for `/`."""
+    return "_".join(part for part in PurePosixPath(file).with_suffix("").parts if part not in ("/", ".."))
 
 
 def open_image(value):
@@ -199,9 +206,8 @@ def open_dataset(
         rows = rows if args.streaming else rows.add_column(ROW, list(range(len(rows))))  # for messages
     if divided:
         rows = divide(rows, args.validation_share)[split == args.eval_split]
-    dataset = SegmentationDataset(
-        without_decoding(rows), image_column, read, labels, folder.score if folder else "coco"
-    )
+    score = folder.score if folder else "coco"
+    dataset = SegmentationDataset(without_decoding(rows), image_column, read, labels, score, folder is not None)
     if drop_empty:
         dataset = without_empty(dataset)
     if max_samples is not None:
@@ -346,16 +352,21 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
     except (ValueError, FileNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
-    names = {old: new for old, new in WEBDATASET.items() if old in rows.column_names}
-    if "__key__" in names:
+    if "__key__" in rows.column_names:
         # a stream that is decoded before it is renamed is encoded again, as JPEG
-        rows = without_decoding(rows).rename_columns(first_of_each(names))
+        rows = without_decoding(rows).rename_columns(webdataset_names(rows.column_names))
     return rows, args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
 
 
-def first_of_each(names: dict[str, str]) -> dict[str, str]:
-    """New names of columns, without those after the first that would get the same name."""
-    return {old: new for index, (old, new) in enumerate(names.items()) if new not in list(names.values())[:index]}
+def webdataset_names(columns: list[str]) -> dict[str, str]:
+    """New names of the columns of tar files. `KEY.png` is the label beside a JPEG, and the image beside another
+    label."""
+    names: dict[str, str] = {}
+    for new, candidates in WEBDATASET.items():
+        old = next((name for name in candidates if name in columns and name not in names), None)
+        if old is not None:
+            names[old] = new
+    return names
 
 
 def first_column(names: tuple[str, ...], rows: Dataset, dataset: str) -> str:

@@ -28,6 +28,14 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
         present = np.unique(map_)
+        grey = present // 65536
+        if (
+            len(present)
+            and present.max() > 255
+            and (present == grey * 65793).all()
+            and not ids & set(present[1:].tolist())
+        ):
+            map_, present = map_ // 65793, grey  # a grey image that was saved as RGB: R = G = B
         if reduce_labels:
             present = present[present != 0]
         present = present[~np.isin(present, sorted(void_ids))]

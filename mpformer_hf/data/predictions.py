@@ -68,11 +68,23 @@ def write_result(
     write_json(content, folder / "results" / f"{record.name}.json", indent=None)
 
 
-def finish(folder: Path, names: list[str], writers: Sequence[PredictionFormat]) -> list[Path]:
-    """Write the files of all images; returns their paths."""
+def finish(
+    folder: Path, identities: dict[str, tuple[int | str, str]], writers: Sequence[PredictionFormat]
+) -> list[Path]:
+    """Write the files of all images.
+
+    Args:
+        folder: of the results.
+        identities: id and file name of each image of this run, by name; results of an earlier run may have others.
+        writers: the formats.
+
+    Returns:
+        paths of the files.
+    """
     if not writers:
         return []
-    fields = ImageRecord.__dataclass_fields__
-    results = [read_json(folder / "results" / f"{name}.json") for name in names]
-    records = [ImageRecord(**{key: result[key] for key in fields}) for result in results]
+    fields, records = ("name", "height", "width", "segments"), []
+    for name, (image_id, file_name) in identities.items():
+        result = read_json(folder / "results" / f"{name}.json")
+        records.append(ImageRecord(image_id, file_name, **{key: result[key] for key in fields}))
     return [file for writer in writers for file in writer.finish(records)]

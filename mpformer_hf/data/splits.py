@@ -45,27 +45,37 @@ def check_splits(args: DataArguments) -> None:
             )
 
 
+def check_label_maps(dataset) -> None:
+    """Check that label maps have classes.
+
+    Args:
+        dataset: an opened split (`SegmentationDataset`), not streamed.
+
+    Raises:
+        ValueError: the first images have no class at all, or have the class 0 and void only, as masks of 0 and 255 do.
+    """
+    found, void, number = set(), False, min(SAMPLED, len(dataset))
+    for index in range(number):
+        segments = dataset[index][1]
+        found |= set(segments.classes.values())
+        void |= bool((~torch.isin(segments.map, torch.tensor(list(segments.classes), dtype=torch.int32))).any())
+    names, columns = dataset.labels.names, set(dataset.rows.column_names)
+    if columns.isdisjoint(("segments_info", "objects")) and void and (not found or (found == {0} and len(names) == 2)):
+        only = f"only {names[0]!r} and void" if found else "no class"
+        raise ValueError(f"The first {number} images have {only}; 255 is void: divide masks of 0 and 255 by 255.")
+
+
 def check_training_images(train, evaluation) -> None:
-    """Check what the flags cannot show: that label maps have classes, and that evaluation does not use training images.
+    """Check what the flags cannot show: that label maps have classes (`check_label_maps`), and that evaluation does not
+    use training images, which is a warning.
 
     Args:
         train, evaluation: the opened splits (`SegmentationDataset`), not streamed.
 
     Raises:
-        ValueError: the first images have no class at all, or have the class 0 and void only, as masks of 0 and 255 do.
+        ValueError: see `check_label_maps`.
     """
-    found, void = set(), False
-    for index in range(min(SAMPLED, len(train))):
-        segments = train[index][1]
-        found |= set(segments.classes.values())
-        void |= bool((~torch.isin(segments.map, torch.tensor(list(segments.classes), dtype=torch.int32))).any())
-    names, columns = train.labels.names, set(train.rows.column_names)
-    if columns.isdisjoint(("segments_info", "objects")) and void and (not found or (found == {0} and len(names) == 2)):
-        only = f"only {names[0]!r} and void" if found else "no class"
-        raise ValueError(
-            f"The first {min(SAMPLED, len(train))} training images have {only}; 255 is void: divide masks of 0 and 255 "
-            "by 255."
-        )
+    check_label_maps(train)
     paths = [set(paths_of(split)) for split in (train, evaluation)]
     common = paths[0] & paths[1]
     if common:
@@ -74,4 +84,4 @@ def check_training_images(train, evaluation) -> None:
 
 def paths_of(split) -> list[str]:
     """Paths of the images of a local folder; empty for other datasets, which have the images in their rows."""
-    return [row["path"] for row in split.rows[split.image_column]] if "size" in split.rows.column_names else []
+    return [row["path"] for row in split.rows[split.image_column] if row["path"]] if split.from_files else []

@@ -7,15 +7,25 @@ import torch
 
 from ..labels import Labels
 from ..layouts import panoptic_reader, semantic_reader
-from ..releases import RELEASES
+from ..releases import RELEASES, categories_of
 from ..segments import Reader, Segments, read_map
 from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
-from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, pair_by_stem, row_of, words_of
+from .folder import (
+    FolderLayout,
+    FolderSplit,
+    folder_of_split,
+    images_in,
+    make_rows,
+    pair_by_stem,
+    row_of,
+    warn_left_out,
+    words_of,
+)
 
 NAMES, THINGS = RELEASES["ade20k"]["names"], RELEASES["ade20k"]["things"]
+PANOPTIC = categories_of("ade20k")
 SEMANTIC = [{"id": 0, "name": "other", "void": True}]
 SEMANTIC += [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)]
-PANOPTIC = [{"id": i, "name": name, "isthing": int(i in THINGS)} for i, name in enumerate(NAMES)]
 
 
 def instances_of(image) -> np.ndarray:
@@ -121,6 +131,7 @@ class Ade20k(FolderLayout):
                 raise ValueError(f"{annotations} refers to {image.name}, which is not in {images}.")
             map_ = annotations.with_suffix("") / annotation["file_name"]
             rows.append(row_of(image) | {"image_id": annotation["image_id"]} | panoptic_columns(annotation, map_))
+        warn_left_out(annotations, len(images_in(images)), len(rows))
 
         def make_reader(labels: Labels) -> Reader:
             return panoptic_reader("label", labels)

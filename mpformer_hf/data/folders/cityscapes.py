@@ -7,18 +7,15 @@ import torch
 
 from ..labels import Labels
 from ..layouts import panoptic_reader, semantic_reader
+from ..releases import categories_of
 from ..segments import Reader, Segments, read_map
 from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
 from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, row_of
 
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_"
 INSTANCE = 1000  # instanceIds: label id * 1000 + number; smaller values are label ids of pixels without an instance
-CLASSES = {
-    **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light"},
-    **{20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car"},
-    **{27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"},
-}
-THINGS = {24, 25, 26, 27, 28, 31, 32, 33}
+CLASSES = {row["id"]: row["name"] for row in categories_of("cityscapes")}
+THINGS = {row["id"] for row in categories_of("cityscapes") if row["isthing"]}
 NUM_LABELS = 34  # label ids 0..33; those that are not classes are void
 CATEGORIES = [
     {"id": i, "name": CLASSES.get(i, f"void {i}"), "isthing": int(i in THINGS), "void": i not in CLASSES}
@@ -63,14 +60,15 @@ class Cityscapes(FolderLayout):
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         images = self.source(folder, split, task)
-        files = sorted(images.glob(f"*/*{IMAGE}"))
+        files = sorted(file for file in images.glob(f"*/*{IMAGE}") if not file.name.startswith("."))
         if not files:
             raise ValueError(f"{images} has no images CITY/*{IMAGE}.")
         prepared = folder / "gtFine" / f"cityscapes_panoptic_{images.name}.json"
         if task == "panoptic" and prepared.is_file():
             return self.read_panoptic(files, prepared)
         kind = "labelIds" if task == "semantic" else "instanceIds"
-        labels = set((folder / "gtFine" / images.name).glob(f"*/*{LABEL}{kind}.png"))
+        found = (folder / "gtFine" / images.name).glob(f"*/*{LABEL}{kind}.png")
+        labels = {file for file in found if not file.name.startswith(".")}
         rows = []
         for file in files:
             base = file.name.removesuffix(IMAGE)

@@ -20,12 +20,14 @@ SEGMENT = dict.fromkeys(("id", "category_id", "iscrowd"), Value("int64"))
 OBJECT = ("category_id", "segmentation", "iscrowd", "area")
 COCO = ("instances", "panoptic", "person_keypoints", "captions", "stuff", "image_info")
 ROBOFLOW = "_annotations.coco.json"
+LABEL_FOLDERS = {"mask", "masks", "label", "labels", "annotations"}
 
 
 def annotation_files(folder: Path) -> list[Path]:
     """JSON files other than those of class names."""
     files = [*folder.glob("*.json"), *folder.glob("annotations/*.json"), *folder.glob(f"*/{ROBOFLOW}")]
-    return sorted(file for file in files if file.name not in ("id2label.json", "panoptic_categories.json"))
+    others = ("id2label.json", "panoptic_categories.json")
+    return sorted(file for file in files if file.name not in others and not file.name.startswith("."))
 
 
 def is_labelme(file: Path) -> bool:
@@ -71,6 +73,8 @@ def read_coco_json(file: Path) -> dict:
         ValueError: it cannot be read or is invalid.
     """
     content = read_json(file)
+    if file.name == ROBOFLOW:
+        leave_out_parents(content, file)
     images = content.get("images") if isinstance(content, dict) else None
     for image in images if isinstance(images, list) else []:
         if isinstance(image, dict) and "file_name" not in image and isinstance(image.get("coco_url"), str):
@@ -92,16 +96,26 @@ def make_panoptic_rows(rows: list[dict]):
     return make_rows(rows, segments_info=[SEGMENT])
 
 
-def without_parents(content: dict, file: Path) -> list[dict]:
-    """Categories without those that are the `supercategory` of another and have no annotation, as Roboflow writes."""
-    used = {row.get("category_id") for row in content["annotations"]}
-    above = {row.get("supercategory") for row in content["categories"]}
-    parents = [row for row in content["categories"] if row["name"] in above and row["id"] not in used]
-    children = [row for row in content["categories"] if row not in parents]
-    if file.name != ROBOFLOW or not parents or not children:
-        return content["categories"]
-    logger.info("%s: %s has no annotation and is left out.", file, ", ".join(row["name"] for row in parents))
-    return children
+def leave_out_parents(content, file: Path) -> None:
+    """Remove the category of Roboflow's exports that is the `supercategory` of all others and has no annotation in any
+    split. What is invalid is left for the check."""
+    rows = content.get("categories") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return
+    top = [row for row in rows if row.get("supercategory") == "none"]
+    parents = [
+        row for row in top if any(other is not row and other.get("supercategory") == row.get("name") for other in rows)
+    ]
+    if not parents:
+        return
+    used = set()
+    for other in file.parent.parent.glob(f"*/{ROBOFLOW}"):
+        annotations = (content if other == file else read_json(other)).get("annotations")
+        used |= {row.get("category_id") for row in annotations or () if isinstance(row, dict)}
+    left_out = [row for row in parents if row.get("id") not in used]
+    if left_out:
+        logger.info("%s: %s has no annotation and is left out.", file, ", ".join(str(row["name"]) for row in left_out))
+    content["categories"] = [row for row in rows if row not in left_out]
 
 
 def plain(name: str) -> str:
@@ -119,7 +133,8 @@ class FileFinder:
 
     def __init__(self, folder: Path, file: Path):
         self.root = file.parent if file.name == ROBOFLOW else folder
-        self.file, self.of_split = file, split_words(file)
+        self.file = file
+        self.of_split = frozenset().union(*(names_of_split(word) for word in split_words(file)))
         self.below: dict[str, list[Path]] = {}
         for path in files_below(self.root):
             if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -133,14 +148,20 @@ class FileFinder:
         """
         parts = tuple(part for part in PurePosixPath(plain(name)).parts if part not in ("..", "/"))
         named = self.below.get(parts[-1] if parts else "", [])
-        found = [path for path in named if Path(plain(str(path))).parts[-len(parts) :] == parts]
+        found = []
+        for first in range(len(parts)):  # the path, and if it is of another machine its end
+            found = [path for path in named if Path(plain(str(path))).parts[first - len(parts) :] == parts[first:]]
+            if found:
+                break
         found = [path for path in found if is_map or not any("panoptic" in part for part in path.parts[:-1])]
         if is_map:
             found = [path for path in found if any("panoptic" in part for part in path.parts[:-1])] or found
-        if self.of_split and len(parts) == 1:  # a name alone may be in the folders of several splits
+        if self.of_split:  # one name may be in the folders of several splits
             splits = [words_of(str(path.parent)) & ALL_SPLITS for path in found]
             found = [path for path, other in zip(found, splits, strict=True) if not other or other & self.of_split]
             found = [path for path in found if words_of(str(path.parent)) & self.of_split] or found
+        if len(found) > 1 and not is_map:
+            found = [path for path in found if not words_of(str(path.parent)) & LABEL_FOLDERS] or found
         if len(found) != 1:
             raise ValueError(f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}.")
         return self.root / found[0]
@@ -166,6 +187,12 @@ class Coco(FolderLayout):
         """`file_name`s may be paths from the folder, from any folder below it, or names alone."""
         file = self.source(folder, split, task)
         content = read_coco_json(file)
+        if any("neg_category_ids" in image for image in content["images"]):
+            logger.warning(
+                "%s is of LVIS, but is scored by COCO's rules: classes that were not checked for an image count as "
+                "wrong. LVIS's own tool scores the predictions (format coco).",
+                file,
+            )
         finder = FileFinder(folder, file)
 
         def image_columns(image: dict) -> dict:
@@ -200,4 +227,4 @@ class Coco(FolderLayout):
             return panoptic_reader("label", labels) if panoptic else objects_reader("image", labels)
 
         kind = "panoptic id map with segments_info" if panoptic else "COCO objects"
-        return FolderSplit(rows, without_parents(content, file), make_reader, description=f"{kind}, {file.name}")
+        return FolderSplit(rows, content["categories"], make_reader, description=f"{kind}, {file.name}")

@@ -1,5 +1,7 @@
 """What all folder layouts have in common."""
 
+import logging
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from ...files import IMAGE_SUFFIXES
 from ..labels import Labels
 from ..segments import Reader
 
+logger = logging.getLogger(__name__)
 SPLIT_NAMES = ({"train", "training"}, {"val", "valid", "validation"}, {"test", "testing"})
 ALL_SPLITS = frozenset().union(*SPLIT_NAMES)
 COLUMNS = {
@@ -100,16 +103,32 @@ def folder_of_split(parent: Path, split: str) -> Path:
 
 def images_in(folder: Path) -> list[Path]:
     """Image files directly in a folder, sorted."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def read_lines(file: Path) -> list[str]:
+    """Lines of a text file that are not empty, without spaces around them."""
+    return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def warn_left_out(annotations: Path, images: int, used: int) -> None:
+    """Log that a file has no annotation of some images."""
+    if used < images:
+        logger.warning("%s: %d images have no annotation and are left out.", annotations, images - used)
 
 
 def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Path, Path]]:
     """Images and label images of the same name, without suffix and with `ending` added.
 
     Raises:
-        ValueError: one of a pair is missing.
+        ValueError: one of a pair is missing, or a label is there twice.
     """
-    found = {path.stem: path for path in images_in(labels)}
+    found: dict[str, Path] = {}
+    for path in images_in(labels):
+        if path.stem in found:
+            raise ValueError(f"{path} and {found[path.stem].name} are labels of one name.")
+        found[path.stem] = path
     pairs = []
     for image in images_in(images):
         label = found.pop(image.stem + ending, None)
@@ -125,7 +144,12 @@ def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Pat
 
 def make_rows(rows: list[dict], **features) -> Dataset:
     """Rows of paths and values. Columns that are not in `COLUMNS` need a feature. Ids of images are integers, or texts
-    if not all are integers."""
+    if not all are integers; where two images would have one id, ids and names are paths from their common folder."""
+    if len({row["image_id"] for row in rows}) < len(rows):
+        paths = [Path(row["image"] if isinstance(row["image"], str) else row["text"]) for row in rows]
+        root = os.path.commonpath([path.parent for path in paths])
+        for row, path in zip(rows, paths, strict=True):
+            row["image_id"] = row["file_name"] = path.relative_to(root).as_posix()
     numbers = all(isinstance(row["image_id"], int) for row in rows)
     known = {**COLUMNS, "image_id": Value("int64" if numbers else "string"), **features}
     rows = rows if numbers else [{**row, "image_id": str(row["image_id"])} for row in rows]

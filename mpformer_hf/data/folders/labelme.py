@@ -10,13 +10,23 @@ import numpy as np
 import PIL.Image
 from datasets import Value
 
-from ...files import files_below, read_json
+from ...files import IMAGE_SUFFIXES, files_below, read_json
 from ...images import displayed_size
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects, merge_by_class
 from .coco import is_labelme, plain
-from .folder import ALL_SPLITS, FolderLayout, FolderSplit, folder_of_split, make_rows, row_of, words_of
+from .folder import (
+    ALL_SPLITS,
+    FolderLayout,
+    FolderSplit,
+    folder_of_split,
+    make_rows,
+    read_lines,
+    row_of,
+    warn_left_out,
+    words_of,
+)
 
 logger = logging.getLogger(__name__)
 AREAS = ("polygon", "rectangle", "circle", "mask")  # shapes that have an area; others are ignored
@@ -92,13 +102,11 @@ class Labelme(FolderLayout):
     tasks = ("semantic", "instance")
 
     def annotations(self, folder: Path) -> list[Path]:
-        """JSON files, those of class names left out."""
-        files = [file for file in files_below(folder) if file.suffix == ".json" and file.stem != "id2label"]
-        return sorted(files)
+        """JSON files of labelme; others are left out."""
+        return sorted(file for file in files_below(folder) if file.suffix == ".json" and is_labelme(file))
 
     def parts(self, folder: Path) -> dict[str, bool]:
-        files = self.annotations(folder)
-        return {"*.json with shapes": bool(files) and is_labelme(files[0])}
+        return {"*.json with shapes": any(file.suffix == ".json" and is_labelme(file) for file in files_below(folder))}
 
     def source(self, folder: Path, split: str, task: str) -> Path:
         if any(words_of(path.name) & ALL_SPLITS for path in folder.iterdir() if path.is_dir()):
@@ -108,6 +116,8 @@ class Labelme(FolderLayout):
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         source, names = self.source(folder, split, task), set()
         files = self.annotations(folder)
+        found = (file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
+        images = {(file.parent, plain(file.name)): file for file in found}
         rows, ignored = [], 0
         for file in files:
             content = read_json(file)
@@ -123,14 +133,15 @@ class Labelme(FolderLayout):
             names |= {shape["label"] for shape in areas}
             if source in file.parents:
                 ignored += len(shapes) - len(areas)
-                rows.append(row_of(file, text=file) | self.image_columns(file, content))
+                rows.append(row_of(file, text=file) | self.image_columns(file, content, images))
         if not rows:
             raise ValueError(f"{source} has no JSON of labelme.")
+        with_file = sum(row["image"]["path"] is not None for row in rows)
+        warn_left_out(source, sum(source in file.parents for file in images.values()), with_file)
         if ignored:
             logger.warning("%s: %d shapes without an area (points, lines) are ignored.", source, ignored)
         given = folder / "labels.txt"
-        listed = given.read_text().split("\n") if given.is_file() else sorted(names)
-        listed = [name.strip() for name in listed if name.strip() and name.strip() not in VOID]
+        listed = [name for name in (read_lines(given) if given.is_file() else sorted(names)) if name not in VOID]
         unknown = names - set(listed) - set(VOID)
         if unknown:
             raise ValueError(f"{given} has no label {min(unknown)!r}, which shapes have.")
@@ -142,15 +153,16 @@ class Labelme(FolderLayout):
 
         return FolderSplit(make_rows(rows, text=Value("string")), categories, make_reader)
 
-    def image_columns(self, file: Path, content: dict) -> dict:
-        """`image` and `file_name`: the file that `imagePath` names, or else the `imageData` in the JSON.
+    def image_columns(self, file: Path, content: dict, images: dict[tuple[Path, str], Path]) -> dict:
+        """`image` and `file_name`: the file that `imagePath` names, or else the `imageData` in the JSON. `images` are
+        known by folder and name.
 
         Raises:
             ValueError: there is neither.
         """
         name = plain(str(content.get("imagePath") or ""))
-        for path in (file.parent / name, file.parent / PurePosixPath(name).name):
-            if path.is_file():
+        for path in (file.parent / name, images.get((file.parent, PurePosixPath(name).name))):
+            if name and path is not None and path.is_file():
                 return {"image": {"path": str(path), "bytes": None}, "file_name": path.name}
         if not isinstance(content.get("imageData"), str):
             raise ValueError(f"{file} refers to {name!r}, which does not exist, and has no imageData.")

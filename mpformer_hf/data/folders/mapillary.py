@@ -8,10 +8,19 @@ import torch
 from ...files import read_json
 from ..labels import Labels
 from ..layouts import panoptic_reader, semantic_reader
-from ..releases import RELEASES
+from ..releases import categories_of
 from ..segments import Reader, Segments, read_map
 from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
-from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, pair_by_stem, row_of
+from .folder import (
+    FolderLayout,
+    FolderSplit,
+    folder_of_split,
+    images_in,
+    make_rows,
+    pair_by_stem,
+    row_of,
+    warn_left_out,
+)
 
 INSTANCE = 256  # instances: label id * 256 + number
 
@@ -79,9 +88,8 @@ class Mapillary(FolderLayout):
         if file is None and version != "v1.2":
             raise ValueError(f"{folder} has no config_{version}.json, which has the names of the labels.")
         if file is None:
-            names, things = RELEASES["mapillary"]["names"], RELEASES["mapillary"]["things"]
-            rows = [{"id": i, "name": name, "isthing": int(i in things)} for i, name in enumerate(names)]
-            return [*rows, {"id": len(names), "name": "Unlabeled", "isthing": 0, "void": True}]
+            rows = categories_of("mapillary")
+            return [*rows, {"id": len(rows), "name": "Unlabeled", "isthing": 0, "void": True}]
         content = read_json(file)
         try:
             return [
@@ -101,7 +109,7 @@ class Mapillary(FolderLayout):
         if len(files) != 1:
             raise ValueError(f"{maps} must have one panoptic_*.json, it has {len(files)}.")
         content = read_coco_json(files[0])
-        by_stem = {path.stem: path for path in images.iterdir()}
+        by_stem = {path.stem: path for path in images_in(images)}
         rows = []
         for annotation in content["annotations"]:
             image = by_stem.get(Path(annotation["file_name"]).stem)
@@ -109,6 +117,7 @@ class Mapillary(FolderLayout):
                 raise ValueError(f"{files[0]} refers to {annotation['file_name']}, which has no image in {images}.")
             columns = panoptic_columns(annotation, maps / annotation["file_name"])
             rows.append(row_of(image) | {"image_id": annotation["image_id"]} | columns)
+        warn_left_out(files[0], len(images_in(images)), len(rows))
         description = f"{self.name}, {files[0].name}"
 
         def make_reader(labels: Labels) -> Reader:

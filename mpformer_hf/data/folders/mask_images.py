@@ -1,11 +1,11 @@
 """Images and label images in two folders, or one mask file per instance."""
 
+import logging
 from pathlib import Path
 
-import numpy as np
 from datasets import Value
 
-from ...images import image_errors, open_verified
+from ...images import displayed_size, image_errors, is_not_black, open_verified
 from ..labels import Labels
 from ..layouts import semantic_reader
 from ..segments import ObjectMask, Reader, Segments, from_objects
@@ -22,6 +22,7 @@ from .folder import (
 )
 
 MASKS = ("masks", "annotations")
+logger = logging.getLogger(__name__)
 
 
 def has_splits(folder: Path) -> bool:
@@ -84,12 +85,11 @@ def files_reader(labels: Labels) -> Reader:
         masks = []
         for file in row["masks"]:
             with image_errors():
-                values = np.array(open_verified(file))
-            masks.append((values if values.ndim == 2 else values[..., :3].max(-1)) > 0)
+                masks.append(is_not_black(open_verified(file)))
         shapes = {mask.shape for mask in masks}
         if len(shapes) > 1:
             raise ValueError(f"the masks beside {row['masks'][0]} are of different sizes")
-        height, width = shapes.pop() if shapes else (row["image"].height, row["image"].width)
+        height, width = shapes.pop() if shapes else displayed_size(row["image"])[::-1]
         return from_objects((ObjectMask(mask, 0) for mask in masks), height, width)
 
     return read
@@ -97,19 +97,22 @@ def files_reader(labels: Labels) -> Reader:
 
 class InstanceFiles(FolderLayout):
     """A folder for each image, `ID/images/*` and `ID/masks/*.png`, as in the Data Science Bowl 2018, in folders of
-    splits or without splits. There is one class: the first of `id2label.json`, else `object`."""
+    splits or without splits; without masks there is no object. There is one class: the first of `id2label.json`, else
+    `object`."""
 
     name = "one mask file per instance (ID/images, ID/masks)"
     tasks = ("instance",)
 
     def folders(self, folder: Path) -> list[Path]:
         """Folders of images."""
-        return sorted(path.parent for path in folder.glob("*/masks") if (path.parent / "images").is_dir())
+        return sorted(path.parent for path in folder.glob("*/images") if not path.parent.name.startswith("."))
 
     def parts(self, folder: Path) -> dict[str, bool]:
-        nested = [path for path in folder.iterdir() if path.is_dir() and self.folders(path)]
-        own = [path for path in self.folders(folder) if len(images_in(path / "images")) == 1]
-        return {"*/images/ with one image each, and */masks/": len(own) > 0 or len(nested) > 0}
+        places = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+        own = [path for place in places for path in self.folders(place) if (path / "masks").is_dir()]
+        return {
+            "*/images/ with one image each, and */masks/": any(len(images_in(path / "images")) == 1 for path in own)
+        }
 
     def source(self, folder: Path, split: str, task: str) -> Path:
         return folder_of_split(folder, split) if has_splits(folder) else folder
@@ -120,7 +123,9 @@ class InstanceFiles(FolderLayout):
             images = images_in(path / "images")
             if len(images) != 1:
                 raise ValueError(f"{path}/images has {len(images)} images, expected one.")
-            masks = [str(mask) for mask in images_in(path / "masks")]
+            if not (path / "masks").is_dir():
+                logger.warning("%s has no masks/: an image without objects.", path)
+            masks = [str(mask) for mask in images_in(path / "masks")] if (path / "masks").is_dir() else []
             rows.append({**row_of(images[0]), "masks": masks})
         if not rows:
             raise ValueError(f"{self.source(folder, split, task)} has no folders ID/images and ID/masks.")

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from datasets import Image
 
+from ...images import is_not_black
 from ..labels import Labels
 from ..segments import Reader, Segments, read_map
 from .folder import FolderLayout, FolderSplit, images_in, make_rows, row_of
@@ -21,13 +22,12 @@ def nuclei_reader(labels: Labels) -> Reader:
 
     def read(row: dict) -> Segments:
         map_ = read_map(row["label"])
-        vague = np.array(row["vague"]) if row["vague"] is not None else np.zeros(map_.shape)
-        vague = vague if vague.ndim == 2 else vague[..., :3].max(-1)
+        vague = is_not_black(row["vague"]) if row["vague"] is not None else np.zeros(map_.shape, dtype=bool)
         if vague.shape != map_.shape:
             raise ValueError(f"the map of vague areas is {vague.shape}, that of nuclei {map_.shape} (height, width)")
         nuclei = np.unique(map_[map_ > 0]).tolist()
         tissue = max(nuclei, default=0) + 1
-        map_ = np.where(map_ > 0, map_, np.where(vague > 0, 0, tissue)).astype(np.int32)
+        map_ = np.where(map_ > 0, map_, np.where(vague, 0, tissue)).astype(np.int32)
         classes = dict.fromkeys(nuclei, labels.category_to_class[NUCLEUS])
         if TISSUE in labels.category_to_class:
             classes[tissue] = labels.category_to_class[TISSUE]

@@ -1,5 +1,6 @@
 """Pascal VOC, and other datasets in its layout."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from ..labels import Labels
 from ..layouts import semantic_reader
 from ..segments import Reader, Segments, read_map
-from .folder import FolderLayout, FolderSplit, make_rows, names_of_split, row_of, words_of
+from .folder import FolderLayout, FolderSplit, images_in, make_rows, names_of_split, read_lines, row_of, words_of
 
 NAMES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
 NAMES += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -37,7 +38,8 @@ def instance_reader(labels: Labels) -> Reader:
 
 
 class PascalVoc(FolderLayout):
-    """Palette PNGs; splits are lists of names. Classes are those of Pascal VOC, or of `labels.txt` (a name a line)."""
+    """Palette PNGs; splits are lists of names. Classes are those of Pascal VOC, of `labels.txt` (a name a line), or of
+    CVAT's `labelmap.txt` (colours)."""
 
     name = "Pascal VOC (JPEGImages, SegmentationClass)"
     tasks = ("semantic", "instance")
@@ -59,20 +61,56 @@ class PascalVoc(FolderLayout):
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         list_ = self.source(folder, split, task)
         folders = {"label": "SegmentationClass"} | ({"instances": "SegmentationObject"} if task == "instance" else {})
+        images = {path.stem: path for path in images_in(folder / "JPEGImages")}
         rows = []
-        for name in list_.read_text().split():
-            image = next((p for p in (folder / "JPEGImages").glob(f"{name}.*")), None)
+        for name in read_lines(list_):
             maps = {column: folder / part / f"{name}.png" for column, part in folders.items()}
             missing = [path for path in maps.values() if not path.is_file()]
-            if image is None or missing:
-                raise ValueError(
-                    f"{list_} names {name}, but {missing[0] if missing else 'JPEGImages/' + name} is missing."
-                )
-            rows.append(row_of(image, **maps))
+            if name not in images:
+                missing.append(folder / "JPEGImages" / name)
+            if missing:
+                raise ValueError(f"{list_} names {name}, but {missing[0]} is missing.")
+            rows.append(row_of(images[name], **maps))
         if not rows:
             raise ValueError(f"{list_} names no image.")
-        own = folder / "labels.txt"
-        names = own.read_text().split("\n") if own.is_file() else NAMES
-        categories = [{"id": i, "name": name, "isthing": int(i > 0)} for i, name in enumerate(filter(None, names))]
+        colors = folder / "labelmap.txt"
+        categories = read_labelmap(colors) if colors.is_file() else read_names(folder / "labels.txt")
         make_reader = instance_reader if task == "instance" else lambda labels: semantic_reader("label", labels, False)
-        return FolderSplit(make_rows(rows), categories, make_reader)
+        return FolderSplit(make_rows(rows), categories, with_colors(make_reader) if colors.is_file() else make_reader)
+
+
+def read_names(file: Path) -> list[dict]:
+    """Categories of `labels.txt`, where labelme's `__ignore__` has no id, or else of Pascal VOC."""
+    names = [name for name in read_lines(file) if name != "__ignore__"] if file.is_file() else NAMES
+    return [{"id": i, "name": name, "isthing": int(i > 0)} for i, name in enumerate(names)]
+
+
+def read_labelmap(file: Path) -> list[dict]:
+    """Categories of CVAT's `labelmap.txt` (`name:red,green,blue:...`); ids are R + 256 G + 65536 B of the colours.
+
+    Raises:
+        ValueError: a line has no colour.
+    """
+    categories = []
+    for line in read_lines(file):
+        if line.startswith("#"):
+            continue
+        try:
+            name, color = line.split(":")[:2]
+            red, green, blue = (int(value) for value in color.split(","))
+        except ValueError as error:
+            raise ValueError(f"{file} has the line {line!r}, expected name:red,green,blue.") from error
+        code = red + 256 * green + 65536 * blue
+        categories.append({"id": code, "name": name, "isthing": int(name != "background")})
+    return categories
+
+
+def with_colors(make_reader: Callable[[Labels], Reader]) -> Callable[[Labels], Reader]:
+    """Readers of maps whose colours are ids, also where they have a palette."""
+
+    def make(labels: Labels) -> Reader:
+        read = make_reader(labels)
+        columns = ("label", "instances")
+        return lambda row: read({k: v.convert("RGB") if k in columns else v for k, v in row.items()})
+
+    return make

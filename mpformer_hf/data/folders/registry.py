@@ -23,9 +23,9 @@ LAYOUTS: tuple[FolderLayout, ...] = (  # the first that fits is taken: the parti
     PascalVoc(),
     CocoStuff(),
     Yolo(),
+    Labelme(),
     Coco(),
     InstanceFiles(),
-    Labelme(),
     MaskImages(),
 )
 
@@ -42,7 +42,7 @@ def find_layout(name: str, task: str) -> FolderLayout | None:
     if not folder.is_dir():
         raise ValueError(f"{name} is a file, expected a folder.")
     files = list(files_below(folder))
-    if any(file.suffix in (".parquet", ".arrow") or file.stem == "metadata" for file in files):
+    if any(file.suffix in (".parquet", ".arrow") for file in files):
         return None
     other = None
     for layout in LAYOUTS:

@@ -1,17 +1,20 @@
 """YOLO segmentation: `data.yaml`, and one text file of polygons per image."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import yaml
 from datasets import Value
 
+from ...files import IMAGE_SUFFIXES, files_below
 from ...images import displayed_size
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects
-from .folder import FolderLayout, FolderSplit, images_in, make_rows, names_of_split, row_of
+from .folder import FolderLayout, FolderSplit, make_rows, names_of_split, read_lines, row_of
 
+logger = logging.getLogger(__name__)
 OUTSIDE = 0.01  # coordinates may leave the image by this share of its side, since tools round
 
 
@@ -22,7 +25,7 @@ def read_labels_file(file: Path, height: int, width: int) -> list[tuple[int, np.
         ValueError: a line is a box or not such numbers.
     """
     objects = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -77,10 +80,17 @@ class Yolo(FolderLayout):
         return (named or files)[0] if len(named or files) == 1 else None
 
     def parts(self, folder: Path) -> dict[str, bool]:
-        return {
-            "data.yaml": self.configuration(folder) is not None,
-            "labels/": any(folder.glob("labels")) or any(folder.glob("*/labels")),
-        }
+        file = self.configuration(folder)
+        root = self.root(folder) if file is not None else folder
+        labels = any(any(place.glob(pattern)) for place in {root, folder} for pattern in ("labels", "*/labels"))
+        return {"data.yaml": file is not None, "labels/": labels}
+
+    def root(self, folder: Path) -> Path:
+        """The folder that paths are relative to: `path` of the yaml file, or its own."""
+        try:
+            return folder / str(self.content(folder).get("path") or "")
+        except ValueError:
+            return folder  # reported when the dataset is read
 
     def content(self, folder: Path) -> dict:
         """Content of the yaml file.
@@ -109,7 +119,7 @@ class Yolo(FolderLayout):
             named = ", ".join(k for k in ("train", "val", "test") if content.get(k)) or "none"
             raise ValueError(f"{file} has no split {split!r}, it has {named}.")
         entries = content[keys[0]] if isinstance(content[keys[0]], list) else [content[keys[0]]]
-        roots = [folder / str(content.get("path") or ""), folder]
+        roots = [self.root(folder), folder]
         found = []
         for entry in entries:
             names = [str(entry), str(entry).removeprefix("../").removeprefix("./")]
@@ -123,8 +133,9 @@ class Yolo(FolderLayout):
     def images(self, place: Path, folder: Path) -> list[Path]:
         """Images of a folder, or of a text file of paths."""
         if place.is_dir():
-            return images_in(place / "images" if (place / "images").is_dir() else place)
-        lines = [Path(line.strip()) for line in place.read_text().splitlines() if line.strip()]
+            below = files_below(place / "images" if (place / "images").is_dir() else place)
+            return sorted(file for file in below if file.suffix.lower() in IMAGE_SUFFIXES)
+        lines = [Path(line) for line in read_lines(place)]
         files = [next((p for p in (place.parent / line, folder / line) if p.is_file()), line) for line in lines]
         missing = next((file for file in files if not file.is_file()), None)
         if missing is not None:
@@ -139,8 +150,14 @@ class Yolo(FolderLayout):
         files = [labels_path(image) for image in images]
         if not any(file.is_file() for file in files):
             raise ValueError(f"{places[0]} has {len(images)} images, but none has labels such as {files[0]}.")
+        without = sorted({file for path in {f.parent for f in files} for file in path.glob("*.txt")} - set(files))
+        without = [file for file in without if file.name != "classes.txt"]
+        if without:
+            logger.warning("%s has no image; there are %d of these.", without[0], len(without))
         names = self.content(folder)["names"]
         names = dict(enumerate(names)) if isinstance(names, list) else names
+        if not all(isinstance(i, int) for i in names):
+            raise ValueError(f"{self.configuration(folder)} must have names by number, it has {next(iter(names))!r}.")
         rows = [row_of(image, text=file) for image, file in zip(images, files, strict=True)]
         categories = [{"id": int(i), "name": str(name), "isthing": 1} for i, name in names.items()]
         return FolderSplit(make_rows(rows, text=Value("string")), categories, polygons_reader)

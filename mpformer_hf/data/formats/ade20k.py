@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .format import ImageRecord, PredictionFormat, write_png
+from .format import Category, ImageRecord, PredictionFormat, write_png
 
 
 class Ade20k(PredictionFormat):
@@ -12,6 +12,11 @@ class Ade20k(PredictionFormat):
 
     name = "ade20k"
     tasks = ("semantic",)
+
+    def __init__(self, folder: Path, task: str, categories: list[Category], threshold: float):
+        super().__init__(folder, task, categories, threshold)
+        if len(categories) > 255:
+            raise ValueError(f"Format ade20k has 8 bits, for 255 classes; there are {len(categories)}.")
 
     def file_of(self, record: ImageRecord) -> Path:
         return self.folder / "ade20k" / f"{record.name}.png"

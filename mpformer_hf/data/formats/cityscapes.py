@@ -1,14 +1,16 @@
 """Results as cityscapesScripts reads them: label maps, or a list and masks of instances of each image."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ...files import write_text
+from ..releases import categories_of
 from .coco import CocoPanoptic
 from .format import Category, ImageRecord, PredictionFormat, write_png
 
 IMAGE = "_leftImg8bit"
+LABEL_IDS = {row["id"] for row in categories_of("cityscapes")}
 
 
 class Cityscapes(PredictionFormat):
@@ -20,15 +22,26 @@ class Cityscapes(PredictionFormat):
 
     def __init__(self, folder: Path, task: str, categories: list[Category], threshold: float):
         super().__init__(folder, task, categories, threshold)
+        unknown = [category for category in categories if category.id not in LABEL_IDS]
+        if unknown:
+            raise ValueError(
+                f"Format cityscapes needs label ids of Cityscapes; {unknown[0].name!r} has {unknown[0].id}. The image "
+                "processor of a model that was trained on Cityscapes has them as category_ids."
+            )
+        self.written: dict[Path, str] = {}
         self.panoptic = CocoPanoptic(folder, task, categories, threshold) if task == "panoptic" else None
 
     def file_of(self, record: ImageRecord) -> Path:
         if self.panoptic:
             return self.panoptic.file_of(record)
         suffix = ".png" if self.task == "semantic" else ".txt"
-        return self.folder / "cityscapes" / f"{record.name.removesuffix(IMAGE)}_pred{suffix}"
+        base = PurePosixPath(record.file_name).stem.removesuffix(IMAGE)  # by which the official scripts find it
+        return self.folder / "cityscapes" / f"{base}_pred{suffix}"
 
     def write(self, record: ImageRecord, result) -> None:
+        other = self.written.setdefault(self.file_of(record), record.name)
+        if other != record.name:
+            raise ValueError(f"{record.name} and {other} have one file name, by which the official scripts find them.")
         if self.panoptic:
             self.panoptic.write(record, result)
         elif self.task == "semantic":

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import yaml
+from scipy.ndimage import binary_fill_holes
 
 from ...files import write_text
 from .format import Category, ImageRecord, PredictionFormat
@@ -10,7 +12,8 @@ from .format import Category, ImageRecord, PredictionFormat
 
 class Yolo(PredictionFormat):
     """`labels/NAME.txt`: a line `class x1 y1 x2 y2 ...` for each instance above the threshold, and `data.yaml` with the
-    names. The format has no holes and no parts: holes are filled, and parts joined by lines of no width.
+    names, which expects the images in `images/`. The format has no holes and no parts: holes are filled, and parts
+    joined by lines of no width.
 
     Raises:
         ValueError: scikit-image is missing.
@@ -40,21 +43,15 @@ class Yolo(PredictionFormat):
 
     def outline(self, mask: np.ndarray) -> np.ndarray:
         """Outlines of the parts of a mask, bool `[H, W]`, as one polygon, `[points, 2]`: (x, y) in pixels."""
-        padded = np.pad(mask.astype(np.uint8), 1)
-        contours = self.find_contours(padded, 0.5, fully_connected="high")  # (row, column) of pixel centres
-        outer = [ring for ring in contours if signed_area(ring) > 0] or contours
+        padded = np.pad(binary_fill_holes(mask).astype(np.uint8), 1)
+        outer = self.find_contours(padded, 0.5, fully_connected="high")  # (row, column) of pixel centres
         path = outer[0]
         for ring in outer[1:]:  # there and back again between the first points
             path = np.concatenate((path, ring, path[:1]))
         return (path[:-1, ::-1] - 0.5).clip(0, (mask.shape[1], mask.shape[0]))
 
     def finish(self, records: list[ImageRecord]) -> list[Path]:
-        names = "".join(f"  {i}: {category.name!r}\n" for i, category in enumerate(self.categories))
-        write_text(f"path: .\ntrain: images\nval: images\nnames:\n{names}", self.folder / "data.yaml")
+        names = {i: category.name for i, category in enumerate(self.categories)}
+        content = {"path": ".", "train": "images", "val": "images", "names": names}
+        write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), self.folder / "data.yaml")
         return [self.folder / "labels"]
-
-
-def signed_area(ring: np.ndarray) -> float:
-    """Signed area of a closed contour, `[points, 2]`; of outer contours and holes it has different signs."""
-    y, x = ring.T
-    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
