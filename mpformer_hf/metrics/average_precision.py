@@ -58,33 +58,56 @@ class BoundaryEvaluation(COCOeval):
         return np.minimum(ious, coco_mask.iou(*boundaries, [int(row["iscrowd"]) for row in objects]))
 
 
-class AveragePrecision(evaluate.Metric):
-    """Stores RLE masks per image; `compute` gathers them from all processes.
+class InstanceMetric(evaluate.Metric):
+    """Base of average precisions: keeps what `add` makes of each image; `compute` gathers it from all processes.
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
         max_detections: number of best-scored instances per image that are counted.
-        boundary: also score boundaries.
     """
 
-    def __init__(self, *args, num_labels: int, max_detections: int = 100, boundary: bool = False, **kwargs):
+    description: str
+    inputs: str
+
+    def __init__(self, *args, num_labels: int, max_detections: int = 100, **kwargs):
         super().__init__(*args, **kwargs)
-        self.num_labels, self.max_detections, self.boundary = num_labels, max_detections, boundary
+        self.num_labels, self.max_detections = num_labels, max_detections
         self.reset()
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=DESCRIPTION,
+            description=self.description,
             citation="",
-            inputs_description=(
-                "predictions and references: per image a dict of `masks`, bool (n, height, width) or a list of RLE, "
-                "and `label_ids`; predictions also have `scores`, references may have `iscrowd` and `areas`"
-            ),
+            inputs_description=self.inputs,
             features=datasets.Features({"predictions": {}, "references": {}}),
         )
 
     def reset(self) -> None:
         self.images: list[dict] = []
+
+    def add_batch(self, *, predictions, references) -> None:
+        """Add several images, see `add`."""
+        for prediction, reference in zip(predictions, references, strict=True):
+            self.add(prediction=prediction, reference=reference)
+
+
+class AveragePrecision(InstanceMetric):
+    """COCO's average precision.
+
+    Args:
+        num_labels, max_detections: see `InstanceMetric`.
+        boundary: also score boundaries.
+    """
+
+    description = DESCRIPTION
+    inputs = (
+        "predictions and references: per image a dict of `masks`, bool (n, height, width) or a list of RLE, and "
+        "`label_ids`; predictions also have `scores`, references may have `iscrowd` and `areas`"
+    )
+
+    def __init__(self, *args, boundary: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.boundary = boundary
 
     def add(self, *, prediction, reference) -> float:
         """Add one image.
@@ -117,11 +140,6 @@ class AveragePrecision(evaluate.Metric):
                 as_rle(mask_boundary(coco_mask.decode(rle).astype(bool))) if label in labels else None
                 for rle, label, _ in image[name]
             ]
-
-    def add_batch(self, *, predictions, references) -> None:
-        """Add several images, see `add`."""
-        for prediction, reference in zip(predictions, references, strict=True):
-            self.add(prediction=prediction, reference=reference)
 
     def compute(self) -> dict:
         """Scores of all images since the last call.

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import datasets
-import evaluate
 import numpy as np
 from accelerate.utils import gather_object
 from pycocotools import mask as coco_mask
 
-from .average_precision import as_rle, best_overlaps
+from .average_precision import InstanceMetric, as_rle, best_overlaps
 
 DESCRIPTION = """
 AP = area under the precision-recall curve, averaged over IoU thresholds 0.5, 0.55, ..., 0.95 and over classes that have
@@ -79,32 +77,14 @@ def area_under_curve(hits: np.ndarray, wrong: np.ndarray, missed: int) -> float:
     return float(precision @ ((around[:-2] - around[2:]) / 2))
 
 
-class CityscapesAveragePrecision(evaluate.Metric):
-    """Stores overlaps per image; `compute` gathers them from all processes.
+class CityscapesAveragePrecision(InstanceMetric):
+    """Cityscapes' average precision; of each image the matches of each class are kept."""
 
-    Args:
-        num_labels: number of classes K; ids are 0..K-1.
-        max_detections: number of best-scored instances per image that are counted.
-    """
-
-    def __init__(self, *args, num_labels: int, max_detections: int = 100, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.num_labels, self.max_detections = num_labels, max_detections
-        self.reset()
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=(
-                "predictions and references: per image a dict of `masks`, bool (n, height, width), and `label_ids`; "
-                "predictions also have `scores`, references `iscrowd` (groups) and `void`, bool (height, width)"
-            ),
-            features=datasets.Features({"predictions": {}, "references": {}}),
-        )
-
-    def reset(self) -> None:
-        self.images: list[dict[int, ClassMatches]] = []
+    description = DESCRIPTION
+    inputs = (
+        "predictions and references: per image a dict of `masks`, bool (n, height, width), and `label_ids`; predictions "
+        "also have `scores`, references `iscrowd` (groups) and `void`, bool (height, width)"
+    )
 
     def add(self, *, prediction, reference) -> float:
         """Add one image; returns the mean over its objects of the best IoU, see `AveragePrecision.add`."""
@@ -136,11 +116,6 @@ class CityscapesAveragePrecision(evaluate.Metric):
         return best_overlaps(
             [(rle, label, group) for label, group, rle in objects], [(rle, label, score) for score, label, rle in rows]
         )
-
-    def add_batch(self, *, predictions, references) -> None:
-        """Add several images, see `add`."""
-        for prediction, reference in zip(predictions, references, strict=True):
-            self.add(prediction=prediction, reference=reference)
 
     def compute(self) -> dict:
         """Scores of all images since the last call.

@@ -91,13 +91,21 @@ def folder_of_split(parent: Path, split: str) -> Path:
     Raises:
         ValueError: there is none, or more than one.
     """
-    folders = sorted(path for path in parent.iterdir() if path.is_dir())
-    found = [path for path in folders if path.name == split] or [
-        path for path in folders if words_of(path.name) & names_of_split(split)
+    return path_of_split([path for path in parent.iterdir() if path.is_dir()], split, f"{parent} must have one folder")
+
+
+def path_of_split(paths: list[Path], split: str, requirement: str) -> Path:
+    """The path that is named after a split.
+
+    Raises:
+        ValueError: there is none, or more than one; the message begins with `requirement`.
+    """
+    found = [path for path in paths if path.stem == split] or [
+        path for path in paths if words_of(path.stem) & names_of_split(split)
     ]
     if len(found) != 1:
-        names = ", ".join(path.name for path in found or folders) or "none"
-        raise ValueError(f"{parent} must have one folder for split {split!r}, it has {names}.")
+        names = ", ".join(sorted(path.name for path in found or paths)) or "none"
+        raise ValueError(f"{requirement} for split {split!r}, it has {names}.")
     return found[0]
 
 

@@ -9,7 +9,7 @@ import torch
 from ..labels import Labels
 from ..layouts import semantic_reader
 from ..segments import Reader, Segments, read_map
-from .folder import FolderLayout, FolderSplit, images_in, make_rows, names_of_split, read_lines, row_of, words_of
+from .folder import FolderLayout, FolderSplit, images_in, make_rows, path_of_split, read_lines, row_of
 
 NAMES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
 NAMES += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -49,14 +49,9 @@ class PascalVoc(FolderLayout):
         return {f"{part}/": (folder / part).is_dir() for part in parts}
 
     def source(self, folder: Path, split: str, task: str) -> Path:
-        lists = sorted((folder / "ImageSets" / "Segmentation").glob("*.txt"))
-        found = [file for file in lists if file.stem == split] or [
-            file for file in lists if words_of(file.stem) & names_of_split(split)
-        ]
-        if len(found) != 1:
-            names = ", ".join(file.name for file in found or lists) or "none"
-            raise ValueError(f"{folder}/ImageSets/Segmentation must have one list for split {split!r}, it has {names}.")
-        return found[0]
+        lists = folder / "ImageSets" / "Segmentation"
+        files = [file for file in lists.glob("*.txt") if not file.name.startswith(".")]
+        return path_of_split(files, split, f"{lists} must have one list")
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         list_ = self.source(folder, split, task)
