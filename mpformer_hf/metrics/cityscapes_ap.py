@@ -82,8 +82,8 @@ class CityscapesAveragePrecision(InstanceMetric):
 
     description = DESCRIPTION
     inputs = (
-        "predictions and references: per image a dict of `masks`, bool (n, height, width), and `label_ids`; predictions "
-        "also have `scores`, references `iscrowd` (groups) and `void`, bool (height, width)"
+        "predictions and references: per image a dict of `masks`, bool (n, height, width), and `label_ids`; "
+        "predictions also have `scores`, references `iscrowd` (groups) and `void`, bool (height, width)"
     )
 
     def add(self, *, prediction, reference) -> float:
