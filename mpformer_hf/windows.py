@@ -23,14 +23,18 @@ logger = logging.getLogger(__name__)
 
 
 def window_boxes(size: tuple[int, int], window: int, overlap: float) -> list[Box]:
-    """Windows that cover an image of (height, width), row by row; the last ones end at its border."""
+    """Windows that cover an image of (height, width), along its shorter side first, so that few overlaps wait for
+    their last window; the last ones end at its border."""
 
     def starts(side: int) -> list[int]:
         step = max(1, round(window * (1 - overlap)))
         return [*range(0, max(side - window, 0), step), max(side - window, 0)]
 
     height, width = size
-    return [(y, min(y + window, height), x, min(x + window, width)) for y in starts(height) for x in starts(width)]
+    corners = [(y, x) for y in starts(height) for x in starts(width)]
+    if width > height:
+        corners.sort(key=lambda corner: corner[1])
+    return [(y, min(y + window, height), x, min(x + window, width)) for y, x in corners]
 
 
 def intersect(a: Box, b: Box) -> Box | None:
