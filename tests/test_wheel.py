@@ -20,15 +20,18 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A virtual environment that has only the wheel, and the path of its dependencies."""
+    """Python of a virtual environment that has only the wheel and finds its dependencies, and its variables."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*install, next(folder.glob("*.whl"))], check=True)
-    # The dependencies of the tests' environment, whose editable installation of this project is not followed.
-    return python, {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib"), "HF_HUB_OFFLINE": "1"}
+    # The dependencies of the tests' environment, whose editable installation of this project is not followed. They come
+    # after the standard library (PYTHONPATH would not): cityscapesscripts installs an old `typing`.
+    packages = next((folder / "env").rglob("site-packages"))
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return python, {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def start(environment, folder, *argv, **variables):
@@ -53,6 +56,7 @@ def test_every_command_runs_without_the_repository(environment, tmp_path):
         "predict": start(environment, tmp_path, "predict", "model", "photo.png", "predictions"),
         "evaluate": start(environment, tmp_path, "evaluate", "--model_name_or_path", "model", *dataset),
         "convert": start(environment, tmp_path, "convert", "to-mask2former", "model", "plain"),
+        "prepare": start(environment, tmp_path, "prepare", "data", "prepared", "--task", "panoptic"),
         "export": start(environment, tmp_path, "export", "model", "model.pt2", "--height", "64", "--width", "64"),
         "push": start(
             environment,
