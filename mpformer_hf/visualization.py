@@ -1,6 +1,6 @@
 """Drawing a segmentation result on its image."""
 
-import colorsys
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,25 +8,62 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
+# Okabe and Ito (2008), "Color Universal Design": distinguishable with all common kinds of colour blindness.
+PALETTE = (
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0)),
+    (204, 121, 167),
+)
+SHADES = (0.0, -0.4, 0.45, -0.2, 0.25, -0.55)  # towards black and white; touching instances have different ones
+READABLE = 480  # smaller images are enlarged, so that captions can be read
+MOST_CAPTIONS = 60  # with more segments the legend counts them
+
+
+def shaded(color: tuple[int, int, int], shade: float) -> tuple[int, int, int]:
+    """A colour moved towards black (-1) or white (1)."""
+    target = 255 if shade > 0 else 0
+    return tuple(round(channel + abs(shade) * (target - channel)) for channel in color)
+
 
 def class_color(label_id: int) -> tuple[int, int, int]:
-    """Stable RGB colour of a class: hues in golden-ratio steps, with varying saturation and brightness."""
-    hue = (0.11 + label_id * 0.618034) % 1
-    saturation, brightness = ((0.85, 1.0), (0.6, 0.75), (1.0, 0.55), (0.4, 1.0))[label_id // 5 % 4]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, brightness)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    """Stable RGB colour of a class. The first seven classes have the colours of the palette, others shades of them, and
+    from the 43rd on shades of colours between two of them."""
+    shade, between = label_id // len(PALETTE) % len(SHADES), label_id // (len(PALETTE) * len(SHADES)) % 4 / 4
+    one, other = (np.array(PALETTE[(label_id + step) % len(PALETTE)]) for step in (0, 1))
+    return shaded(tuple(((1 - between) * one + between * other).round().astype(int).tolist()), SHADES[shade])
 
 
-def instance_color(label_id: int, position: int) -> tuple[int, int, int]:
-    """Stable colour of the `position`-th instance of a class: a shade of the class colour."""
-    shade = 1 - 0.16 * (position % 4)
-    return tuple(round(shade * channel) for channel in class_color(label_id))
+def instance_shades(masks: list[np.ndarray]) -> list[int]:
+    """Positions in `SHADES`, so that masks that touch or overlap have different ones, if there are enough."""
+    shades: list[int] = []
+    boxes = [bounding_box(mask) for mask in masks]
+    for index, mask in enumerate(masks):
+        near = [other for other in range(index) if touches(mask, boxes[index], masks[other], boxes[other])]
+        used = [shades[other] for other in near]
+        shades.append(min(range(len(SHADES)), key=lambda shade: (used.count(shade), shade)))
+    return shades
 
 
-def contour(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a bool `[H, W]` mask within two pixels of its outside; the image border is not outside."""
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of a mask; zeros if it is empty."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if len(rows) else (0, 0, 0, 0)
+
+
+def touches(mask: np.ndarray, box: tuple, other: np.ndarray, other_box: tuple, reach: int = 3) -> bool:
+    """Whether a mask has a pixel within `reach` pixels of another one."""
+    top, bottom = max(box[0], other_box[0]) - reach, min(box[1], other_box[1]) + reach
+    left, right = max(box[2], other_box[2]) - reach, min(box[3], other_box[3]) + reach
+    if top >= bottom or left >= right or not any(box) or not any(other_box):
+        return False
+    part = slice(max(top, 0), bottom), slice(max(left, 0), right)
+    grown = F.max_pool2d(torch.from_numpy(mask[part])[None, None].float(), 2 * reach + 1, 1, reach)[0, 0].bool().numpy()
+    return bool((grown & other[part]).any())
+
+
+def contour(mask: np.ndarray, width: int) -> np.ndarray:
+    """Pixels of a bool `[H, W]` mask within `width` pixels of its outside; the image border is not outside."""
     inverse = torch.from_numpy(~mask)[None, None].float()
-    return mask & (F.max_pool2d(inverse, 5, stride=1, padding=2)[0, 0] > 0).numpy()
+    return mask & (F.max_pool2d(inverse, 2 * width + 1, stride=1, padding=width)[0, 0] > 0).numpy()
 
 
 def result_segments(result, id2label: Mapping[int, str]) -> list[tuple[int, float | None, np.ndarray]]:
@@ -48,7 +85,7 @@ def result_segments(result, id2label: Mapping[int, str]) -> list[tuple[int, floa
 def draw_segmentation(
     image: Image.Image, result, id2label: Mapping[int, str], opacity: float = 0.55, legend: bool = True
 ) -> Image.Image:
-    """Draw colours, contours, names and a legend on an image.
+    """Draw colours, contours, names and a legend on an image. Small images are enlarged.
 
     Args:
         image: of any mode.
@@ -64,57 +101,99 @@ def draw_segmentation(
     Raises:
         ValueError: the result's size is not the image's.
     """
-    canvas = np.asarray(image.convert("RGB")).astype(np.float32)
     segments = result_segments(result, id2label)
-    counts: dict[int, int] = {}
-    captions = []
-    for label, score, mask in sorted(segments, key=lambda segment: -segment[2].sum()):
-        if mask.shape != canvas.shape[:2]:
-            raise ValueError(f"The result is {mask.shape[0]}x{mask.shape[1]}, the image {canvas.shape[:2]}.")
-        position = counts.get(label, 0)
-        counts[label] = position + 1
-        color = np.array(instance_color(label, position), dtype=np.float32)
+    for _, _, mask in segments:
+        if mask.shape != image.size[::-1]:
+            height, width = mask.shape
+            raise ValueError(f"The result is {height}x{width}, the image {image.height}x{image.width}.")
+    segments = sorted(segments, key=lambda segment: -segment[2].sum())
+    factor = max(1, -(-READABLE // max(1, min(image.size)))) if min(image.size) < READABLE / 2 else 1
+    image = image.convert("RGB").resize((factor * image.width, factor * image.height), Image.Resampling.BILINEAR)
+    segments = [(label, score, mask.repeat(factor, 0).repeat(factor, 1)) for label, score, mask in segments]
+    canvas = np.asarray(image).astype(np.float32)
+    width = max(1, min(image.size) // 400)
+    counts = Counter(label for label, _, _ in segments)
+    things = {label for label, score, _ in segments if score is not None}
+    shades = dict.fromkeys(counts, iter(()))
+    for label in things:
+        shades[label] = iter(instance_shades([mask for other, _, mask in segments if other == label]))
+    for label, _, mask in segments:
+        color = np.array(shaded(class_color(label), SHADES[next(shades[label], 0)]), dtype=np.float32)
         canvas[mask] = (1 - opacity) * canvas[mask] + opacity * color
-        edge = contour(mask)
-        canvas[edge] = 0.25 * canvas[edge] + 0.75 * color
-        if score is not None and mask.any():
-            captions.append((mask, f"{id2label[label]} {score:.2f}"))
+        line = 255.0 if color.mean() < 128 else 20.0
+        canvas[contour(mask, width)] = 0.3 * color + 0.7 * line if label in things else color
     drawn = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
-    font = ImageFont.load_default(size=max(10, min(drawn.size) // 36))
-    pen = ImageDraw.Draw(drawn)
-    for mask, text in captions:
-        write_caption(pen, mask, text, font)
+    font = ImageFont.load_default(size=max(11, min(drawn.size) // 40))
+    names = {label: f"{id2label[label]} " if len(counts) > 1 or not legend else "" for label in counts}
+    captions = [(mask, f"{names[label]}{score:.2f}") for label, score, mask in segments if score is not None]
+    if len(captions) <= MOST_CAPTIONS:
+        write_captions(ImageDraw.Draw(drawn), captions, drawn.size, font)
     if not legend or not segments:
         return drawn
     return add_legend(drawn, [(label, id2label[label], counts[label]) for label in sorted(counts)], font)
 
 
-def write_caption(pen: ImageDraw.ImageDraw, mask: np.ndarray, text: str, font) -> None:
-    """Write text in a dark box at the pixel of the mask nearest to its centre, inside the image."""
-    rows, columns = np.nonzero(mask)
-    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    image_height, image_width = mask.shape
-    if width > image_width or height > image_height or mask.sum() < width * height / 4:
-        return  # the caption would cover the segment
-    x = int(np.clip(columns[nearest] - width // 2, 0, image_width - width))
-    y = int(np.clip(rows[nearest] - height // 2, 0, image_height - height))
-    pen.rectangle((x, y, x + width, y + height), fill=(20, 20, 20))
-    pen.text((x + 2 - left, y + 2 - top), text, fill=(255, 255, 255), font=font)
+def write_captions(pen: ImageDraw.ImageDraw, captions: list[tuple[np.ndarray, str]], size: tuple, font) -> None:
+    """Write each text in a dark box at its mask, where it covers no other text; a line leads to the mask if the place
+    is outside of it. A text for which there is no place is left out."""
+    placed: list[tuple[int, int, int, int]] = []
+    for mask, text in captions:
+        if not mask.any():
+            continue
+        rows, columns = np.nonzero(mask)
+        nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+        anchor = int(columns[nearest]), int(rows[nearest])
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        width, height = right - left + 4, bottom - top + 4
+        covers = len(rows) < 3 * width * height  # then beside the mask
+        place = free_place(anchor, (width, height), size, placed, nearest=1 if covers else 0)
+        if place is None:
+            continue
+        x, y = place
+        placed.append((x, y, x + width, y + height))
+        if not (x <= anchor[0] <= x + width and y <= anchor[1] <= y + height):
+            pen.line((*anchor, x + width // 2, y + height // 2), fill=(20, 20, 20), width=1)
+        pen.rectangle(placed[-1], fill=(20, 20, 20))
+        pen.text((x + 2 - left, y + 2 - top), text, fill=(255, 255, 255), font=font)
+
+
+def free_place(
+    anchor: tuple[int, int], box: tuple[int, int], size: tuple, placed: list[tuple], nearest: int
+) -> tuple[int, int] | None:
+    """Upper left corner of a box in the image, near a point, that overlaps no box placed before; None if there is none
+    near enough. `nearest` is 0 for places at the point too, 1 for places beside it."""
+    (width, height), (image_width, image_height) = box, size
+    if width > image_width or height > image_height:
+        return None
+    for ring in range(nearest, 6):
+        for dy in range(-ring, ring + 1):
+            for dx in (-ring, 0, ring) if abs(dy) == ring else (-ring, ring):
+                x = min(max(anchor[0] - width // 2 + dx * (width // 2 + height), 0), image_width - width)
+                y = min(max(anchor[1] - height // 2 + dy * (height + 1), 0), image_height - height)
+                if all(
+                    x >= right or x + width <= left or y >= bottom or y + height <= top
+                    for left, top, right, bottom in placed
+                ):
+                    return x, y
+    return None
 
 
 def add_legend(image: Image.Image, entries: list[tuple[int, str, int]], font) -> Image.Image:
-    """Append a legend: colour, class name and, if it is above one, number of segments."""
+    """Append a legend on the right, in as many columns as it needs: colour, class name and, if it is above one, number
+    of segments."""
     texts = [name if count == 1 else f"{name} ({count})" for _, name, count in entries]
     line = int(font.size * 1.5)
     pen = ImageDraw.Draw(image)
     width = int(max(pen.textlength(text, font=font) for text in texts)) + 2 * line + 8
-    canvas = Image.new("RGB", (image.width + width, max(image.height, line * (len(texts) + 1))), "white")
+    lines = max(1, image.height // line - 1)
+    columns = -(-len(texts) // lines)
+    height = max(image.height, line * (min(len(texts), lines) + 1))
+    canvas = Image.new("RGB", (image.width + columns * width, height), "white")
     canvas.paste(image, (0, 0))
     pen = ImageDraw.Draw(canvas)
     for index, ((label, _, _), text) in enumerate(zip(entries, texts, strict=True)):
-        x, y = image.width + line // 2, line // 2 + index * line
+        x = image.width + index // lines * width + line // 2
+        y = line // 2 + index % lines * line
         pen.rectangle((x, y, x + font.size, y + font.size), fill=class_color(label), outline=(60, 60, 60))
         pen.text((x + line, y), text, fill=(20, 20, 20), font=font)
     return canvas

@@ -15,12 +15,12 @@ from accelerate.utils import send_to_device
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.evaluation.evaluator import diagnose_model, evaluate_model
 from mpformer_hf.evaluation.task_metrics import format_score, metric_names
 from mpformer_hf.files import read_json, write_json
+from mpformer_hf.progress import progress
 
 from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import load_checkpoint, save_checkpoint, save_model
@@ -176,7 +176,7 @@ class FineTuner:
             self.results["before_training"] = self.evaluate()
         batches, main = iter(self.loader), self.accelerator.is_main_process
         log = (self.output / LOG).open("a") if main else None
-        bar = tqdm(
+        bar = progress(
             total=self.total, initial=self.step, desc="train", disable=not self.accelerator.is_local_main_process
         )
         self.set_training_mode()

@@ -35,6 +35,7 @@ from ..files import check_new_folder, lock_folder, read_json, write_json
 from ..image_processing_mpformer import TASKS
 from ..inference import InferenceOptions, Predictor
 from ..loading import fingerprint, load_model, load_processor
+from ..progress import progress
 from .main import run_command
 
 
@@ -81,8 +82,8 @@ def predict(args: argparse.Namespace) -> None:
     task, id2label = predictor.task, model.config.id2label
     if task == "panoptic" and not processor.label_ids_to_fuse:
         print("note: the processor names no stuff classes (label_ids_to_fuse); stuff is not fused", file=sys.stderr)
-    source = args.source if "://" in args.source else os.path.normpath(args.source)
-    settings = {"weights": fingerprint(args.model), "source": source, "split": args.split}
+    name = args.source if "://" in args.source else os.path.normpath(args.source)
+    settings = {"weights": fingerprint(args.model), "source": name, "split": args.split}
     formats = DEFAULTS[task] if args.formats is None else args.formats
     image_ids = read_image_ids(args.image_ids) if args.image_ids else None
     settings |= {"write": sorted(args.write), "formats": sorted(formats), "task": task}
@@ -99,11 +100,12 @@ def predict(args: argparse.Namespace) -> None:
         write_json(settings, args.output / "settings.json")
     state.wait_for_everyone()
 
+    source = list_images(args.source, args.split, args.every, args.output)
     identities, skipped = {}, []  # id and file name of each image, by name
     pictures = [kind for kind in args.write if kind == "overlays" or task == "semantic"]
 
     def images_of_process() -> Iterator[SourceImage]:
-        for index, image in enumerate(list_images(args.source, args.split, args.every, args.output)):
+        for index, image in enumerate(progress(source, "predict", unit="image", disable=not state.is_main_process)):
             if image_ids is not None:
                 image.image_id = image_ids.get(Path(image.file_name).name)
             identities[image.name] = (image.image_id, image.file_name)
@@ -113,18 +115,16 @@ def predict(args: argparse.Namespace) -> None:
             elif index % state.num_processes == state.process_index:
                 yield image
 
-    with tqdm(unit="image", disable=not state.is_main_process) as bar:
-        for batch in batches_by_size(images_of_process(), args.batch_size, args.output, pictures, writers, skipped):
-            records, images = zip(*batch, strict=True)
-            try:
-                results = predictor(list(images))
-            except ValueError as error:
-                for record in records:
-                    skip(skipped, record.name, error)
-                continue
-            for record, image, result in zip(records, images, results, strict=True):
-                write_result(args.output, record, image, result, task, id2label, pictures, writers)
-            bar.update(len(batch))
+    for batch in batches_by_size(images_of_process(), args.batch_size, args.output, pictures, writers, skipped):
+        records, images = zip(*batch, strict=True)
+        try:
+            results = predictor(list(images))
+        except ValueError as error:
+            for record in records:
+                skip(skipped, record.name, error)
+            continue
+        for record, image, result in zip(records, images, results, strict=True):
+            write_result(args.output, record, image, result, task, id2label, pictures, writers)
     unread = set(gather_object(skipped))  # also waits for all processes
     if state.is_main_process:
         complete = {name: identity for name, identity in identities.items() if name not in unread}

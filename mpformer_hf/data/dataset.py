@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 import PIL.Image
 from datasets import Dataset, Image, load_dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..images import displayed_size, image_errors, open_verified, to_rgb
+from ..progress import progress
 from .arguments import DataArguments
 from .folders.folder import FolderSplit
 from .folders.registry import find_layout
@@ -291,7 +291,7 @@ def without_bad_images(dataset: SegmentationDataset, args: DataArguments) -> Seg
         return None
 
     with ThreadPoolExecutor(max(1, args.dataloader_num_workers)) as pool:
-        errors = list(tqdm(pool.map(error_of, range(len(dataset))), "check", len(dataset), leave=False))
+        errors = list(progress(pool.map(error_of, range(len(dataset))), "check", len(dataset), leave=False))
     skipped = [error for error in errors if error]
     if len(skipped) == len(dataset):
         raise ValueError(f"All {len(dataset)} images are invalid; the first one: {skipped[0]}")
@@ -309,7 +309,7 @@ def without_empty(dataset: SegmentationDataset) -> SegmentationDataset:
             return replace(dataset, rows=rows)
     if not isinstance(dataset.rows, Dataset):
         raise ValueError("drop_empty needs a column objects or segments_info in a streamed dataset.")
-    indices = tqdm(range(len(dataset)), "find images with objects", leave=False)
+    indices = progress(range(len(dataset)), "find images with objects", leave=False)
     return replace(dataset, rows=dataset.rows.select([index for index in indices if dataset[index][1].classes]))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..label_maps import compress_counts, encode_rle
+from ..progress import progress
 from .dataset import SegmentationDataset
 from .segments import Segments
 
@@ -113,7 +113,7 @@ def write_parquet(dataset: SegmentationDataset, task: str, folder: Path, split: 
         datasets.Dataset.from_list(rows, features=features).to_parquet(files[-1])
         rows.clear()
 
-    for row in tqdm(make_rows(dataset, task, workers), f"prepare {split}", len(dataset), unit="image"):
+    for row in progress(make_rows(dataset, task, workers), f"prepare {split}", len(dataset), unit="image"):
         rows.append(row)
         size += len(row["image"]["bytes"])
         if size >= SHARD_BYTES:

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +34,8 @@ class SourceImage:
     read: Callable[[], Tensor]
 
 
-def list_images(source: str, split: str, every: int, output: Path | None = None) -> Iterator[SourceImage]:
-    """Images of a source in a fixed order.
+def list_images(source: str, split: str, every: int, output: Path | None = None) -> Iterable[SourceImage]:
+    """Images of a source in a fixed order: a list, or for videos, whose number of frames is unknown, an iterator.
 
     Args:
         source: folder, image file, glob, video file, or dataset (Hub name, or folder of parquet files).
@@ -48,8 +48,7 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
     """
     path = Path(source)
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-        yield from video_frames(path, every)
-        return
+        return video_frames(path, every)
     if path.is_dir():
         files = sorted(file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES)
         root = path
@@ -66,16 +65,17 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
         raise ValueError(f"{source} has parquet files and {len(files)} images; give the folder of one of them.")
     if files:
         names = unique_names(files, root)
-        for index in range(0, len(files), every):
-            file = files[index]
-            relative = file.relative_to(root).as_posix() if root else file.name
-            yield SourceImage(names[index], index, relative, lambda file=file: read_image(file))
-    elif path.is_dir() and not tables:
+        relative = [file.relative_to(root).as_posix() if root else file.name for file in files]
+        rows = list(enumerate(zip(files, names, relative, strict=True)))[::every]
+        return [
+            SourceImage(name, index, file_name, lambda file=file: read_image(file))
+            for index, (file, name, file_name) in rows
+        ]
+    if path.is_dir() and not tables:
         raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}).")
-    elif glob.has_magic(source):
+    if glob.has_magic(source):
         raise ValueError(f"No file matches {source}.")
-    else:
-        yield from dataset_images(source, split, every)
+    return dataset_images(source, split, every)
 
 
 def is_prediction(file: Path) -> bool:
@@ -126,7 +126,7 @@ def video_frames(path: Path, every: int) -> Iterator[SourceImage]:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
 
 
-def dataset_images(source: str, split: str, every: int) -> Iterator[SourceImage]:
+def dataset_images(source: str, split: str, every: int) -> list[SourceImage]:
     """Images of a dataset.
 
     Raises:
@@ -145,7 +145,9 @@ def dataset_images(source: str, split: str, every: int) -> Iterator[SourceImage]
         with image_errors():
             return to_rgb(open_image(rows[index][column]))
 
+    images = []
     for index in range(0, len(rows), every):
         name, row = f"{split}_{index:06d}", rows.select_columns(known)[index] if known else {}
         image_id, file = row.get("image_id", index), row.get("file_name", f"{name}.png")
-        yield SourceImage(name, image_id, file, lambda index=index: read(index))
+        images.append(SourceImage(name, image_id, file, lambda index=index: read(index)))
+    return images

@@ -12,13 +12,13 @@ from accelerate.utils import gather_object, send_to_device
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm.auto import tqdm
 
 from ..data.dataset import SegmentationDataset
 from ..data.formats.format import ImageRecord, PredictionFormat, describe_segments
 from ..data.segments import VOID, Segments
 from ..diagnostics import LayerDiagnostics, diagnose
 from ..image_processing_mpformer import MPFormerImageProcessor
+from ..progress import progress
 from .drawing import draw_pair
 from .task_metrics import TaskMetrics
 
@@ -140,7 +140,7 @@ def evaluate_model(
     things, drawn, rows, records, start = "instance" in scores.metrics, 0, [], [], time.perf_counter()
     was_training = model.training
     model.eval()
-    for batch in tqdm(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
+    for batch in progress(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
         for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections, things)):
             rows.append((scores.add(predictions, batch["segments"][row]), batch["index"][row]))
             if writers:
@@ -256,7 +256,7 @@ def diagnose_model(
     """Layer-wise diagnostics of a split, see `mpformer_hf.diagnostics`, over all processes."""
     was_training, total = model.training, LayerDiagnostics()
     model.eval()
-    for batch in tqdm(loader, desc="diagnose", disable=not accelerator.is_local_main_process, leave=False):
+    for batch in progress(loader, desc="diagnose", disable=not accelerator.is_local_main_process, leave=False):
         maps, classes = zip(*((segments.map, segments.classes) for segments in batch["segments"]), strict=True)
         inputs = dict(processor(batch["images"], list(maps), list(classes), ignore_index=VOID, return_tensors="pt"))
         inputs.pop("pixel_mask")

@@ -1,0 +1,33 @@
+"""Progress bars on a terminal; plain lines in a log file."""
+
+import sys
+from typing import TextIO
+
+from tqdm.auto import tqdm
+
+SECONDS = 10  # between two lines
+LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} passed, {remaining} left, {rate_fmt}{postfix}"
+
+
+class Lines:
+    """A file to which a bar writes lines instead of overwriting one line."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, text: str) -> None:
+        """Write what is not empty as a line."""
+        text = text.strip()
+        if text:
+            self.file.write(f"{text}\n")
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def progress(*args, **options) -> tqdm:
+    """A `tqdm` bar; where the output is not a terminal, a line every ten seconds, and none for what takes less."""
+    if sys.stderr.isatty():
+        return tqdm(*args, **options)
+    interval = {"mininterval": SECONDS, "maxinterval": SECONDS, "delay": SECONDS}
+    return tqdm(*args, **options, **interval, file=Lines(sys.stderr), bar_format=LINE)

@@ -1,0 +1,34 @@
+"""Progress in a log file: plain lines with what is left."""
+
+import io
+import sys
+import time
+
+from mpformer_hf import progress as module
+from mpformer_hf.progress import progress
+
+
+def test_lines_in_a_file(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(module, "SECONDS", 0.05)
+    bar = progress(range(6), "predict", unit="image")
+    for _ in bar:
+        time.sleep(0.04)
+    lines = written.getvalue().splitlines()
+    assert "\r" not in written.getvalue() and 1 < len(lines) < 8
+    assert lines[-1].startswith("predict: 6 of 6, 00:00 passed, 00:00 left") and "image" in lines[-1]
+
+
+def test_what_is_fast_writes_nothing(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    assert list(progress(range(3), "check", leave=False)) == [0, 1, 2] and not written.getvalue()
+
+
+def test_a_terminal_has_a_bar(monkeypatch):
+    written = io.StringIO()
+    written.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", written)
+    list(progress(range(3), "check"))
+    assert "\r" in written.getvalue() and "3/3" in written.getvalue()
