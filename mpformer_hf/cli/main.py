@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "score a model on a dataset: PQ, AP, mIoU",
     "convert": "convert checkpoints of the public releases, or to a plain Mask2Former",
     "export": "export a model to ONNX or torch.export",
+    "serve": "serve a model over HTTP",
     "push": "publish a model on the Hub",
 }
 USAGE = """usage: mpformer COMMAND ...
