@@ -3,9 +3,9 @@
 mpformer serve outputs/yours --port 8000
 curl --data-binary @photo.jpg http://127.0.0.1:8000/predict
 
-One process and one model; requests that wait are predicted together. Requests and images that are too large are refused,
-and so are requests beyond the queue. There is no authentication: put it behind a server that has it. Needs `pip install
-"mpformer-hf[serve]"`.
+One process and one model; requests that wait are predicted together. Requests and images that are too large are
+refused, and so are requests beyond the queue. There is no authentication: put it behind a server that has it. Needs
+`pip install "mpformer-hf[serve]"`.
 """
 
 import argparse
