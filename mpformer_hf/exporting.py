@@ -16,6 +16,7 @@ from .files import write_atomically
 from .image_processing_mpformer import MPFormerImageProcessor
 from .loading import load_model, load_processor
 from .modeling_mpformer import MPFormerForUniversalSegmentation
+from .onnx_precision import calibration_images, convert_to_half, quantize
 
 STRIDE, LARGEST_BATCH, LONGEST_SIDE = 32, 64, 8192
 # They compute window sizes with Python integers, which are traced as constants; to see that takes minutes.
@@ -140,6 +141,7 @@ def require_onnx() -> None:
         ValueError: packages for ONNX are missing.
     """
     try:
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -214,7 +216,14 @@ def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, s
 
 
 def export(
-    name: str, file: Path, height: int, width: int, with_postprocessing: bool = False, detections: int = 100
+    name: str,
+    file: Path,
+    height: int,
+    width: int,
+    with_postprocessing: bool = False,
+    detections: int = 100,
+    precision: str = "fp32",
+    calibration: Path | None = None,
 ) -> tuple[float, bool]:
     """Export a saved model; the file is checked against the model before it is put in place. The image processor is
     saved beside it, as `NAME_processor/`.
@@ -225,9 +234,12 @@ def export(
         height, width: size of the traced images in pixels, multiples of 32.
         with_postprocessing: from 8-bit images to results of the processor's task, see `exported_postprocessing.py`.
         detections: number of instances of an image, for that.
+        precision: of an ONNX file: fp32, fp16 or int8.
+        calibration: folder of images, for int8.
 
     Returns:
-        largest absolute difference of an output, and whether the image size is dynamic.
+        largest absolute difference of an output (of fp16 and int8: of the float32 file before), and whether the image
+        size is dynamic.
 
     Raises:
         ValueError: an argument is invalid, or the exported model differs from the original.
@@ -240,6 +252,12 @@ def export(
             raise ValueError(f"{path} exists; choose another file name.")
     if height % STRIDE or width % STRIDE or min(height, width) < 2 * STRIDE:
         raise ValueError(f"{height}x{width}: sides must be multiples of {STRIDE}, at least {2 * STRIDE}.")
+    if precision != "fp32" and file.suffix != ".onnx":
+        raise ValueError(f"precision {precision} is for .onnx files.")
+    if (precision == "int8") != (calibration is not None):
+        raise ValueError("precision int8 needs a folder of images to calibrate with, and no other precision does.")
+    if calibration is not None:
+        calibration_images(calibration)
     if file.suffix == ".onnx":
         require_onnx()
     loaded, processor = load_model(name), load_processor(name)
@@ -250,5 +268,9 @@ def export(
     with write_atomically(file) as temporary:
         check = partial(save_and_compare, model, file=temporary, metadata=metadata)
         exported = export_program(model, height, width, check)
+        if precision == "fp16":
+            convert_to_half(temporary)
+        elif precision == "int8":
+            quantize(temporary, calibration, processor, model.input_name, (height, width))
         processor.save_pretrained(processor_folder)
     return exported.difference, exported.dynamic_size

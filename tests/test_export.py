@@ -15,8 +15,11 @@ from torch.nn import functional as F
 from mpformer_hf import MPFormerImageProcessor, exporting
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.exported_postprocessing import RESULTS, Postprocessing
+from mpformer_hf.images import read_image, to_rgb
 from mpformer_hf.loading import load_model
 from mpformer_hf.modeling_mpformer import MPFormerForUniversalSegmentationOutput
+from tests import official_folders as make
+from tests.datasets_on_disk import photo as photo_of
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,3 +202,40 @@ def test_other_runtimes_read_the_graph(saved, tmp_path):
             expected = model(pixel_values)
         for name in exporting.OUTPUTS:
             torch.testing.assert_close(torch.from_numpy(outputs[name]), expected[name], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_are_near_the_model(precision, saved, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    make.mask_images(tmp_path / "photos")
+    file = tmp_path / "model.onnx"
+    flags = ["--height", "64", "--width", "96", "--precision", precision]
+    flags += ["--calibration", str(tmp_path / "photos")] if precision == "int8" else []
+    mpformer(["export", str(saved["resnet"]), str(file), *flags])
+    content = onnx.load(file)
+    if precision == "int8":
+        assert "QuantizeLinear" in graph_operators(content.graph)
+    else:
+        kinds = [row.data_type for row in content.graph.initializer]
+        assert kinds.count(onnx.TensorProto.FLOAT16) > len(kinds) / 4
+    assert {row.key for row in content.metadata_props} >= {"labels", "task", "size"}
+    photo = read_image(next((tmp_path / "photos").rglob("*.jpg"))) if precision == "int8" else to_rgb(photo_of(48, 64))
+    processor = MPFormerImageProcessor(size={"height": 96, "width": 128})
+    pixel_values = processor([photo, photo], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = load_model(str(saved["resnet"]))(pixel_values).masks_queries_logits
+    found = exporting.run_exported(file, pixel_values)[1]
+    assert (
+        0 < (found - expected).abs().mean() < (0.005 if precision == "fp16" else 0.25) * expected.abs().mean() + 0.002
+    )
+
+
+def test_precisions_that_do_not_fit(saved, tmp_path):
+    argv = ["export", str(saved["resnet"]), str(tmp_path / "model.onnx"), "--precision"]
+    with pytest.raises(SystemExit, match="int8 needs a folder of images to calibrate with"):
+        mpformer([*argv, "int8"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty has no image to calibrate with"):
+        mpformer([*argv, "int8", "--calibration", str(tmp_path / "empty")])
+    with pytest.raises(SystemExit, match=r"precision fp16 is for \.onnx files"):
+        mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--precision", "fp16"])

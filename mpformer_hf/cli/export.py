@@ -2,6 +2,7 @@
 
 mpformer export outputs/yours model.onnx
 mpformer export outputs/yours model.onnx --with-postprocessing
+mpformer export outputs/yours model_int8.onnx --precision int8 --calibration photos/
 mpformer export outputs/yours model.pt2 --height 512 --width 1024
 
 Input: `pixel_values` `[batch, 3, height, width]`, as the image processor makes it. Outputs: `class_queries_logits` and
@@ -13,8 +14,9 @@ thresholds are in the metadata of the file; the image processor is saved beside 
 The batch size is dynamic; image sides may be any multiple of 32, unless the backbone cannot be traced so (Swin, SwinV2
 and others; the command says it). The file is checked against the model before it is put in place. ONNX needs `pip
 install "mpformer-hf[onnx]"`; the graph has no loops, so that other runtimes read it (tested: onnxruntime, OpenVINO).
-`scripts/run_onnx.py` is a program without torch. Not run here: `trtexec --onnx=model.onnx --fp16
---optShapes=image:1x3x512x512`.
+`--precision fp16` halves the weights of most operators, for GPUs; `int8` quantises convolutions and matrix products,
+with ranges of the `--calibration` images. `scripts/run_onnx.py` is a program without torch. Not run here: `trtexec
+--onnx=model.onnx --fp16 --optShapes=image:1x3x512x512`.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import warnings
 from pathlib import Path
 
 from ..exporting import export
+from ..onnx_precision import PRECISIONS
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,11 +42,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=512, help="width of the traced images")
     parser.add_argument("--with-postprocessing", action="store_true", help="from 8-bit images to results")
     parser.add_argument("--detections", type=int, default=100, help="number of instances of an image, for that")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of an ONNX file")
+    parser.add_argument("--calibration", type=Path, help="folder of some typical images, for int8")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     difference, dynamic = export(
-        args.model, args.file, args.height, args.width, args.with_postprocessing, args.detections
+        args.model,
+        args.file,
+        args.height,
+        args.width,
+        args.with_postprocessing,
+        args.detections,
+        args.precision,
+        args.calibration,
     )
     size = args.file.stat().st_size / 2**20
     images = "any multiple of 32" if dynamic else f"only {args.height}x{args.width}"
