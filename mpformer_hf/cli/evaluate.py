@@ -28,7 +28,7 @@ from ..data.splits import check_label_maps
 from ..evaluation.evaluator import EvaluationDetails, diagnose_model, draw_rows, evaluate_model, evaluation_loader
 from ..evaluation.plots import plot_diagnostics
 from ..evaluation.report import write_report
-from ..evaluation.task_metrics import most_frequent_class, score_constant
+from ..evaluation.task_metrics import format_score, most_frequent_class, score_constant
 from ..files import write_json
 from ..loading import load_model, load_processor
 
@@ -164,10 +164,15 @@ def score_model(
     if args.diagnostics and accelerator.is_main_process:
         plot_diagnostics({name: diagnostics}, Path(args.diagnostics))
     if args.report and accelerator.is_main_process:
+        main_scores = {row: score for score, row in details.image_scores}
+
+        def captions_of(rows: list[int]) -> list[str]:
+            return [f"{split.identity(row)[1]}: {format_score(main_scores[row], 3)}" for row in rows]
+
         plot = io.BytesIO()
         plot_diagnostics({name: diagnostics}, plot)
         worst, best = (
-            list(zip(draw_rows(model, processor, split, rows, accelerator), (f"image {i}" for i in rows), strict=True))
+            list(zip(draw_rows(model, processor, split, rows, accelerator), captions_of(rows), strict=True))
             for rows in details.extremes(args.num_pictures // 2)
         )
         title = f"{name} on {Path(data.dataset_name).name}, {data.eval_split}"

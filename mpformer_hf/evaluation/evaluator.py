@@ -108,6 +108,15 @@ def evaluation_loader(
     return DataLoader(batches, batch_sampler=SameSizeBatches(batches, batch_size), collate_fn=batches.collate)
 
 
+def batches_with_progress(loader: DataLoader, title: str, accelerator: Accelerator) -> Iterator[dict]:
+    """Batches of a loader, with the number of images that are left."""
+    options = {"unit": "image", "leave": False, "disable": not accelerator.is_local_main_process}
+    with progress(total=len(loader.dataset), desc=title, **options) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch["index"]))
+
+
 @torch.no_grad()
 def evaluate_model(
     model: torch.nn.Module,
@@ -140,7 +149,7 @@ def evaluate_model(
     things, drawn, rows, records, start = "instance" in scores.metrics, 0, [], [], time.perf_counter()
     was_training = model.training
     model.eval()
-    for batch in progress(loader, desc="evaluate", disable=not accelerator.is_local_main_process, leave=False):
+    for batch in batches_with_progress(loader, "evaluate", accelerator):
         for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections, things)):
             rows.append((scores.add(predictions, batch["segments"][row]), batch["index"][row]))
             if writers:
@@ -256,7 +265,7 @@ def diagnose_model(
     """Layer-wise diagnostics of a split, see `mpformer_hf.diagnostics`, over all processes."""
     was_training, total = model.training, LayerDiagnostics()
     model.eval()
-    for batch in progress(loader, desc="diagnose", disable=not accelerator.is_local_main_process, leave=False):
+    for batch in batches_with_progress(loader, "diagnose", accelerator):
         maps, classes = zip(*((segments.map, segments.classes) for segments in batch["segments"]), strict=True)
         inputs = dict(processor(batch["images"], list(maps), list(classes), ignore_index=VOID, return_tensors="pt"))
         inputs.pop("pixel_mask")
