@@ -112,6 +112,17 @@ def test_frames_of_a_video(saved, tmp_path):
         "drive_000000.png",
         "drive_000003.png",
     ]
+    run(saved, tmp_path / "drive.mp4", tmp_path / "video", "--every", "2", "--write", "video")
+    overlays = sorted((tmp_path / "video" / "overlays").iterdir())
+    with av.open(str(tmp_path / "video" / "overlays.mp4")) as video:
+        assert video.streams.video[0].average_rate == 2.5
+        frames = [np.asarray(frame.to_image(), dtype=int) for frame in video.decode(video=0)]
+    assert len(frames) == len(overlays) == 3
+    for frame, overlay in zip(frames, overlays, strict=True):
+        picture = np.asarray(Image.open(overlay).convert("RGB"), dtype=int)
+        assert abs(frame[: picture.shape[0], : picture.shape[1]] - picture).mean() < 12
+    with pytest.raises(SystemExit, match="--write video is for videos"):
+        run(saved, tmp_path / "video" / "overlays", tmp_path / "new", "--write", "video")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(SystemExit, match="cannot be read as a video"):
         run(saved, tmp_path / "broken.mp4", tmp_path / "out2")

@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None) -> dict:
         print(json.dumps(scores, indent=2))
         if args.output_file:
             write_json(scores, Path(args.output_file))
+    accelerator.end_training()  # ends the process group: a process that exits with one may abort
     return scores
 
 

@@ -2,7 +2,7 @@
 
 mpformer predict outputs/yours photos/ predictions
 mpformer predict outputs/yours "photos/*.jpg" predictions --write overlays --flip --scales 1 0.75 1.25
-mpformer predict outputs/yours drive.mp4 predictions --every 5
+mpformer predict outputs/yours drive.mp4 predictions --every 5 --write video
 mpformer predict outputs/yours you/your-dataset predictions --split test
 accelerate launch --num_processes 4 -m mpformer_hf.cli.predict outputs/yours photos/ predictions
 
@@ -31,7 +31,8 @@ from ..data.formats.format import Category, ImageRecord
 from ..data.formats.registry import DEFAULTS, FORMATS
 from ..data.predictions import finish, is_complete, write_result
 from ..data.sources import PICTURES, SourceImage, list_images
-from ..files import check_new_folder, lock_folder, read_json, write_json
+from ..data.video import frame_rate, write_video
+from ..files import VIDEO_SUFFIXES, check_new_folder, lock_folder, read_json, write_atomically, write_json
 from ..image_processing_mpformer import TASKS
 from ..inference import InferenceOptions, Predictor
 from ..loading import fingerprint, load_model, load_processor
@@ -76,6 +77,11 @@ def predict(args: argparse.Namespace) -> None:
     if args.every < 1 or args.batch_size < 1:
         raise ValueError("--every and --batch_size must be at least 1.")
     options = InferenceOptions(args.flip, args.scales, args.window, args.overlap, args.threshold)
+    rate = None
+    if "video" in args.write:
+        if Path(args.source).suffix.lower() not in VIDEO_SUFFIXES:
+            raise ValueError(f"--write video is for videos ({', '.join(VIDEO_SUFFIXES)}), not for {args.source}.")
+        rate = frame_rate(Path(args.source)) / args.every
     state = Accelerator()
     model, processor = load_model(args.model), load_processor(args.model)
     predictor = Predictor(model.to(state.device), processor, args.task, options)
@@ -102,7 +108,9 @@ def predict(args: argparse.Namespace) -> None:
 
     source = list_images(args.source, args.split, args.every, args.output)
     identities, skipped = {}, []  # id and file name of each image, by name
-    pictures = [kind for kind in args.write if kind == "overlays" or task == "semantic"]
+    pictures = [kind for kind in args.write if kind == "overlays" or (kind == "maps" and task == "semantic")]
+    if rate is not None and "overlays" not in pictures:
+        pictures.append("overlays")  # what the video is made of
 
     def images_of_process() -> Iterator[SourceImage]:
         for index, image in enumerate(progress(source, "predict", unit="image", disable=not state.is_main_process)):
@@ -129,12 +137,17 @@ def predict(args: argparse.Namespace) -> None:
     if state.is_main_process:
         complete = {name: identity for name, identity in identities.items() if name not in unread}
         files = finish(args.output, complete, writers)
+        if rate is not None and complete:
+            with write_atomically(args.output / "overlays.mp4") as temporary:
+                write_video([args.output / "overlays" / f"{name}.png" for name in complete], temporary, rate)
+            print(f"video: {args.output / 'overlays.mp4'}")
         print(f"{len(complete)} of {len(identities)} images are in {args.output}")
         for file in files:
             print(f"results of all images: {file}")
         lock.release()
-        if not complete:
-            raise ValueError(f"None of the {len(identities)} images could be segmented.")
+    state.end_training()  # ends the process group: a process that exits with one may abort
+    if state.is_main_process and not complete:
+        raise ValueError(f"None of the {len(identities)} images could be segmented.")
 
 
 def check_output(output: Path, settings: dict) -> None:
@@ -167,7 +180,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", help="folder, image, glob, video, or dataset (Hub name, or folder of parquet files)")
     parser.add_argument("output", type=Path, help="new folder, or the folder of a run to resume")
     parser.add_argument("--task", choices=TASKS, help="default: the processor's")
-    parser.add_argument("--write", nargs="+", choices=PICTURES, default=PICTURES, help="pictures to write")
+    parser.add_argument(
+        "--write",
+        nargs="+",
+        choices=(*PICTURES, "video"),
+        default=PICTURES,
+        help="pictures to write; video: overlays of a video as overlays.mp4",
+    )
     parser.add_argument(
         "--formats", nargs="*", choices=list(FORMATS), help="files for official and annotation tools; default: COCO's"
     )

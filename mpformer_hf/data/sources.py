@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
 from ..images import image_errors, read_image, to_rgb
+from .video import read_frames
 
 PICTURES = ("overlays", "maps")  # folders of `mpformer predict`
 LONGEST_NAME = 200  # bytes; file systems allow 255, with suffix and prefix
@@ -48,7 +49,7 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
     """
     path = Path(source)
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-        return video_frames(path, every)
+        return video_images(path, every)
     if path.is_dir():
         files = sorted(file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES)
         root = path
@@ -105,25 +106,11 @@ def unique_names(files: list[Path], root: Path | None) -> list[str]:
     ]
 
 
-def video_frames(path: Path, every: int) -> Iterator[SourceImage]:
-    """Frames of a video.
-
-    Raises:
-        ValueError: PyAV is missing, or the file cannot be read.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError('Videos need PyAV: pip install "mpformer-hf[video]".') from error
-    try:
-        with av.open(str(path)) as video:
-            for index, frame in enumerate(video.decode(video=0)):
-                if index % every == 0:
-                    image = frame.to_image()
-                    name = f"{path.stem}_{index:06d}"
-                    yield SourceImage(name, index, f"{name}.png", lambda image=image: to_rgb(image))
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+def video_images(path: Path, every: int) -> Iterator[SourceImage]:
+    """Frames of a video, see `read_frames`."""
+    for index, image in read_frames(path, every):
+        name = f"{path.stem}_{index:06d}"
+        yield SourceImage(name, index, f"{name}.png", lambda image=image: to_rgb(image))
 
 
 def dataset_images(source: str, split: str, every: int) -> list[SourceImage]:
