@@ -71,7 +71,7 @@ class BatchWorker:
                 continue
             try:
                 results = self.predictor([image for image, _ in batch])
-            except Exception as error:  # any: the service goes on
+            except Exception as error:  # of many kinds; the service must continue
                 for _, future in batch:
                     future.set_exception(error)
                 continue
