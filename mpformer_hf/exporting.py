@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .exported_postprocessing import RESULTS, Postprocessing
+from .exported_windows import replace_window_attention
 from .files import write_atomically
 from .image_processing_mpformer import MPFormerImageProcessor
 from .loading import load_model, load_processor
@@ -19,8 +20,6 @@ from .modeling_mpformer import MPFormerForUniversalSegmentation
 from .onnx_precision import calibration_images, convert_to_half, quantize
 
 STRIDE, LARGEST_BATCH, LONGEST_SIDE = 32, 64, 8192
-# They compute window sizes with Python integers, which are traced as constants; to see that takes minutes.
-FIXED_SIZE = ("swin", "swinv2")
 OUTPUTS = ["class_queries_logits", "masks_queries_logits"]
 TOLERANCE = 1e-3  # for mask logits, whose magnitude is in the tens
 
@@ -33,7 +32,7 @@ class ExportableModel(nn.Module):
         self.model = model
         encoder = model.model.pixel_level_module.encoder
         encoder.set_attn_implementation("eager")  # fused attention cannot be exported to ONNX
-        self.fixed_size = model.config.backbone_config.model_type in FIXED_SIZE
+        self.smallest_side = STRIDE * (replace_window_attention(encoder) + 1)
         self.input_name, self.output_names, self.dtype = "pixel_values", OUTPUTS, torch.float32
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +52,7 @@ class EndToEndModel(nn.Module):
 
     def __init__(self, model: ExportableModel, processor: MPFormerImageProcessor, detections: int):
         super().__init__()
-        self.model, self.fixed_size = model, model.fixed_size
+        self.model, self.smallest_side = model, model.smallest_side
         self.input_name, self.output_names, self.dtype = "image", RESULTS[processor.task], torch.uint8
         self.postprocessing = Postprocessing(
             processor.task,
@@ -80,20 +79,20 @@ class Exported:
 
     Attributes:
         program: of torch.export, with a dynamic batch size.
-        dynamic_size: whether the image size is dynamic too.
+        smallest_side: smallest image side in pixels if the image size is dynamic too, else None.
         height, width: sides of the traced images in pixels.
         difference: largest absolute difference of a logit.
     """
 
     program: ExportedProgram
-    dynamic_size: bool
+    smallest_side: int | None
     height: int
     width: int
     difference: float = math.inf
 
     def other_images(self, dtype: torch.dtype) -> Tensor:
         """Images of another batch size and, if it is dynamic, of another image size than the traced ones."""
-        grow = STRIDE if self.dynamic_size else 0
+        grow = STRIDE if self.smallest_side else 0
         size = (3, 3, self.height + grow, self.width + 2 * grow)
         return random_images(size, dtype)
 
@@ -116,15 +115,17 @@ def export_program(model: Exportable, height: int, width: int, check: Callable[[
     Raises:
         ValueError: the model cannot be exported.
     """
-    rows, columns = (Dim(name, min=2, max=LONGEST_SIDE // STRIDE) for name in ("rows", "columns"))
+    rows, columns = (
+        Dim(name, min=model.smallest_side // STRIDE, max=LONGEST_SIDE // STRIDE) for name in ("rows", "columns")
+    )
     batch = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
     sizes = {**batch, 2: STRIDE * rows, 3: STRIDE * columns}
     example = torch.zeros(2, 3, height, width, dtype=model.dtype)
-    for dynamic in (batch,) if model.fixed_size else (sizes, batch):
+    for dynamic in (batch,) if min(height, width) < model.smallest_side else (sizes, batch):
         try:
             with torch.no_grad():
                 program = torch.export.export(model, (example,), dynamic_shapes={model.input_name: dynamic})
-            exported = Exported(program, 2 in dynamic, height, width)
+            exported = Exported(program, model.smallest_side if 2 in dynamic else None, height, width)
             exported.difference = check(exported)
         except Exception as error:  # of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -224,7 +225,7 @@ def export(
     detections: int = 100,
     precision: str = "fp32",
     calibration: Path | None = None,
-) -> tuple[float, bool]:
+) -> tuple[float, int | None]:
     """Export a saved model; the file is checked against the model before it is put in place. The image processor is
     saved beside it, as `NAME_processor/`.
 
@@ -238,8 +239,8 @@ def export(
         calibration: folder of images, for int8.
 
     Returns:
-        largest absolute difference of an output (of fp16 and int8: of the float32 file before), and whether the image
-        size is dynamic.
+        largest absolute difference of an output (of fp16 and int8: of the float32 file before), and the smallest
+        image side in pixels, None if the image size is fixed.
 
     Raises:
         ValueError: an argument is invalid, or the exported model differs from the original.
@@ -273,4 +274,4 @@ def export(
         elif precision == "int8":
             quantize(temporary, calibration, processor, model.input_name, (height, width))
         processor.save_pretrained(processor_folder)
-    return exported.difference, exported.dynamic_size
+    return exported.difference, exported.smallest_side

@@ -74,7 +74,7 @@ def exports(model: MPFormerForUniversalSegmentation, side: int) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
             check = partial(save_and_compare, exportable, file=Path(folder) / "model.pt2")
-            return "any size" if export_program(exportable, side, side, check).dynamic_size else "one size"
+            return "any size" if export_program(exportable, side, side, check).smallest_side else "one size"
     except ValueError:
         return "no"
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from transformers import AutoBackbone, SwinConfig, Swinv2Config
 
 from mpformer_hf import MPFormerImageProcessor, exporting
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.exported_postprocessing import RESULTS, Postprocessing
+from mpformer_hf.exported_windows import replace_window_attention
 from mpformer_hf.images import read_image, to_rgb
 from mpformer_hf.loading import load_model
 from mpformer_hf.modeling_mpformer import MPFormerForUniversalSegmentationOutput
@@ -36,21 +38,39 @@ def saved(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("backbone, name", [("resnet", "model.onnx"), ("swin", "model.onnx"), ("resnet", "model.pt2")])
-def test_the_file_is_the_model(saved, tmp_path, backbone, name, capsys):
+@pytest.mark.parametrize(
+    "backbone, name, smallest", [("resnet", "model.onnx", 64), ("swin", "model.onnx", 160), ("resnet", "model.pt2", 64)]
+)
+def test_the_file_is_the_model(saved, tmp_path, backbone, name, smallest, capsys):
     if name.endswith("onnx"):
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    mpformer(["export", str(saved[backbone]), str(tmp_path / name), "--height", "64", "--width", "96"])
-    sides = "any multiple of 32" if backbone == "resnet" else "only 64x96"
-    assert f"image sides: {sides}): largest difference of an output" in capsys.readouterr().out
+    sides = ["--height", str(smallest), "--width", str(smallest + 32)]
+    mpformer(["export", str(saved[backbone]), str(tmp_path / name), *sides])
+    assert f"image sides: multiples of 32 from {smallest}): largest difference of an output" in capsys.readouterr().out
     assert sorted(file.name for file in tmp_path.iterdir()) == [name, "model_processor"]
-    size = (96, 64) if backbone == "resnet" else (64, 96)
-    pixel_values = torch.randn(1, 3, *size)
+    pixel_values = torch.randn(1, 3, smallest + 64, smallest)
     logits = exporting.ExportableModel(load_model(str(saved[backbone])))
     with torch.no_grad():
         expected = logits(pixel_values)
     for ours, theirs in zip(exporting.run_exported(tmp_path / name, pixel_values), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("config", [SwinConfig, Swinv2Config])
+@pytest.mark.parametrize("size", [(96, 160), (128, 128), (32, 64), (256, 224)])
+def test_windows_that_can_be_exported_are_those_of_transformers(config, size):
+    options = {"embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 1, 2, 2], "window_size": 4}
+    torch.manual_seed(0)
+    encoder = AutoBackbone.from_config(config(**options, out_indices=[1, 2, 3, 4])).eval()
+    for bias in (layer.bias for layer in encoder.modules() if isinstance(layer, torch.nn.Linear)):
+        if bias is not None:
+            torch.nn.init.normal_(bias)  # so that padding changes the attention
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = encoder(image).feature_maps
+        assert replace_window_attention(encoder) == 4
+        for ours, theirs in zip(encoder(image).feature_maps, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
 def test_what_differs_is_not_kept(saved, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from mpformer_hf.targets import Targets, collect_targets
 FIXTURES = Path(__file__).parent / "fixtures"
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
-    "swin": SwinConfig(embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES),
+    "swin": SwinConfig(embed_dim=12, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES),
     "resnet": ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic", out_features=STAGES
     ),

@@ -11,9 +11,10 @@ results at its size: `segmentation` (semantic); `scores`, `labels`, `masks` (ins
 `scores`, `labels` (panoptic: segment i is query i - 1, whose score is not 0). Class names, normalisation, sizes and
 thresholds are in the metadata of the file; the image processor is saved beside it, as `NAME_processor/`.
 
-The batch size is dynamic; image sides may be any multiple of 32, unless the backbone cannot be traced so (Swin, SwinV2
-and others; the command says it). The file is checked against the model before it is put in place. ONNX needs `pip
-install "mpformer-hf[onnx]"`; the graph has no loops, so that other runtimes read it (tested: onnxruntime, OpenVINO).
+The batch size is dynamic. Image sides may be any multiple of 32; of Swin and SwinV2 from that of two windows on (256 for
+windows of 7); of backbones that cannot be traced so, only the given ones: the command says it. The file is checked
+against the model before it is put in place. ONNX needs `pip install "mpformer-hf[onnx]"`; the graph has no loops, so
+that other runtimes read it (tested: onnxruntime, OpenVINO).
 `--precision fp16` halves the weights of most operators, for GPUs; `int8` quantises convolutions and matrix products,
 with ranges of the `--calibration` images. `scripts/run_onnx.py` is a program without torch. Not run here: `trtexec
 --onnx=model.onnx --fp16 --optShapes=image:1x3x512x512`.
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    difference, dynamic = export(
+    difference, smallest = export(
         args.model,
         args.file,
         args.height,
@@ -58,6 +59,6 @@ def main(argv: list[str] | None = None) -> None:
         args.calibration,
     )
     size = args.file.stat().st_size / 2**20
-    images = "any multiple of 32" if dynamic else f"only {args.height}x{args.width}"
+    images = f"multiples of 32 from {smallest}" if smallest else f"only {args.height}x{args.width}"
     print(f"{args.model} -> {args.file} ({size:.1f} MiB, image sides: {images}): ", end="")
     print(f"largest difference of an output {difference:.1e}")
