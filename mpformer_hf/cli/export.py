@@ -11,7 +11,7 @@ results at its size: `segmentation` (semantic); `scores`, `labels`, `masks` (ins
 `scores`, `labels` (panoptic: segment i is query i - 1, whose score is not 0). Class names, normalisation, sizes and
 thresholds are in the metadata of the file; the image processor is saved beside it, as `NAME_processor/`.
 
-The batch size is dynamic. Image sides may be any multiple of 32; of Swin and SwinV2 from that of two windows on (256 for
+The batch size is dynamic. Image sides may be any multiple of 32, with Swin and SwinV2 from two windows on (256 for
 windows of 7); of backbones that cannot be traced so, only the given ones: the command says it. The file is checked
 against the model before it is put in place. ONNX needs `pip install "mpformer-hf[onnx]"`; the graph has no loops, so
 that other runtimes read it (tested: onnxruntime, OpenVINO).
