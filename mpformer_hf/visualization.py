@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ PALETTE = (
 SHADES = (0.0, -0.4, 0.45, -0.2, 0.25, -0.55)  # towards black and white; touching instances have different ones
 READABLE = 480  # smaller images are enlarged, so that captions can be read
 MOST_CAPTIONS = 60  # with more segments the legend counts them
+MARKED = (215, 0, 40)  # contour of marked segments
 
 
 def shaded(color: tuple[int, int, int], shade: float) -> tuple[int, int, int]:
@@ -66,18 +68,41 @@ def contour(mask: np.ndarray, width: int) -> np.ndarray:
     return mask & (F.max_pool2d(inverse, 2 * width + 1, stride=1, padding=width)[0, 0] > 0).numpy()
 
 
-def result_segments(result, id2label: Mapping[int, str]) -> list[tuple[int, float | None, np.ndarray]]:
-    """(label id, score, bool `[H, W]` mask) of each segment of a post-processed result."""
+@dataclass
+class DrawnSegment:
+    """A segment of a result.
+
+    Attributes:
+        label_id: class.
+        mask: bool `[H, W]`.
+        score: None if it has none.
+        mark: text that is written beside a marked segment.
+    """
+
+    label_id: int
+    mask: np.ndarray
+    score: float | None = None
+    mark: str | None = None
+
+    def caption(self, name: str) -> str:
+        """Class name, score and mark, where there are any."""
+        score = "" if self.score is None else f"{self.score:.2f}"
+        text = " ".join(part for part in (name, score) if part)
+        return ": ".join(part for part in (text, self.mark) if part)
+
+
+def result_segments(result, id2label: Mapping[int, str]) -> list[DrawnSegment]:
+    """Segments of a post-processed result."""
     if not isinstance(result, Mapping):  # a semantic map
         labels = np.asarray(result)
-        return [(int(label), None, labels == label) for label in np.unique(labels) if int(label) in id2label]
+        return [DrawnSegment(int(label), labels == label) for label in np.unique(labels) if int(label) in id2label]
     maps = result["segmentation"]
     maps = maps.cpu().numpy() if torch.is_tensor(maps) else np.asarray(maps)
     if "segments_info" not in result:
         return result_segments(maps, id2label)
     masks = maps if maps.ndim == 3 else [maps == segment["id"] for segment in result["segments_info"]]
     return [
-        (segment["label_id"], segment.get("score"), np.asarray(mask, dtype=bool))
+        DrawnSegment(segment["label_id"], np.asarray(mask, dtype=bool), segment.get("score"), segment.get("mark"))
         for segment, mask in zip(result["segments_info"], masks, strict=True)
     ]
 
@@ -90,7 +115,8 @@ def draw_segmentation(
     Args:
         image: of any mode.
         result: semantic map `[H, W]` of class ids (ids without a name are not drawn), or the result of instance or
-            panoptic post-processing; of the image's size.
+            panoptic post-processing; of the image's size. A segment whose row of `segments_info` has a text `mark`
+            gets a red contour and this text.
         id2label: class names.
         opacity: opacity of the colours, 0 to 1.
         legend: append a legend on the right.
@@ -102,30 +128,36 @@ def draw_segmentation(
         ValueError: the result's size is not the image's.
     """
     segments = result_segments(result, id2label)
-    for _, _, mask in segments:
-        if mask.shape != image.size[::-1]:
-            height, width = mask.shape
+    for segment in segments:
+        if segment.mask.shape != image.size[::-1]:
+            height, width = segment.mask.shape
             raise ValueError(f"The result is {height}x{width}, the image {image.height}x{image.width}.")
-    segments = sorted(segments, key=lambda segment: -segment[2].sum())
+    segments = sorted(segments, key=lambda segment: -segment.mask.sum())
     factor = max(1, -(-READABLE // max(1, min(image.size)))) if min(image.size) < READABLE / 2 else 1
     image = image.convert("RGB").resize((factor * image.width, factor * image.height), Image.Resampling.BILINEAR)
-    segments = [(label, score, mask.repeat(factor, 0).repeat(factor, 1)) for label, score, mask in segments]
+    segments = [replace(segment, mask=segment.mask.repeat(factor, 0).repeat(factor, 1)) for segment in segments]
     canvas = np.asarray(image).astype(np.float32)
     width = max(1, min(image.size) // 400)
-    counts = Counter(label for label, _, _ in segments)
-    things = {label for label, score, _ in segments if score is not None}
+    counts = Counter(segment.label_id for segment in segments)
+    things = {segment.label_id for segment in segments if segment.score is not None or counts[segment.label_id] > 1}
     shades = dict.fromkeys(counts, iter(()))
     for label in things:
-        shades[label] = iter(instance_shades([mask for other, _, mask in segments if other == label]))
-    for label, _, mask in segments:
+        shades[label] = iter(instance_shades([segment.mask for segment in segments if segment.label_id == label]))
+    for segment in segments:
+        label, mask = segment.label_id, segment.mask
         color = np.array(shaded(class_color(label), SHADES[next(shades[label], 0)]), dtype=np.float32)
         canvas[mask] = (1 - opacity) * canvas[mask] + opacity * color
         line = 255.0 if color.mean() < 128 else 20.0
         canvas[contour(mask, width)] = 0.3 * color + 0.7 * line if label in things else color
+    for mask in (segment.mask for segment in segments if segment.mark):
+        canvas[contour(mask, 3 * width)] = MARKED
+        canvas[contour(mask, width)] = 255.0
     drawn = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     font = ImageFont.load_default(size=max(11, min(drawn.size) // 40))
-    names = {label: f"{id2label[label]} " if len(counts) > 1 or not legend else "" for label in counts}
-    captions = [(mask, f"{names[label]}{score:.2f}") for label, score, mask in segments if score is not None]
+    named = len(id2label) > 1 and (len(counts) > 1 or not legend)
+    names = {label: id2label[label] if named else "" for label in counts}
+    captioned = [segment for segment in segments if segment.score is not None or segment.mark]
+    captions = [(segment.mask, segment.caption(names[segment.label_id])) for segment in captioned]
     if len(captions) <= MOST_CAPTIONS:
         write_captions(ImageDraw.Draw(drawn), captions, drawn.size, font)
     if not legend or not segments:

@@ -269,8 +269,8 @@ def test_average_precision_reads_run_lengths_and_scores_single_images():
     perfect = {**truth, "scores": [1.0] * 8}
     assert metric.add(prediction=perfect, reference=truth) == 1.0
     nothing = {"masks": [], "label_ids": [], "scores": []}
-    assert metric.add(prediction=nothing, reference=nothing) == 1.0
-    assert metric.add(prediction=found, reference=nothing) == 0.0
+    assert metric.add(prediction=nothing, reference=nothing) is None
+    assert metric.add(prediction=found, reference=nothing) is None
     with pytest.raises(ValueError, match="prediction: 11 masks, 10 labels"):
         metric.add(prediction={**found, "label_ids": found["label_ids"][:-1]}, reference=truth)
 

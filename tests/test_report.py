@@ -11,7 +11,7 @@ from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import evaluate
-from mpformer_hf.evaluation.evaluator import EvaluationDetails
+from mpformer_hf.evaluation.details import EvaluationDetails
 from mpformer_hf.evaluation.report import confusion_table, write_report
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
@@ -40,9 +40,14 @@ def test_it_has_the_scores_and_nothing_from_elsewhere(page):
     file, task, scores = page
     text = file.read_text()
     assert f"<b>{scores['pq' if task == 'panoptic' else 'ap']:.3f}</b>" in text and "<td>triangle</td>" in text
-    assert text.count("data:image/jpeg;base64,") == 5, "two worst, two best, the layers"
-    assert not re.search(r"""(src|href)=["'](?!data:)""", text) and "<script" not in text
-    assert ("Confusion" in text) == (task == "panoptic")
+    figures = re.findall(r'<figure data-classes="([\d ]*)"', text)
+    assert 2 < len(figures) <= 4 and text.count("data:image/jpeg;base64,") == 2 * len(figures), "worst and best"
+    shown = set(" ".join(figures).split())
+    assert shown == set(re.findall(r'<button type="button" value="(\d+)"', text)), "the filter has the classes"
+    assert text.count("data:image/svg+xml;base64,") == (3 if task == "instance" else 2), "curves and layers"
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
+    assert ("Confusion of pixels" in text) == (task == "panoptic") and "(missed)" in text
+    assert ("threshold" in text.split("<h2>Objects")[1].split("<h2>")[0]) == (task == "instance")
     assert scores["images"] == 5
 
 
@@ -60,22 +65,16 @@ def test_a_browser_draws_it(page, tmp_path):
     assert (shown[:200].mean() < 253) and (shown[1200:].std() > 5)
 
 
-def test_extremes_are_disjoint_and_ordered():
-    details = EvaluationDetails([(0.5, 0), (0.1, 1), (0.9, 2), (0.3, 3), (0.7, 4)])
-    assert details.extremes(2) == ([1, 3], [2, 4])
-    assert details.extremes(9) == ([1, 3], [2, 4])
-    assert EvaluationDetails([(0.5, 7)]).extremes(2) == ([7], [])
-
-
 def test_many_classes_become_a_list_of_mistakes():
     confusion = np.diag(np.full(50, 100))
     confusion[3, 7] = 300
-    table = confusion_table(confusion, [f"class {i}" for i in range(50)])
+    table = confusion_table(confusion, *[[f"class {i}" for i in range(50)]] * 2, "pixels")
     assert "<tr><td>class 3</td><td>class 7</td><td>75.0</td></tr>" in table and table.count("<tr>") == 31
 
 
 def test_names_cannot_inject_anything(tmp_path):
     scores = {"mean_iou": 0.5, "images": 1, "images_per_second": 1.0, "per_class_iou": {"<b>x": None}}
-    write_report(tmp_path / "a.html", "<i>", scores, EvaluationDetails([], np.ones((1, 1))), ["<b>x"], [], [])
+    details = EvaluationDetails([], np.ones((1, 1)))
+    write_report(tmp_path / "a.html", "<i>", "semantic", scores, details, ["<b>x"], [], [])
     text = (tmp_path / "a.html").read_text()
     assert "<b>x" not in text and "&lt;b&gt;x" in text and "<i>" not in text

@@ -7,16 +7,15 @@ mpformer evaluate --model_name_or_path outputs/shapes --dataset_name data/shapes
 Prints the scores as JSON; `--output_file` saves them. Needs `pip install "mpformer-hf[data]"`.
 """
 
-import io
 import json
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from accelerate import Accelerator
-from PIL import Image
 
 from ..arguments import CheckedArguments, option, parse
 from ..data.arguments import DataArguments
@@ -25,7 +24,8 @@ from ..data.formats.format import Category
 from ..data.formats.registry import FORMATS, check_formats
 from ..data.labels import Labels
 from ..data.splits import check_label_maps
-from ..evaluation.evaluator import EvaluationDetails, diagnose_model, draw_rows, evaluate_model, evaluation_loader
+from ..evaluation.details import EvaluationDetails
+from ..evaluation.evaluator import diagnose_model, draw_rows, evaluate_model, evaluation_loader
 from ..evaluation.plots import plot_diagnostics
 from ..evaluation.report import write_report
 from ..evaluation.task_metrics import format_score, most_frequent_class, score_constant
@@ -47,7 +47,9 @@ class EvaluationArguments(CheckedArguments):
     pictures: str | None = option(None, "New folder for overlays.")
     num_pictures: int = option(8, "Number of overlays.", within="[0, inf)")
     diagnostics: str | None = option(None, "New picture (png, svg) of mask consistency and query utilisation by layer.")
-    report: str | None = option(None, "New HTML page: scores by class, worst and best images, confusion, layers.")
+    report: str | None = option(
+        None, "New HTML page: scores by class, missed and false objects, worst and best images, ..."
+    )
     max_detections: int = option(100, "Best-scored instances of an image that are counted for AP.", within="[1, inf)")
     all_scores: bool = option(
         True, "Also score boundaries of instances and segments, and in panoptic segmentation the AP of things."
@@ -165,18 +167,17 @@ def score_model(
     if args.diagnostics and accelerator.is_main_process:
         plot_diagnostics({name: diagnostics}, Path(args.diagnostics))
     if args.report and accelerator.is_main_process:
-        main_scores = {row: score for score, row in details.image_scores}
+        about = {row: f"{format_score(score, 3)}, {count} segments" for score, row, count in details.image_scores}
 
         def captions_of(rows: list[int]) -> list[str]:
-            return [f"{split.identity(row)[1]}: {format_score(main_scores[row], 3)}" for row in rows]
+            return [f"{split.identity(row)[1]}: {about[row]}" for row in rows]
 
-        plot = io.BytesIO()
-        plot_diagnostics({name: diagnostics}, plot)
         worst, best = (
             list(zip(draw_rows(model, processor, split, rows, accelerator), captions_of(rows), strict=True))
             for rows in details.extremes(args.num_pictures // 2)
         )
         title = f"{name} on {Path(data.dataset_name).name}, {data.eval_split}"
         names = split.labels.names
-        write_report(Path(args.report), title, scores, details, names, worst, best, Image.open(plot))
+        draw = partial(plot_diagnostics, {name: diagnostics})
+        write_report(Path(args.report), title, data.task, scores, details, names, worst, best, draw)
     return scores

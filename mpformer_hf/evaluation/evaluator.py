@@ -2,14 +2,11 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -19,7 +16,9 @@ from ..data.segments import VOID, Segments
 from ..diagnostics import LayerDiagnostics, diagnose
 from ..image_processing_mpformer import MPFormerImageProcessor
 from ..progress import progress
-from .drawing import draw_pair
+from .details import EvaluationDetails
+from .drawing import DrawnSides, draw_pair, draw_sides
+from .object_matches import ObjectCounts
 from .task_metrics import TaskMetrics
 
 
@@ -79,25 +78,6 @@ class SameSizeBatches(Sampler):
         yield from waiting.values()
 
 
-@dataclass
-class EvaluationDetails:
-    """What a report shows besides the scores.
-
-    Attributes:
-        image_scores: (score of one image or None, its row in the split).
-        confusion: pixels `[K, K]`, [reference, prediction].
-    """
-
-    image_scores: list[tuple[float | None, int]] = field(default_factory=list)
-    confusion: np.ndarray | None = None
-
-    def extremes(self, count: int) -> tuple[list[int], list[int]]:
-        """Rows of the worst and of the best images that have a score, at most `count` each; no row is in both."""
-        order = [row for _, row in sorted(entry for entry in self.image_scores if entry[0] is not None)]
-        count = min(count, len(order) // 2) or len(order)
-        return order[:count], order[count:][::-1][:count]
-
-
 def evaluation_loader(
     dataset: SegmentationDataset, processor: MPFormerImageProcessor, accelerator: Accelerator, batch_size: int = 1
 ) -> DataLoader:
@@ -139,37 +119,43 @@ def evaluate_model(
         pictures: folder for overlays of the first images of this process.
         num_pictures: number of overlays.
         max_detections: number of best-scored instances per image that are counted.
-        details: is filled with the scores of all images and the confusion matrix.
+        details: is filled.
         all_scores: see `TaskMetrics`.
         writers: formats that the predictions are written in.
     """
     dataset = loader.dataset.dataset
     task, labels = processor.task, dataset.labels
     scores = TaskMetrics(task, labels, max_detections, dataset.score, all_scores)
-    things, drawn, rows, records, start = "instance" in scores.metrics, 0, [], [], time.perf_counter()
+    things, drawn, images, records, start = "instance" in scores.metrics, 0, 0, [], time.perf_counter()
+    if details is not None and things:
+        details.objects = ObjectCounts(len(labels.names), processor.threshold)
     was_training = model.training
     model.eval()
     for batch in batches_with_progress(loader, "evaluate", accelerator):
         for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections, things)):
-            rows.append((scores.add(predictions, batch["segments"][row]), batch["index"][row]))
+            score, segments = scores.add(predictions, batch["segments"][row]), batch["segments"][row]
+            images += 1
+            if details is not None:
+                details.add(score, batch["index"][row], predictions, segments, labels.things)
             if writers:
                 records.append(write_predictions(writers, dataset, batch["index"][row], predictions, task))
             if pictures is not None and drawn < num_pictures:
-                picture = draw_pair(batch["images"][row], predictions["drawn"], batch["segments"][row], task, labels)
+                picture = draw_pair(batch["images"][row], predictions["drawn"], segments, task, labels)
                 pictures.mkdir(parents=True, exist_ok=True)
                 picture.save(pictures / f"{batch['index'][row]:05d}.png")
                 drawn += 1
     model.train(was_training)
     seconds = time.perf_counter() - start
-    rows = gather_object(rows)
+    images = sum(gather_object([images]))
     records = gather_object(records)
     if accelerator.is_main_process:
         for writer in writers:
             writer.finish(sorted(records, key=lambda record: record.name))
     results = scores.compute()
     if details is not None:
-        details.image_scores, details.confusion = rows, scores.confusion
-    return {**results, "images": len(rows), "images_per_second": round(len(rows) / seconds, 3)}
+        details.gather()
+        details.confusion = scores.confusion
+    return {**results, "images": images, "images_per_second": round(images / seconds, 3)}
 
 
 def write_predictions(
@@ -250,12 +236,12 @@ def draw_rows(
     dataset: SegmentationDataset,
     rows: list[int],
     accelerator: Accelerator,
-) -> list[Image.Image]:
+) -> list[DrawnSides]:
     """Ground truth and prediction of some rows of a split."""
     batches, pictures = EvaluationDataset(dataset, processor, rows), []
     for row, image, segments in (batches[index] for index in range(len(rows))):
         (predictions,) = predict_batch(model, processor, batches.collate([(row, image, segments)]), accelerator)
-        pictures.append(draw_pair(image, predictions["drawn"], segments, processor.task, dataset.labels))
+        pictures.append(draw_sides(image, predictions["drawn"], segments, processor.task, dataset.labels, legend=False))
     return pictures
 
 

@@ -1,14 +1,20 @@
-"""Plots of layer-wise diagnostics."""
+"""Plots of layer-wise diagnostics, and of precision and recall."""
 
 from pathlib import Path
 from typing import BinaryIO
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from ..diagnostics import LayerDiagnostics
+from ..visualization import class_color
+from .object_matches import ObjectCounts
+
+MOST_CURVES = 7  # classes that are drawn
+HALF = (5.0, 3.4)  # size of half a figure in inches
 
 
 def plot_diagnostics(diagnostics: dict[str, LayerDiagnostics], file: Path | BinaryIO) -> None:
@@ -27,7 +33,47 @@ def plot_diagnostics(diagnostics: dict[str, LayerDiagnostics], file: Path | Bina
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
+    save(figure, file)
+
+
+def plot_precision_recall(counts: ObjectCounts, names: list[str], file: Path | BinaryIO) -> None:
+    """Plot precision over recall, of all objects and of the classes with most objects."""
+    figure, axes = plt.subplots(figsize=HALF, constrained_layout=True)
+    _, precision, recall = counts.curve()
+    axes.plot(recall, precision, color="black", linewidth=2, label="all")
+    most = [int(label) for label in np.argsort(-counts.objects, kind="stable")[:MOST_CURVES] if counts.objects[label]]
+    for label in most if len(most) > 1 else []:
+        _, precision, recall = counts.curve(label)
+        axes.plot(recall, precision, color=np.array(class_color(label)) / 255, linewidth=1.5, label=names[label])
+    axes.set(title="precision and recall, IoU 0.5", xlabel="recall", ylabel="precision")
+    finish(axes)
+    save(figure, file)
+
+
+def plot_thresholds(counts: ObjectCounts, file: Path | BinaryIO) -> None:
+    """Plot precision, recall and F1 of all objects over the score threshold."""
+    figure, axes = plt.subplots(figsize=HALF, constrained_layout=True)
+    thresholds, precision, recall = counts.curve()
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    for values, name, style in ((precision, "precision", "--"), (recall, "recall", ":"), (f1, "F1", "-")):
+        axes.plot(thresholds, values, style, color="black", label=name)
+    if best := counts.best_threshold():
+        axes.axvline(best[0], color="#D55E00", linewidth=1, label=f"best F1: {best[0]:.2f}")
+    axes.set(title="score threshold, IoU 0.5", xlabel="score threshold")
+    finish(axes)
+    save(figure, file)
+
+
+def finish(axes: plt.Axes) -> None:
+    """Grid, limits and legend of a plot of values in [0, 1]."""
+    axes.grid(alpha=0.3)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(fontsize=8)
+
+
+def save(figure: plt.Figure, file: Path | BinaryIO) -> None:
+    """Write a figure and close it; SVG if the file is a stream."""
     if isinstance(file, Path):
         file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, **({} if isinstance(file, Path) else {"format": "svg"}))
     plt.close(figure)

@@ -1,39 +1,133 @@
-"""A self-contained HTML page of an evaluation: scores by class, worst and best images, confusion, layer diagnostics."""
+"""A self-contained HTML page of an evaluation: scores by class, objects that are found and missed, confusion, worst and
+best images, layer diagnostics."""
 
 import base64
 import html
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..files import write_text
-from .evaluator import EvaluationDetails
+from ..visualization import class_color
+from .details import EvaluationDetails
+from .drawing import DrawnSides
+from .object_matches import ObjectCounts
+from .plots import plot_precision_recall, plot_thresholds
 from .task_metrics import format_score
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1500px; margin: 1.5em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; overflow-wrap: anywhere; }
+h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: 0.15em 0.7em; text-align: right; } td:first-child, th:first-child { text-align: left; }
-tr:nth-child(even) td { background: #f6f6f6; }
-.bar { display: inline-block; height: 0.7em; background: #3b7dd8; vertical-align: baseline; }
-.numbers { display: flex; gap: 2em; flex-wrap: wrap; } .numbers b { display: block; font-size: 1.6em; }
-.confusion { overflow-x: auto; } .confusion td { text-align: right; font-size: 0.8em; padding: 0.1em 0.35em; }
+tr:nth-child(even) td { background: #f6f6f6; } tr.chosen td { background: #dcebdc; font-weight: 600; }
+.bar { display: inline-block; height: 0.7em; background: #0072B2; vertical-align: baseline; }
+.numbers { display: flex; gap: 0.6em 2em; flex-wrap: wrap; } .numbers b { display: block; font-size: 1.6em; }
+.columns, .pictures { display: grid; gap: 1em 2em; align-items: start; }
+.columns { grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); }
+.plot { overflow-x: auto; } .plot img { min-width: 340px; }
+.pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 540px), 1fr)); }
+.wide { overflow-x: auto; } .confusion td { font-size: 0.8em; padding: 0.1em 0.35em; }
 .confusion th.turned { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; font-weight: normal; }
-figure { margin: 1em 0; } img { max-width: 100%; } figcaption { color: #555; }
+figure { margin: 0; } figure.large { grid-column: 1 / -1; } img { width: 100%; } figcaption { color: #555; }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; cursor: zoom-in; align-items: start; }
+.large .sides { cursor: zoom-out; }
+.classes { display: flex; flex-wrap: wrap; gap: 0.4em; position: sticky; top: 0; background: #fff; padding: 0.5em 0;
+  z-index: 1; max-height: 7em; overflow-y: auto; }
+.classes button { font: inherit; border: 1px solid #bbb; border-radius: 1em; background: #fff; padding: 0 0.7em; }
+.classes button[aria-pressed="true"] { background: #222; color: #fff; }
+.classes i { display: inline-block; width: 0.8em; height: 0.8em; border: 1px solid #555; margin-right: 0.4em; }
+@media (max-width: 600px) {
+  body { padding: 0 0.6em; } .large .sides { grid-template-columns: 1fr; }
+  td, th { padding: 0.15em 0.35em; }
+}
 """
+SCRIPT = """
+const pictures = document.querySelectorAll(".pictures figure");
+const buttons = document.querySelectorAll(".classes button");
+buttons.forEach(button => button.onclick = () => {
+  const chosen = button.getAttribute("aria-pressed") === "true" ? "" : button.value;
+  buttons.forEach(other => other.setAttribute("aria-pressed", other.value === chosen));
+  pictures.forEach(figure => { figure.hidden = chosen && !figure.dataset.classes.split(" ").includes(chosen); });
+});
+document.querySelectorAll(".sides").forEach(sides => {
+  sides.onclick = () => sides.parentElement.classList.toggle("large");
+});
+"""
+LARGEST_SIDE = 1600  # of an embedded picture, in pixels
+THRESHOLDS = [round(0.1 * i, 1) for i in range(1, 10)]
 LARGEST_TABLE = 40  # classes of a confusion table; with more classes, the most frequent confusions are listed
 
 
-def picture(image: Image.Image, caption: str) -> str:
-    """An HTML figure with an embedded picture."""
+def embedded(image: Image.Image, text: str) -> str:
+    """An HTML image with the pixels in it."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=88)
+    image = image.convert("RGB")
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    image.save(buffer, "JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return f'<img alt="{html.escape(text)}" src="data:image/jpeg;base64,{data}">'
+
+
+def plot(draw: Callable[[io.BytesIO], None], caption: str) -> str:
+    """An HTML figure of a plot; `draw` writes it as SVG."""
+    buffer = io.BytesIO()
+    draw(buffer)
+    data, text = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption)
+    image = f'<img alt="{text}" src="data:image/svg+xml;base64,{data}">'
+    return f'<figure class="plot">{image}<figcaption>{text}</figcaption></figure>'
+
+
+def picture_figure(sides: DrawnSides, caption: str) -> str:
+    """An HTML figure of ground truth and prediction, with its classes."""
+    truth, prediction = (embedded(image, caption) for image in (sides.truth, sides.prediction))
+    classes = " ".join(map(str, sorted(sides.label_ids)))
+    text = f"<figcaption>{html.escape(caption)}</figcaption>"
+    return f'<figure data-classes="{classes}"><div class="sides">{truth}{prediction}</div>{text}</figure>'
+
+
+def picture_section(worst: list[tuple[DrawnSides, str]], best: list[tuple[DrawnSides, str]], names: list[str]) -> str:
+    """The pictures, with a legend whose classes filter them."""
+    shown = sorted({label for sides, _ in worst + best for label in sides.label_ids})
+    buttons = "".join(
+        f'<button type="button" value="{label}" aria-pressed="false"><i style="background: '
+        f'rgb{class_color(label)}"></i>{html.escape(names[label])}</button>'
+        for label in shown
+    )
+    text = (
+        "Left: ground truth. Right: prediction. Objects with a red contour are missed, false, or of another class. "
+        "A class below shows the images with it alone; a click on an image enlarges it."
+    )
+    parts = [f'<h2>Images</h2><p>{text}</p><div class="classes">{buttons}</div>']
+    for heading, pictures in (("Worst", worst), ("Best, of those with at least the median number of segments", best)):
+        figures = "".join(picture_figure(sides, caption) for sides, caption in pictures)
+        parts.append(f'<h3>{heading}</h3><div class="pictures">{figures}</div>')
+    return "".join(parts)
+
+
+def threshold_table(counts: ObjectCounts, chosen: float) -> str:
+    """Precision, recall and F1 by score threshold, and a sentence that recommends one."""
+    best = counts.best_threshold()
+    if best is None:
+        return "<p>No object is found at an IoU of 0.5: no threshold can be recommended.</p>"
+    rows = []
+    for threshold in sorted({*THRESHOLDS, chosen, round(best[0], 2)}):
+        cells = "".join(f"<td>{value:.3f}</td>" for value in counts.at_threshold(threshold))
+        style = ' class="chosen"' if threshold == round(best[0], 2) else ""
+        rows.append(f"<tr{style}><td>{threshold:.2f}</td>{cells}</tr>")
+    head = "<tr><th>threshold</th><th>precision</th><th>recall</th><th>F1</th></tr>"
+    _, _, f1 = counts.at_threshold(chosen)
+    text = (
+        f"Recommended score threshold: {best[0]:.2f}, with the largest F1, {best[1]:.3f}; the image processor's "
+        f"<code>threshold</code> is {chosen:.2f}, with {f1:.3f}. For few false objects take a higher one, for few "
+        "missed ones a lower one."
+    )
+    return f"<p>{text}</p><table>{head}{''.join(rows)}</table>"
 
 
 def class_table(scores: dict) -> str:
@@ -51,47 +145,67 @@ def class_table(scores: dict) -> str:
     return f"<table><tr><th>class</th>{head}<th></th></tr>{''.join(rows)}</table>"
 
 
-def confusion_table(confusion: np.ndarray, names: list[str]) -> str:
-    """Predicted classes of the pixels of each class, in percent of the class."""
+def confusion_table(confusion: np.ndarray, rows: list[str], columns: list[str], unit: str) -> str:
+    """Counts `[rows, columns]` in percent of the row; the most frequent mistakes if there are many classes."""
     share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    if len(names) > LARGEST_TABLE:
+    if len(rows) > LARGEST_TABLE:
         errors = share - np.diag(np.diag(share))
-        pairs = [divmod(int(i), len(names)) for i in np.argsort(errors, axis=None)[::-1][:30]]
-        rows = "".join(
-            f"<tr><td>{html.escape(names[t])}</td><td>{html.escape(names[p])}</td><td>{errors[t, p]:.1f}</td></tr>"
+        pairs = [divmod(int(i), len(columns)) for i in np.argsort(errors, axis=None)[::-1][:30]]
+        lines = "".join(
+            f"<tr><td>{html.escape(rows[t])}</td><td>{html.escape(columns[p])}</td><td>{errors[t, p]:.1f}</td></tr>"
             for t, p in pairs
         )
-        return f"<table><tr><th>class</th><th>predicted as</th><th>% of its pixels</th></tr>{rows}</table>"
-    head = "".join(f'<th class="turned">{html.escape(name)}</th>' for name in names)
-    rows = []
-    for name, values in zip(names, share, strict=True):
-        shades = (f' style="background: rgba(59, 125, 216, {value / 100:.2f})"' for value in values)
+        return f"<table><tr><th>class</th><th>predicted as</th><th>% of its {unit}</th></tr>{lines}</table>"
+    head = "".join(f'<th class="turned">{html.escape(name)}</th>' for name in columns)
+    lines = []
+    for name, values in zip(rows, share, strict=True):
+        shades = (f' style="background: rgba(0, 114, 178, {0.7 * value / 100:.2f})"' for value in values)
         texts = (f"{value:.0f}" if value >= 0.5 else "" for value in values)
         cells = "".join(f"<td{shade}>{text}</td>" for shade, text in zip(shades, texts, strict=True))
-        rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
-    return f'<div class="confusion"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+        lines.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+    return f'<div class="wide confusion"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def object_section(counts: ObjectCounts, names: list[str], task: str) -> str:
+    """Precision and recall of things, and which are taken for another class."""
+    curves = plot(partial(plot_precision_recall, counts, names), f"{counts.objects.sum()} objects.")
+    occurs = np.flatnonzero(counts.confusion[:-1].sum(1) + counts.confusion[:, :-1].sum(0))
+    kept = [*occurs.tolist(), len(names)]
+    rows = [*(names[label] for label in occurs), "(no object)"]
+    table = confusion_table(counts.confusion[np.ix_(kept, kept)], rows, [*rows[:-1], "(missed)"], "objects")
+    text = (
+        f"Rows: objects; columns: predictions of a score of at least {counts.threshold:.2f}, at an IoU of 0.5; in "
+        "percent of the row. Last row: the classes of predictions without an object."
+    )
+    parts = [curves, f"<div><p>{text}</p>{table}</div>"]
+    if task == "instance":  # the scores of panoptic segments are not those of instances
+        parts.insert(1, plot(partial(plot_thresholds, counts), "All classes together."))
+        parts.append(f"<div>{threshold_table(counts, counts.threshold)}</div>")
+    return f'<h2>Objects</h2><div class="columns">{"".join(parts)}</div>'
 
 
 def write_report(
     file: Path,
     title: str,
+    task: str,
     scores: dict,
     details: EvaluationDetails,
     names: list[str],
-    worst: list[tuple[Image.Image, str]],
-    best: list[tuple[Image.Image, str]],
-    diagnostics: Image.Image | None = None,
+    worst: list[tuple[DrawnSides, str]],
+    best: list[tuple[DrawnSides, str]],
+    diagnostics: Callable[[io.BytesIO], None] | None = None,
 ) -> None:
     """Write the page.
 
     Args:
         file: HTML file.
         title: heading of the page.
+        task: semantic, instance or panoptic.
         scores: result of `evaluate_model`.
-        details: scores of the images and confusion matrix.
+        details: scores of the images, confusion matrix and objects.
         names: class names.
         worst, best: pictures of ground truth and prediction, with captions.
-        diagnostics: plot of `plot_diagnostics`.
+        diagnostics: writes the plot of `plot_diagnostics` to a stream.
     """
     numbers = "".join(
         f"<div><b>{format_score(value, 3)}</b>{html.escape(name)}</div>"
@@ -102,20 +216,22 @@ def write_report(
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{scores['images']} images, scored at their original size, {scores['images_per_second']:.2f} images/s.</p>",
         f'<div class="numbers">{numbers}</div>',
-        "<h2>Classes</h2>",
-        class_table(scores),
+        f'<h2>Classes</h2><div class="wide">{class_table(scores)}</div>',
     ]
+    if details.objects is not None:
+        parts.append(object_section(details.objects, names, task))
     if details.confusion is not None:
         text = "Rows: ground truth; columns: prediction; in percent of the row."
-        parts.append(f"<h2>Confusion</h2><p>{text}</p>{confusion_table(details.confusion, names)}")
-    for heading, pictures in (("Worst images", worst), ("Best images", best)):
-        shown = "".join(picture(image, caption) for image, caption in pictures)
-        parts.append(f"<h2>{heading}</h2><p>Left: ground truth. Right: prediction.</p>{shown}")
+        table = confusion_table(details.confusion, names, names, "pixels")
+        parts.append(f"<h2>Confusion of pixels</h2><p>{text}</p>{table}")
+    parts.append(picture_section(worst, best, names))
     if diagnostics is not None:
         text = "Mask consistency between consecutive layers, and targets that are matched to their final query."
-        parts.append(f"<h2>Layers</h2>{picture(diagnostics, text)}")
+        parts.append(f'<h2>Layers</h2><div class="columns">{plot(diagnostics, text)}</div>')
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+        f"<body>{''.join(parts)}<script>{SCRIPT}</script></body></html>\n"
     )
     write_text(page, file)

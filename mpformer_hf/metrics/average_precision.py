@@ -29,9 +29,8 @@ def as_rle(mask) -> dict:
     return coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
 
 
-def best_overlaps(objects: list[tuple], predicted: list[tuple]) -> float:
-    """Mean over objects (without crowds) of the IoU with the best prediction of their class; without objects 1 if
-    nothing was predicted, else 0.
+def best_overlaps(objects: list[tuple], predicted: list[tuple]) -> float | None:
+    """Mean over objects (without crowds) of the IoU with the best prediction of their class; None without objects.
 
     Args:
         objects: RLE, class, whether it is a crowd.
@@ -42,7 +41,7 @@ def best_overlaps(objects: list[tuple], predicted: list[tuple]) -> float:
         if not crowd:
             same_class = [mask for mask, other, _ in predicted if other == label]
             best.append(coco_mask.iou(same_class, [rle], [0]).max() if same_class else 0.0)
-    return float(np.mean(best)) if best else float(not predicted)
+    return float(np.mean(best)) if best else None
 
 
 class BoundaryEvaluation(COCOeval):
@@ -109,7 +108,7 @@ class AveragePrecision(InstanceMetric):
         super().__init__(*args, **kwargs)
         self.boundary = boundary
 
-    def add(self, *, prediction, reference) -> float:
+    def add(self, *, prediction, reference) -> float | None:
         """Add one image.
 
         Returns:

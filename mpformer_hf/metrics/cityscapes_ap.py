@@ -86,7 +86,7 @@ class CityscapesAveragePrecision(InstanceMetric):
         "predictions also have `scores`, references `iscrowd` (groups) and `void`, bool (height, width)"
     )
 
-    def add(self, *, prediction, reference) -> float:
+    def add(self, *, prediction, reference) -> float | None:
         """Add one image; returns the mean over its objects of the best IoU, see `AveragePrecision.add`."""
         rows = [
             (score, int(label), as_rle(mask))
