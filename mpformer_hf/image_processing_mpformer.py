@@ -47,6 +47,7 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     threshold, mask_threshold, overlap_mask_area_threshold: defaults of post-processing.
     label_ids_to_fuse: stuff classes, whose panoptic segments are merged.
     category_ids: the dataset's own id of each class, for files of predictions; default: the class ids.
+    palette: RGB colour of each class, for pictures; default: the colours of `class_color`.
     """
 
     size_divisor: int | None
@@ -59,6 +60,13 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     overlap_mask_area_threshold: float | None
     label_ids_to_fuse: list[int] | tuple[int, ...] | None
     category_ids: list[int] | tuple[int, ...] | None
+    palette: list[list[int]] | tuple[tuple[int, int, int], ...] | None
+
+
+def is_color(color) -> bool:
+    """Whether a value is a list of three integers from 0 to 255."""
+    is_list = isinstance(color, (list, tuple)) and len(color) == 3
+    return is_list and all(isinstance(x, Integral) and 0 <= x <= 255 for x in color)
 
 
 class MPFormerImageProcessorMixin:
@@ -85,6 +93,7 @@ class MPFormerImageProcessorMixin:
     overlap_mask_area_threshold = 0.8
     label_ids_to_fuse = ()
     category_ids = None
+    palette = None
 
     def __init__(self, **kwargs):
         kwargs = rename_old_fields(kwargs, dict(self.size))
@@ -103,6 +112,10 @@ class MPFormerImageProcessorMixin:
             if not isinstance(ids, (list, tuple)) or not all(isinstance(x, Integral) for x in ids):
                 raise ValueError(f"category_ids must be a list of the dataset's ids, got {ids!r}.")
             self.category_ids = [int(category) for category in ids]
+        if self.palette is not None:
+            if not isinstance(self.palette, (list, tuple)) or not all(is_color(color) for color in self.palette):
+                raise ValueError(f"palette must be a list of RGB colours, 0 to 255, got {self.palette!r}.")
+            self.palette = [[int(channel) for channel in color] for color in self.palette]
         for name in (
             "do_resize",
             "do_rescale",

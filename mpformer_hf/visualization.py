@@ -1,7 +1,7 @@
 """Drawing a segmentation result on its image."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ PALETTE = (
 )
 SHADES = (0.0, -0.4, 0.45, -0.2, 0.25, -0.55)  # towards black and white; touching instances have different ones
 READABLE = 480  # smaller images are enlarged, so that captions can be read
+Palette = Sequence[Sequence[int]]
 MOST_CAPTIONS = 60  # with more segments the legend counts them
 MARKED = (215, 0, 40)  # contour of marked segments
 
@@ -26,9 +27,11 @@ def shaded(color: tuple[int, int, int], shade: float) -> tuple[int, int, int]:
     return tuple(round(channel + abs(shade) * (target - channel)) for channel in color)
 
 
-def class_color(label_id: int) -> tuple[int, int, int]:
-    """Stable RGB colour of a class. The first seven classes have the colours of the palette, others shades of them, and
-    from the 43rd on shades of colours between two of them."""
+def class_color(label_id: int, palette: Palette | None = None) -> tuple[int, int, int]:
+    """RGB colour of a class: that of a dataset's palette, or else a stable one. The first seven classes have the
+    colours of `PALETTE`, others shades of them, and from the 43rd on shades of colours between two of them."""
+    if palette is not None:
+        return tuple(palette[label_id])
     shade, between = label_id // len(PALETTE) % len(SHADES), label_id // (len(PALETTE) * len(SHADES)) % 4 / 4
     one, other = (np.array(PALETTE[(label_id + step) % len(PALETTE)]) for step in (0, 1))
     return shaded(tuple(((1 - between) * one + between * other).round().astype(int).tolist()), SHADES[shade])
@@ -108,7 +111,12 @@ def result_segments(result, id2label: Mapping[int, str]) -> list[DrawnSegment]:
 
 
 def draw_segmentation(
-    image: Image.Image, result, id2label: Mapping[int, str], opacity: float = 0.55, legend: bool = True
+    image: Image.Image,
+    result,
+    id2label: Mapping[int, str],
+    opacity: float = 0.55,
+    legend: bool = True,
+    palette: Palette | None = None,
 ) -> Image.Image:
     """Draw colours, contours, names and a legend on an image. Small images are enlarged.
 
@@ -120,6 +128,7 @@ def draw_segmentation(
         id2label: class names.
         opacity: opacity of the colours, 0 to 1.
         legend: append a legend on the right.
+        palette: RGB colour of each class, 0 to 255; default: those of `class_color`.
 
     Returns:
         RGB image.
@@ -145,7 +154,7 @@ def draw_segmentation(
         shades[label] = iter(instance_shades([segment.mask for segment in segments if segment.label_id == label]))
     for segment in segments:
         label, mask = segment.label_id, segment.mask
-        color = np.array(shaded(class_color(label), SHADES[next(shades[label], 0)]), dtype=np.float32)
+        color = np.array(shaded(class_color(label, palette), SHADES[next(shades[label], 0)]), dtype=np.float32)
         canvas[mask] = (1 - opacity) * canvas[mask] + opacity * color
         line = 255.0 if color.mean() < 128 else 20.0
         canvas[contour(mask, width)] = 0.3 * color + 0.7 * line if label in things else color
@@ -162,7 +171,8 @@ def draw_segmentation(
         write_captions(ImageDraw.Draw(drawn), captions, drawn.size, font)
     if not legend or not segments:
         return drawn
-    return add_legend(drawn, [(label, id2label[label], counts[label]) for label in sorted(counts)], font)
+    entries = [(class_color(label, palette), id2label[label], counts[label]) for label in sorted(counts)]
+    return add_legend(drawn, entries, font)
 
 
 def write_captions(pen: ImageDraw.ImageDraw, captions: list[tuple[np.ndarray, str]], size: tuple, font) -> None:
@@ -210,7 +220,7 @@ def free_place(
     return None
 
 
-def add_legend(image: Image.Image, entries: list[tuple[int, str, int]], font) -> Image.Image:
+def add_legend(image: Image.Image, entries: list[tuple[tuple, str, int]], font) -> Image.Image:
     """Append a legend on the right, in as many columns as it needs: colour, class name and, if it is above one, number
     of segments."""
     texts = [name if count == 1 else f"{name} ({count})" for _, name, count in entries]
@@ -223,9 +233,9 @@ def add_legend(image: Image.Image, entries: list[tuple[int, str, int]], font) ->
     canvas = Image.new("RGB", (image.width + columns * width, height), "white")
     canvas.paste(image, (0, 0))
     pen = ImageDraw.Draw(canvas)
-    for index, ((label, _, _), text) in enumerate(zip(entries, texts, strict=True)):
+    for index, ((color, _, _), text) in enumerate(zip(entries, texts, strict=True)):
         x = image.width + index // lines * width + line // 2
         y = line // 2 + index % lines * line
-        pen.rectangle((x, y, x + font.size, y + font.size), fill=class_color(label), outline=(60, 60, 60))
+        pen.rectangle((x, y, x + font.size, y + font.size), fill=color, outline=(60, 60, 60))
         pen.text((x + line, y), text, fill=(20, 20, 20), font=font)
     return canvas

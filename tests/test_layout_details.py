@@ -23,6 +23,8 @@ from mpformer_hf.data.formats.yolo import Yolo
 from mpformer_hf.data.splits import check_splits, check_training_images
 from tests import official_folders as make
 from tests.tiny import tiny_model
+from training.arguments import TransformArguments
+from training.building import build_processor
 
 
 def opened(folder, task, split="train", **fields):
@@ -255,6 +257,7 @@ def test_names_and_classes_of_voc(tmp_path):
     (folder / "labels.txt").write_text("\n".join(names))
     labels = opened(folder, "semantic").labels
     assert labels.names[0] == "_background_" and labels.names[7] == "c7"
+    assert labels.palette[7] == (128, 128, 128), "Pascal VOC's palette"
     colors = {0: (0, 0, 0), 7: (255, 0, 0), 255: (0, 0, 0), 1: (0, 128, 0), 2: (0, 0, 128)}
     for part in ("SegmentationClass", "SegmentationObject"):
         for file in (folder / part).glob("*.png"):
@@ -263,6 +266,7 @@ def test_names_and_classes_of_voc(tmp_path):
     (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:255,0,0::\n")
     semantic = opened(folder, "semantic")
     assert semantic.labels.names == ["background", "car"] and areas(semantic)[0] == 400 + 572
+    assert semantic.labels.palette == [(0, 0, 0), (255, 0, 0)]
     assert areas(opened(folder, "instance")) == [400, 572]
 
 
@@ -367,6 +371,37 @@ def test_files_for_cityscapes_have_its_names_and_ids(tmp_path):
                 writer.write(record, torch.zeros(2, 2, dtype=torch.int64))
         else:
             writer.write(record, torch.zeros(2, 2, dtype=torch.int64))
+
+
+def test_the_palette_of_a_dataset_is_that_of_its_pictures(tmp_path):
+    folder = make.cityscapes(tmp_path / "data")
+    labels = opened(folder, "semantic").labels
+    assert dict(zip(labels.names, labels.palette, strict=True))["person"] == (220, 20, 60)
+    assert opened(folder, "instance").labels.palette[-1] == (119, 11, 32)
+    processor = build_processor(DataArguments(dataset_name=str(folder), task="semantic"), TransformArguments(), labels)
+    saved = saved_model(tmp_path / "saved", labels.names, task="semantic", palette=processor.palette)
+    mpformer(["predict", str(saved), str(folder / "leftImg8bit" / "val"), str(tmp_path / "out")])
+    for file in (tmp_path / "out" / "maps").glob("*.png"):
+        drawn = np.asarray(Image.open(tmp_path / "out" / "overlays" / file.name)).reshape(-1, 3)
+        largest = np.bincount(np.asarray(Image.open(file)).ravel()).argmax()
+        in_legend = (drawn == np.array(labels.palette[largest])).all(1).sum()
+        assert in_legend > 50
+    with pytest.raises(ValueError, match="palette must be a list of RGB colours, 0 to 255"):
+        MPFormerImageProcessor(palette=[[0, 0, 256]])
+
+
+@pytest.mark.parametrize(
+    "color, expected", [([1, 2, 3], (1, 2, 3)), ("#0a0B0c", (10, 11, 12)), ("red", None), ([1, 2], None)]
+)
+def test_colors_of_categories(color, expected, tmp_path):
+    folder = make.coco_panoptic(tmp_path / "data")
+    for file in folder.rglob("panoptic_*.json"):
+        content = json.loads(file.read_text())
+        for category in content["categories"]:
+            category["color"] = color
+        file.write_text(json.dumps(content))
+    palette = opened(folder, "panoptic").labels.palette
+    assert palette == ([expected] * len(palette) if expected else None) if palette else expected is None
 
 
 def test_category_ids_of_converted_checkpoints():

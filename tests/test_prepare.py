@@ -43,6 +43,7 @@ def test_a_prepared_dataset_equals_the_original(name, tmp_path):
         before, after = opened(folder, task, split), opened(tmp_path / "out", task, split)
         assert after.labels.names == before.labels.names and after.labels.things == before.labels.things
         assert after.labels.category_ids == before.labels.category_ids and len(after) == len(before)
+        assert after.labels.palette == before.labels.palette
         for index in range(len(before)):
             assert after.identity(index) == before.identity(index)
             (image, segments), (other, truth) = after[index], before[index]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import evaluate
+from mpformer_hf.data.labels import Labels
 from mpformer_hf.evaluation.details import EvaluationDetails
 from mpformer_hf.evaluation.report import confusion_table, write_report
 from tests import datasets_on_disk as make
@@ -75,6 +76,6 @@ def test_many_classes_become_a_list_of_mistakes():
 def test_names_cannot_inject_anything(tmp_path):
     scores = {"mean_iou": 0.5, "images": 1, "images_per_second": 1.0, "per_class_iou": {"<b>x": None}}
     details = EvaluationDetails([], np.ones((1, 1)))
-    write_report(tmp_path / "a.html", "<i>", "semantic", scores, details, ["<b>x"], [], [])
+    write_report(tmp_path / "a.html", "<i>", "semantic", scores, details, Labels(["<b>x"], {0: 0}, set()), [], [])
     text = (tmp_path / "a.html").read_text()
     assert "<b>x" not in text and "&lt;b&gt;x" in text and "<i>" not in text

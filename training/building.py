@@ -108,4 +108,5 @@ def build_processor(
         threshold=transforms.eval_threshold,
         label_ids_to_fuse=labels.stuff if data.task == "panoptic" else [],
         category_ids=labels.category_ids if labels.category_ids != list(range(len(labels.names))) else None,
+        palette=labels.palette,
     )

@@ -77,6 +77,10 @@ def convert_official(args: argparse.Namespace) -> None:
         label_ids_to_fuse=stuff,
     )
     processor.category_ids = category_ids(args.dataset, names, processor.task)
+    if args.dataset in RELEASES:
+        colors = {row["name"]: row.get("color") for row in categories_of(args.dataset)}
+        palette = [colors.get(name) for name in names]
+        processor.palette = palette if all(palette) else None
     if processor.task == "panoptic" and not stuff:
         print("note: no class is known as stuff; give --dataset, or set label_ids_to_fuse in preprocessor_config.json")
     folder.mkdir(parents=True, exist_ok=True)

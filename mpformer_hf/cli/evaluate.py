@@ -177,7 +177,6 @@ def score_model(
             for rows in details.extremes(args.num_pictures // 2)
         )
         title = f"{name} on {Path(data.dataset_name).name}, {data.eval_split}"
-        names = split.labels.names
         draw = partial(plot_diagnostics, {name: diagnostics})
-        write_report(Path(args.report), title, data.task, scores, details, names, worst, best, draw)
+        write_report(Path(args.report), title, data.task, scores, details, split.labels, worst, best, draw)
     return scores

@@ -132,7 +132,7 @@ def predict(args: argparse.Namespace) -> None:
                 skip(skipped, record.name, error)
             continue
         for record, image, result in zip(records, images, results, strict=True):
-            write_result(args.output, record, image, result, task, id2label, pictures, writers)
+            write_result(args.output, record, image, result, task, id2label, processor.palette, pictures, writers)
     unread = set(gather_object(skipped))  # also waits for all processes
     if state.is_main_process:
         complete = {name: identity for name, identity in identities.items() if name not in unread}

@@ -1,5 +1,6 @@
 """Class names of a dataset, and which classes are things."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,14 @@ class Labels:
         category_to_class: class id of each category id that annotations use.
         things: class ids that are things.
         ignored_categories: category ids that the task does not use, such as void, or stuff for instances.
+        palette: RGB colour of each class, 0 to 255, if the dataset has one.
     """
 
     names: list[str]
     category_to_class: dict[int, int]
     things: set[int]
     ignored_categories: frozenset[int] = frozenset()
+    palette: list[tuple[int, int, int]] | None = None
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -144,6 +147,7 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         names = {category - 1: name for category, name in names.items() if category > 0}
     things = find_things(args, rows, categories)
     ignored_categories = void
+    colors = {category["id"]: read_color(category.get("color")) for category in categories or ()}
     if args.task == "instance" and things is not None:
         ignored_categories = void | (set(names) - things)
         names = {category: name for category, name in names.items() if category in things}
@@ -158,7 +162,16 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         category_to_class=category_to_class,
         things={category_to_class[category] for category in things or () if category in category_to_class},
         ignored_categories=ignored_categories,
+        palette=palette if (palette := [colors.get(category) for category in sorted(names)]) and all(palette) else None,
     )
+
+
+def read_color(color) -> tuple[int, int, int] | None:
+    """RGB of a category: a list of three numbers, as in COCO's panoptic files, or `#rrggbb`; None if it is neither."""
+    if isinstance(color, str) and re.fullmatch("#[0-9a-fA-F]{6}", color):
+        return tuple(bytes.fromhex(color[1:]))
+    valid = isinstance(color, (list, tuple)) and len(color) == 3 and all(x in range(256) for x in color)
+    return tuple(int(x) for x in color) if valid else None
 
 
 def find_things(args: DataArguments, rows: Dataset, categories: list[dict] | None) -> set[int] | None:

@@ -130,8 +130,10 @@ def describe_categories(dataset: SegmentationDataset, task: str) -> dict[str, ob
     """Files of class names, by name."""
     labels = dataset.labels
     rows = list(zip(labels.category_ids, labels.names, strict=True))
-    if task == "instance" or not labels.things:
+    if labels.palette is None and (task == "instance" or not labels.things):
         return {"id2label.json": {str(category): name for category, name in rows}}
     things = [int(label in labels.things) for label in range(len(rows))]
     categories = [{"id": i, "name": name, "isthing": thing} for (i, name), thing in zip(rows, things, strict=True)]
+    for category, color in zip(categories, labels.palette or (), strict=labels.palette is not None):
+        category["color"] = list(color)
     return {"panoptic_categories.json": categories}

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import read_json, write_atomically, write_json
-from ..visualization import draw_segmentation
+from ..visualization import Palette, draw_segmentation
 from .formats.format import ImageRecord, PredictionFormat, describe_segments
 
 RESULT_FIELDS = {"image_id", "file_name", "name", "pixels_sha256", "height", "width", "task", "segments"}
@@ -51,13 +51,16 @@ def write_result(
     result,
     task: str,
     id2label: dict[int, str],
+    palette: Palette | None,
     pictures: list[str],
     writers: Sequence[PredictionFormat],
 ) -> None:
     """Write all files of one image: overlay and label map, if `pictures` has them, the formats, and last the JSON."""
     if "overlays" in pictures:
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-        write_image(draw_segmentation(photo, result, id2label), folder / "overlays" / f"{record.name}.png")
+        write_image(
+            draw_segmentation(photo, result, id2label, palette=palette), folder / "overlays" / f"{record.name}.png"
+        )
     if "maps" in pictures:
         write_image(label_map(result), folder / "maps" / f"{record.name}.png")
     record.height, record.width = image.shape[1:]

@@ -7,8 +7,9 @@ RELEASES: dict[str, dict] = json.loads((Path(__file__).parent / "release_dataset
 
 
 def categories_of(name: str) -> list[dict]:
-    """`id` (the dataset's own, or the class id), `name` and `isthing` of each class."""
+    """`id` (the dataset's own, or the class id), `name`, `isthing` and, if it is known, `color` of each class."""
     release = RELEASES[name]
     ids, things = release.get("category_ids", range(len(release["names"]))), set(release["things"])
     rows = enumerate(zip(ids, release["names"], strict=True))
-    return [{"id": category, "name": name, "isthing": int(i in things)} for i, (category, name) in rows]
+    colors = [{"color": color} for color in release.get("colors", [])] or [{}] * len(release["names"])
+    return [{"id": category, "name": name, "isthing": int(i in things), **colors[i]} for i, (category, name) in rows]

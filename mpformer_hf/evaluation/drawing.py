@@ -97,8 +97,8 @@ def draw_sides(
     if task != "semantic":
         reference, result = mark_errors(reference, result, labels.id2label)
     return DrawnSides(
-        draw_segmentation(photo, reference, labels.id2label, legend=False),
-        draw_segmentation(photo, result, labels.id2label, legend=legend),
+        draw_segmentation(photo, reference, labels.id2label, legend=False, palette=labels.palette),
+        draw_segmentation(photo, result, labels.id2label, legend=legend, palette=labels.palette),
         {segment.label_id for side in (reference, result) for segment in result_segments(side, labels.id2label)},
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from ..data.labels import Labels
 from ..diagnostics import LayerDiagnostics
 from ..visualization import class_color
 from .object_matches import ObjectCounts
@@ -36,7 +37,7 @@ def plot_diagnostics(diagnostics: dict[str, LayerDiagnostics], file: Path | Bina
     save(figure, file)
 
 
-def plot_precision_recall(counts: ObjectCounts, names: list[str], file: Path | BinaryIO) -> None:
+def plot_precision_recall(counts: ObjectCounts, labels: Labels, file: Path | BinaryIO) -> None:
     """Plot precision over recall, of all objects and of the classes with most objects."""
     figure, axes = plt.subplots(figsize=HALF, constrained_layout=True)
     _, precision, recall = counts.curve()
@@ -44,7 +45,8 @@ def plot_precision_recall(counts: ObjectCounts, names: list[str], file: Path | B
     most = [int(label) for label in np.argsort(-counts.objects, kind="stable")[:MOST_CURVES] if counts.objects[label]]
     for label in most if len(most) > 1 else []:
         _, precision, recall = counts.curve(label)
-        axes.plot(recall, precision, color=np.array(class_color(label)) / 255, linewidth=1.5, label=names[label])
+        color = np.array(class_color(label, labels.palette)) / 255
+        axes.plot(recall, precision, color=color, linewidth=1.5, label=labels.names[label])
     axes.set(title="precision and recall, IoU 0.5", xlabel="recall", ylabel="precision")
     finish(axes)
     save(figure, file)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..data.labels import Labels
 from ..files import write_text
 from ..visualization import class_color
 from .details import EvaluationDetails
@@ -91,12 +92,12 @@ def picture_figure(sides: DrawnSides, caption: str) -> str:
     return f'<figure data-classes="{classes}"><div class="sides">{truth}{prediction}</div>{text}</figure>'
 
 
-def picture_section(worst: list[tuple[DrawnSides, str]], best: list[tuple[DrawnSides, str]], names: list[str]) -> str:
+def picture_section(worst: list[tuple[DrawnSides, str]], best: list[tuple[DrawnSides, str]], labels: Labels) -> str:
     """The pictures, with a legend whose classes filter them."""
     shown = sorted({label for sides, _ in worst + best for label in sides.label_ids})
     buttons = "".join(
         f'<button type="button" value="{label}" aria-pressed="false"><i style="background: '
-        f'rgb{class_color(label)}"></i>{html.escape(names[label])}</button>'
+        f'rgb{class_color(label, labels.palette)}"></i>{html.escape(labels.names[label])}</button>'
         for label in shown
     )
     text = (
@@ -166,12 +167,12 @@ def confusion_table(confusion: np.ndarray, rows: list[str], columns: list[str], 
     return f'<div class="wide confusion"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
 
 
-def object_section(counts: ObjectCounts, names: list[str], task: str) -> str:
+def object_section(counts: ObjectCounts, labels: Labels, task: str) -> str:
     """Precision and recall of things, and which are taken for another class."""
-    curves = plot(partial(plot_precision_recall, counts, names), f"{counts.objects.sum()} objects.")
+    curves = plot(partial(plot_precision_recall, counts, labels), f"{counts.objects.sum()} objects.")
     occurs = np.flatnonzero(counts.confusion[:-1].sum(1) + counts.confusion[:, :-1].sum(0))
-    kept = [*occurs.tolist(), len(names)]
-    rows = [*(names[label] for label in occurs), "(no object)"]
+    kept = [*occurs.tolist(), len(labels.names)]
+    rows = [*(labels.names[label] for label in occurs), "(no object)"]
     table = confusion_table(counts.confusion[np.ix_(kept, kept)], rows, [*rows[:-1], "(missed)"], "objects")
     text = (
         f"Rows: objects; columns: predictions of a score of at least {counts.threshold:.2f}, at an IoU of 0.5; in "
@@ -190,7 +191,7 @@ def write_report(
     task: str,
     scores: dict,
     details: EvaluationDetails,
-    names: list[str],
+    labels: Labels,
     worst: list[tuple[DrawnSides, str]],
     best: list[tuple[DrawnSides, str]],
     diagnostics: Callable[[io.BytesIO], None] | None = None,
@@ -203,7 +204,7 @@ def write_report(
         task: semantic, instance or panoptic.
         scores: result of `evaluate_model`.
         details: scores of the images, confusion matrix and objects.
-        names: class names.
+        labels: classes of the dataset.
         worst, best: pictures of ground truth and prediction, with captions.
         diagnostics: writes the plot of `plot_diagnostics` to a stream.
     """
@@ -219,12 +220,12 @@ def write_report(
         f'<h2>Classes</h2><div class="wide">{class_table(scores)}</div>',
     ]
     if details.objects is not None:
-        parts.append(object_section(details.objects, names, task))
+        parts.append(object_section(details.objects, labels, task))
     if details.confusion is not None:
         text = "Rows: ground truth; columns: prediction; in percent of the row."
-        table = confusion_table(details.confusion, names, names, "pixels")
+        table = confusion_table(details.confusion, labels.names, labels.names, "pixels")
         parts.append(f"<h2>Confusion of pixels</h2><p>{text}</p>{table}")
-    parts.append(picture_section(worst, best, names))
+    parts.append(picture_section(worst, best, labels))
     if diagnostics is not None:
         text = "Mask consistency between consecutive layers, and targets that are matched to their final query."
         parts.append(f'<h2>Layers</h2><div class="columns">{plot(diagnostics, text)}</div>')

@@ -14,13 +14,10 @@ from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, row_o
 
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_"
 INSTANCE = 1000  # instanceIds: label id * 1000 + number; smaller values are label ids of pixels without an instance
-CLASSES = {row["id"]: row["name"] for row in categories_of("cityscapes")}
-THINGS = {row["id"] for row in categories_of("cityscapes") if row["isthing"]}
+CLASSES = {row["id"]: row for row in categories_of("cityscapes")}
+THINGS = {category for category, row in CLASSES.items() if row["isthing"]}
 NUM_LABELS = 34  # label ids 0..33; those that are not classes are void
-CATEGORIES = [
-    {"id": i, "name": CLASSES.get(i, f"void {i}"), "isthing": int(i in THINGS), "void": i not in CLASSES}
-    for i in range(NUM_LABELS)
-]
+CATEGORIES = [CLASSES.get(i, {"id": i, "name": f"void {i}", "isthing": 0, "void": True}) for i in range(NUM_LABELS)]
 
 
 def instance_reader(labels: Labels, things_only: bool) -> Reader:

@@ -93,7 +93,13 @@ class Mapillary(FolderLayout):
         content = read_json(file)
         try:
             return [
-                {"id": i, "name": row["readable"], "isthing": int(row["instances"]), "void": not row["evaluate"]}
+                {
+                    "id": i,
+                    "name": row["readable"],
+                    "isthing": int(row["instances"]),
+                    "void": not row["evaluate"],
+                    "color": row.get("color"),
+                }
                 for i, row in enumerate(content["labels"])
             ]
         except (LookupError, TypeError) as error:

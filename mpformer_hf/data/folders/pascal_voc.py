@@ -77,7 +77,13 @@ class PascalVoc(FolderLayout):
 def read_names(file: Path) -> list[dict]:
     """Categories of `labels.txt`, where labelme's `__ignore__` has no id, or else of Pascal VOC."""
     names = [name for name in read_lines(file) if name != "__ignore__"] if file.is_file() else NAMES
-    return [{"id": i, "name": name, "isthing": int(i > 0)} for i, name in enumerate(names)]
+    return [{"id": i, "name": name, "isthing": int(i > 0), "color": voc_color(i)} for i, name in enumerate(names)]
+
+
+def voc_color(label_id: int) -> tuple[int, int, int]:
+    """RGB of a class in Pascal VOC's palette: bits 0, 3, 6 of the id are the highest bits of red, from the highest on;
+    bits 1, 4, 7 those of green, and bits 2, 5 those of blue."""
+    return tuple(sum((label_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
 
 
 def read_labelmap(file: Path) -> list[dict]:
@@ -96,7 +102,8 @@ def read_labelmap(file: Path) -> list[dict]:
         except ValueError as error:
             raise ValueError(f"{file} has the line {line!r}, expected name:red,green,blue.") from error
         code = red + 256 * green + 65536 * blue
-        categories.append({"id": code, "name": name, "isthing": int(name != "background")})
+        isthing = int(name != "background")
+        categories.append({"id": code, "name": name, "isthing": isthing, "color": (red, green, blue)})
     return categories
 
 
