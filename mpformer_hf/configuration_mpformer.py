@@ -13,7 +13,7 @@ BACKBONES = (  # tested; others get a warning
     *("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet", "beit", "hiera", "timm_backbone"),
 )
 BOOLEANS = (
-    *("mask_piloting", "pilot_per_head_noise", "pilot_class_loss"),
+    *("mask_piloting", "pilot_per_head_noise", "pilot_class_loss", "pilot_position"),
     *("query_position_embeddings", "feature_pyramid"),
 )
 INTEGERS = ("pilot_groups", "pilot_query_budget", "pilot_layers")
@@ -66,6 +66,8 @@ class MPFormerConfig(Mask2FormerConfig):
         pilot_per_head_noise (`bool`, defaults to `False`): draw separate mask noise for each attention head.
         pilot_class_loss (`bool`, defaults to `True`): classify the pilot queries too.
         pilot_loss_weight (`float >= 0`, defaults to 1.0): factor on all pilot losses.
+        pilot_position (`bool`, defaults to `False`): give each pilot query the sine position of its target's centre,
+            moved by up to a tenth of the box's sides; otherwise pilot queries have no position, as in the release.
         query_position_embeddings (`bool`, defaults to `True`): learned position embeddings of the queries. Mask2Former
             has them, the public MP-Former release does not.
         feature_pyramid (`bool`, *optional*): make the feature maps at strides 4, 8, 16 and 32 from one map of the
@@ -97,6 +99,7 @@ class MPFormerConfig(Mask2FormerConfig):
     pilot_per_head_noise: bool = False
     pilot_class_loss: bool = True
     pilot_loss_weight: float | int = 1.0
+    pilot_position: bool = False
     query_position_embeddings: bool = True
     feature_pyramid: bool | None = None
     mask_loss_points: str = "image"

@@ -25,6 +25,8 @@ from .boxes import mask_boxes
 from .configuration_mpformer import MPFormerConfig
 from .targets import Targets
 
+CENTRE_NOISE = 0.1  # of the sides of the box
+
 
 @dataclass
 class Pilot:
@@ -38,6 +40,7 @@ class Pilot:
         counts: rows of each image; their sum is R.
         self_attention_mask: bool `[B, 1, P + Q, P + Q]`, True = may attend.
         level_masks: pooled ground-truth masks per feature level, bool `[T or R, 1 or A, K]`.
+        centres: float `[B, P, 2]`, (x, y) of the target in [0, 1], 0 in unused slots; None: without positions.
         groups: number of groups.
         noise: kind of cell noise, which is drawn for each layer: `"point"`, `"dropout"` or None.
         noise_scale, heads, piloted_layers, generator: as configured.
@@ -51,6 +54,7 @@ class Pilot:
     counts: list[int]
     self_attention_mask: Tensor
     level_masks: list[Tensor]
+    centres: Tensor | None
     groups: int
     noise: str | None
     noise_scale: float
@@ -130,6 +134,10 @@ def build_pilot(
     noisy_labels[batch_index, slot] = replace_labels(
         targets.labels[target], config.num_labels, config.pilot_label_noise, generator
     )
+    centres = None
+    if config.pilot_position:
+        centres = torch.zeros(*valid.shape, 2, device=device)
+        centres[batch_index, slot] = target_centres(masks, generator)[target]
     return Pilot(
         noisy_labels=noisy_labels,
         valid=valid,
@@ -139,6 +147,7 @@ def build_pilot(
         counts=[count * groups for count in targets.counts],
         self_attention_mask=self_attention_mask(valid, groups, config.num_queries),
         level_masks=[pool_masks(levels, shape).flatten(2) for shape in level_shapes],
+        centres=centres,
         groups=groups,
         noise=noise if noise in CELL_NOISES else None,
         noise_scale=float(config.pilot_noise_scale),
@@ -185,6 +194,20 @@ def pool_masks(masks: Tensor, shape: tuple[int, int]) -> Tensor:
         window = torch.minimum(first[:, None] + step, stop[:, None] - 1)
         masks = masks.index_select(axis, window.flatten()).unflatten(axis, tuple(window.shape)).amax(axis)
     return masks.bool()
+
+
+def target_centres(masks: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Centres of the boxes of masks, moved by up to `CENTRE_NOISE` of the box's sides.
+
+    Args:
+        masks: uint8 `[T, H, W]`.
+
+    Returns:
+        float `[T, 2]`, (x, y) relative to the image, in [0, 1].
+    """
+    boxes, size = mask_boxes(masks).float(), torch.tensor(masks.shape[:0:-1], device=masks.device)
+    shift = uniform((len(masks), 2), -CENTRE_NOISE, CENTRE_NOISE, masks, generator) * (boxes[:, 2:] - boxes[:, :2])
+    return (((boxes[:, :2] + boxes[:, 2:]) / 2 + shift) / size).clamp(0, 1)
 
 
 # --- Noise ---

@@ -21,15 +21,33 @@ def sine_position_embedding(
     Returns:
         `[height * width, dim]`, row-major.
     """
-    half = dim // 2
-    steps = torch.arange(half, device=device, dtype=torch.float32)
-    wavelength = 10000 ** (2 * (steps // 2) / half)
 
-    def encode(length: int) -> Tensor:
-        position = torch.arange(1, length + 1, device=device, dtype=torch.float32) / (length + 1e-6) * (2 * math.pi)
-        angle = position[:, None] / wavelength
-        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=-1).flatten(1)
+    def positions(length: int) -> Tensor:
+        return torch.arange(1, length + 1, device=device, dtype=torch.float32) / (length + 1e-6)
 
-    y = encode(height)[:, None].expand(height, width, half)
-    x = encode(width)[None, :].expand(height, width, half)
+    y = encode(positions(height), dim // 2)[:, None].expand(-1, width, -1)
+    x = encode(positions(width), dim // 2)[None].expand(height, -1, -1)
     return torch.cat((y, x), dim=-1).flatten(0, 1).to(dtype)
+
+
+def sine_point_embedding(points: Tensor, dim: int) -> Tensor:
+    """The same for points in [0, 1].
+
+    Args:
+        points: float32 `[..., 2]`, (x, y) relative to the image.
+        dim: number of channels, a multiple of 4.
+
+    Returns:
+        float32 `[..., dim]`.
+    """
+    x, y = points.unbind(-1)
+    return torch.cat((encode(y, dim // 2), encode(x, dim // 2)), dim=-1)
+
+
+def encode(position: Tensor, channels: int) -> Tensor:
+    """Sine and cosine of positions in [0, 1], float32 `[...]`, at `channels / 2` wavelengths; float32 `[...,
+    channels]`."""
+    steps = torch.arange(channels, device=position.device, dtype=torch.float32)
+    wavelength = 10000 ** (2 * (steps // 2) / channels)
+    angle = (position * (2 * math.pi))[..., None] / wavelength
+    return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)

@@ -25,9 +25,16 @@ class Lines:
         self.file.flush()
 
 
+class LineBar(tqdm):
+    """A bar whose fields do not cause a line of their own."""
+
+    def set_postfix(self, *args, refresh: bool = False, **fields) -> None:
+        super().set_postfix(*args, refresh=False, **fields)
+
+
 def progress(*args, **options) -> tqdm:
     """A `tqdm` bar; where the output is not a terminal, a line every ten seconds, and none for what takes less."""
     if sys.stderr.isatty():
         return tqdm(*args, **options)
     interval = {"mininterval": SECONDS, "maxinterval": SECONDS, "delay": SECONDS}
-    return tqdm(*args, **options, **interval, file=Lines(sys.stderr), bar_format=LINE)
+    return LineBar(*args, **options, **interval, file=Lines(sys.stderr), bar_format=LINE)

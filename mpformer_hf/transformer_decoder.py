@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mpformer import MPFormerConfig
 from .mask_piloting import Pilot
-from .position_embedding import sine_position_embedding
+from .position_embedding import sine_point_embedding, sine_position_embedding
 
 
 @dataclass
@@ -232,7 +232,7 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
         """
         Args:
             hidden: `[B, N, C]`, queries `[pilot | matching]`.
-            position: `[N, C]` or None.
+            position: `[N, C]`, `[B, N, C]` or None.
             keys, values: `[B, K, C]` of the three levels.
             level_features: mask features resized to the three levels, `[B, mask_feature_size, K]`, without gradient.
             pilot: attention masks of the pilot queries, or None.
@@ -296,6 +296,24 @@ def cross_attention_mask(embedding: Tensor, features: Tensor, pilot: Pilot | Non
     return mask | ~mask.any(-1, keepdim=True)
 
 
+def add_pilot_positions(position: Tensor | None, pilot: Pilot, hidden: Tensor) -> Tensor | None:
+    """Positions of `[pilot | matching]` queries. Pilot queries have no learned position.
+
+    Args:
+        position: of the matching queries, `[Q, C]`, or None.
+        pilot: its centres, if it has any, are encoded.
+        hidden: `[B, P + Q, C]`, for shape and dtype.
+
+    Returns:
+        `[P + Q, C]`, `[B, P + Q, C]` or None.
+    """
+    if pilot.centres is None:
+        return None if position is None else F.pad(position, (0, 0, pilot.num_queries, 0))
+    encoded = sine_point_embedding(pilot.centres, hidden.shape[-1]) * pilot.valid[..., None]
+    matching = hidden.new_zeros(hidden.shape[1] - pilot.num_queries, hidden.shape[2]) if position is None else position
+    return torch.cat((encoded.to(matching.dtype), matching.expand(len(encoded), -1, -1)), dim=1)
+
+
 class MPFormerTransformerModule(nn.Module):
     """Queries, level embeddings and the decoder.
 
@@ -348,8 +366,7 @@ class MPFormerTransformerModule(nn.Module):
         if pilot is not None:
             contents = self.pilot_class_embedder(pilot.noisy_labels) * pilot.valid[..., None]
             hidden = torch.cat((contents.to(hidden.dtype), hidden), dim=1)
-            if position is not None:  # pilot queries have no learned position
-                position = F.pad(position, (0, 0, pilot.num_queries, 0))
+            position = add_pilot_positions(position, pilot, hidden)
         return self.decoder(
             hidden, position, keys, values, level_features, pilot, output_hidden_states, output_attentions
         )

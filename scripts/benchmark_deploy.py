@@ -1,4 +1,4 @@
-"""Latency of deployed models on the CPU, side by side in one process: eager, compiled, onnxruntime and OpenVINO, in
+"""Latency and memory of deployed models on the CPU, side by side: eager, compiled, onnxruntime and OpenVINO, in
 float32 and int8; and what int8 does to the score of a trained model.
 
 python -m scripts.benchmark_deploy latency --backbone r50 --side 512 --output_file training/results/deploy_r50_cpu.json
@@ -6,12 +6,16 @@ python -m scripts.benchmark_deploy score --model outputs/yours --dataset_name da
     --calibration photos/ --height 160 --width 160 --output_file training/results/deploy_score.json
 
 `latency` uses random weights and noise; each round runs all variants in turn, and the medians are compared with eager.
+Memory is that of a process for each variant, above its imports. Compiled variants need a C++ compiler.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,6 +78,55 @@ def openvino_runner(file: Path, precision: str):
     return run
 
 
+def eager_runner(folder: Path, int8: bool = False, compiled: bool = False):
+    """Runs the saved model with PyTorch; int8: linear layers, with torchao."""
+    model = MPFormerForUniversalSegmentation.from_pretrained(folder / "model")
+    if int8:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    if compiled:
+        model = torch.compile(model)
+
+    def run(pixels):
+        with torch.no_grad():
+            return model(torch.from_numpy(pixels))
+
+    return run
+
+
+VARIANTS = {  # from the folder of the model and its exports
+    "eager float32": eager_runner,
+    "eager int8": partial(eager_runner, int8=True),
+    "compiled float32": partial(eager_runner, compiled=True),
+    "compiled int8": partial(eager_runner, int8=True, compiled=True),
+    "onnxruntime float32": lambda folder: onnxruntime_runner(folder / "fp32.onnx"),
+    "onnxruntime int8": lambda folder: onnxruntime_runner(folder / "int8.onnx"),
+    "OpenVINO float32": lambda folder: openvino_runner(folder / "fp32.onnx", "f32"),
+    "OpenVINO bf16": lambda folder: openvino_runner(folder / "fp32.onnx", "bf16"),
+    "OpenVINO int8": lambda folder: openvino_runner(folder / "int8.onnx", "f32"),
+}
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from scripts.benchmark_deploy import VARIANTS
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, folder = peak(), Path(sys.argv[2])
+run = VARIANTS[sys.argv[1]](folder)
+for _ in range(3):
+    run(np.load(folder / "pixels.npy"))
+print(peak() - before)
+"""
+
+
+def measure_memory(name: str, folder: Path) -> float:
+    """Peak memory of a variant in a process of its own, in MiB above that of the imports."""
+    command = [sys.executable, "-W", "ignore", "-c", MEMORY, name, str(folder)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return round(float(done.stdout.split()[-1]), 1)
+
+
 def measure(variants: dict, pixels: np.ndarray, rounds: int) -> dict[str, dict]:
     """Median seconds of each variant, and its ratio to eager: median, least and most of the rounds."""
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -90,12 +143,11 @@ def measure(variants: dict, pixels: np.ndarray, rounds: int) -> dict[str, dict]:
         ratio = statistics.median(own) / statistics.median(eager)
         row = {"seconds": statistics.median(own), "ratio": ratio, "least": min(ratios), "most": max(ratios)}
         rows[name] = {key: round(value, 4) for key, value in row.items()}
-        print(f"{name:<24}{rows[name]['seconds']:8.3f} s  x{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     return rows
 
 
 def latency(args: argparse.Namespace) -> dict:
-    """Latency of a model with random weights."""
+    """Latency and memory of a model with random weights."""
     torch.manual_seed(0)
     side = args.side
     model = MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=BACKBONES[args.backbone])).eval()
@@ -108,26 +160,19 @@ def latency(args: argparse.Namespace) -> dict:
         for i in range(4):
             noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
             Image.fromarray(noise).save(folder / "photos" / f"{i}.png")
-        files = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "int8")}
-        for precision, file in files.items():
-            calibration = folder / "photos" if precision == "int8" else None
-            export(str(folder / "model"), file, side, side, precision=precision, calibration=calibration)
-
-        def eager(pixels):
-            with torch.no_grad():
-                return model(torch.from_numpy(pixels))
-
-        variants = {"eager float32": eager}
-        if args.compile:
-            compiled = torch.compile(model)
-            variants["compiled float32"] = lambda pixels: torch.no_grad()(compiled)(torch.from_numpy(pixels))
-        for precision, file in files.items():
-            variants[f"onnxruntime {precision}"] = onnxruntime_runner(file)
-            variants[f"OpenVINO {precision}"] = openvino_runner(file, "f32")
-        variants["OpenVINO bf16"] = openvino_runner(files["fp32"], "bf16")
         pixels = rng.standard_normal((1, 3, side, side)).astype(np.float32)
-        sizes = {f"{precision} MiB": round(file.stat().st_size / 2**20, 1) for precision, file in files.items()}
-        rows = measure(variants, pixels, args.rounds)
+        np.save(folder / "pixels.npy", pixels)
+        sizes = {}
+        for precision in ("fp32", "int8"):
+            file, calibration = folder / f"{precision}.onnx", folder / "photos" if precision == "int8" else None
+            export(str(folder / "model"), file, side, side, precision=precision, calibration=calibration)
+            sizes[f"{precision} MiB"] = round(file.stat().st_size / 2**20, 1)
+        memory = {name: measure_memory(name, folder) for name in VARIANTS}
+        rows = measure({name: build(folder) for name, build in VARIANTS.items()}, pixels, args.rounds)
+    for name, row in rows.items():
+        row["memory_mib"] = memory[name]
+        spread = f"({row['least']:.2f} to {row['most']:.2f})"
+        print(f"{name:<22}{row['seconds']:8.3f} s  x{row['ratio']:.2f} {spread}{memory[name]:9.0f} MiB")
     return {"backbone": args.backbone, "side": side, "threads": torch.get_num_threads(), "files": sizes, "rows": rows}
 
 
@@ -161,7 +206,6 @@ def main(argv: list[str] | None = None) -> None:
     timing.add_argument("--backbone", choices=BACKBONES, default="r50", help="backbone")
     timing.add_argument("--side", type=int, default=512, help="height and width of the image, a multiple of 32")
     timing.add_argument("--rounds", type=int, default=5, help="rounds")
-    timing.add_argument("--compile", action="store_true", help="also torch.compile")
     scoring = commands.add_parser("score", help="scores of a trained model")
     scoring.add_argument("--model", required=True, help="saved model")
     scoring.add_argument("--dataset_name", required=True, help="dataset")

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from mpformer_hf import mask_piloting as room
 from mpformer_hf.boxes import mask_boxes
 from mpformer_hf.configuration_mpformer import PILOT_NOISES
-from mpformer_hf.mask_piloting import build_pilot, pool_masks
+from mpformer_hf.mask_piloting import CENTRE_NOISE, build_pilot, pool_masks
+from mpformer_hf.position_embedding import sine_point_embedding, sine_position_embedding
 from mpformer_hf.targets import collect_targets
 from tests.tiny import batch_of, random_targets, tiny_config, tiny_model
 
@@ -305,6 +306,7 @@ def test_an_image_does_not_depend_on_its_neighbours(model):
         {"pilot_noise_scale": 1.0, "pilot_noise": "dropout"},
         {"pilot_layers": 1},
         {"pilot_label_noise": 1.0},
+        {"pilot_position": True},
         {"pilot_noise_scale": 1.0, "pilot_per_head_noise": True},
     ],
 )
@@ -319,6 +321,33 @@ def test_each_option_reaches_the_pilot_queries(model, change):
     after, _ = outputs_of(model, batch)
     assert (before[:, :6] - after[:, :6]).abs().max() > 1e-3
     torch.testing.assert_close(before[:, 6:], after[:, 6:], atol=2e-5, rtol=0)
+
+
+def test_positions_are_the_moved_centres_and_other_noise_is_the_same():
+    targets = collect_targets([square()], [torch.tensor([1])], (64, 96))
+    without, with_positions = (
+        build_pilot(
+            targets,
+            SHAPES,
+            tiny_config(pilot_position=position, pilot_groups=50, pilot_label_noise=0.5),
+            torch.Generator().manual_seed(3),
+        )
+        for position in (False, True)
+    )
+    assert without.centres is None and torch.equal(without.noisy_labels, with_positions.noisy_labels)
+    centres = with_positions.centres[0]
+    expected = torch.tensor([(30 + 24 / 2) / 96, (20 + 16 / 2) / 64])
+    difference = (centres - expected).abs() * torch.tensor([96 / 24, 64 / 16])
+    assert difference.max() <= CENTRE_NOISE + 1e-5
+
+
+def test_a_point_has_the_position_of_its_cell():
+    height, width = 6, 10
+    grid = sine_position_embedding(height, width, 32).view(height, width, 32)
+    points = torch.tensor([[(7 + 1) / width, (2 + 1) / height], [1.0, 1.0]])  # rows and columns count from 1
+    torch.testing.assert_close(
+        sine_point_embedding(points, 32), torch.stack([grid[2, 7], grid[-1, -1]]), atol=1e-5, rtol=0
+    )
 
 
 def test_gradients_reach_the_class_embedding(model):

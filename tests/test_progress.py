@@ -20,6 +20,19 @@ def test_lines_in_a_file(monkeypatch):
     assert lines[-1].startswith("predict: 6 of 6, 00:00 passed, 00:00 left") and "image" in lines[-1]
 
 
+def test_fields_are_in_the_lines_and_cause_none(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(module, "SECONDS", 0.05)
+    with progress(total=40, desc="train") as bar:
+        for step in range(40):
+            bar.update()
+            bar.set_postfix(loss=f"{step:.1f}")
+            time.sleep(0.005)
+    lines = written.getvalue().splitlines()
+    assert 1 < len(lines) < 9 and all("loss=" in line for line in lines)
+
+
 def test_what_is_fast_writes_nothing(monkeypatch):
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)

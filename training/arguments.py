@@ -29,7 +29,10 @@ class PilotArguments(CheckedArguments):
     """Mask-piloted training; the default of each flag is the checkpoint's value or MPFormerConfig's."""
 
     _argument_group_name = "pilot"
-    _advanced = ("pilot_query_budget", "pilot_layers", "pilot_per_head_noise", "pilot_class_loss", "pilot_loss_weight")
+    _advanced = (
+        *("pilot_query_budget", "pilot_layers", "pilot_per_head_noise", "pilot_class_loss", "pilot_loss_weight"),
+        "pilot_position",
+    )
 
     mask_piloting: bool | None = option(None, "Train with pilot queries; false trains a plain Mask2Former.")
     pilot_groups: int | None = option(None, "Independent groups of pilot queries.", within=RANGES["pilot_groups"])
@@ -49,6 +52,7 @@ class PilotArguments(CheckedArguments):
     pilot_per_head_noise: bool | None = option(None, "Draw separate mask noise for each attention head.")
     pilot_class_loss: bool | None = option(None, "Classify the pilot queries too.")
     pilot_loss_weight: float | None = option(None, "Factor on all pilot losses.", within=RANGES["pilot_loss_weight"])
+    pilot_position: bool | None = option(None, "Give pilot queries the position of their target's centre.")
 
     def given(self) -> dict:
         """Fields that were set."""
