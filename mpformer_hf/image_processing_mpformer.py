@@ -30,7 +30,8 @@ TASKS = ("semantic", "instance", "panoptic")
 # Of saved files; and num_labels, which Mask2Former's processor has and does not use either.
 METADATA = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "num_labels"}
 OLD = ("max_size", "reduce_labels")
-LOADING = ("return_unused_kwargs", "trust_remote_code", "code_revision", "use_fast", "backend")  # of from_pretrained
+# of from_pretrained and pipeline
+LOADING = ("return_unused_kwargs", "trust_remote_code", "code_revision", "use_fast", "backend", "dtype")
 
 logger = logging.getLogger(__name__)
 

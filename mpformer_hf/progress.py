@@ -1,5 +1,6 @@
 """Progress bars on a terminal; plain lines in a log file."""
 
+import contextlib
 import sys
 from typing import TextIO
 
@@ -23,6 +24,18 @@ class Lines:
 
     def flush(self) -> None:
         self.file.flush()
+
+
+def hide_bars_of_libraries() -> None:
+    """Turn off the bars of transformers and datasets where the output is not a terminal."""
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar  # takes seconds, and help needs it not
+
+        disable_progress_bar()
+        with contextlib.suppress(ImportError):  # an extra
+            import datasets
+
+            datasets.disable_progress_bars()
 
 
 class LineBar(tqdm):

@@ -78,13 +78,19 @@ def openvino_runner(file: Path, precision: str):
     return run
 
 
+def quantized(model: nn.Module) -> nn.Module:
+    """The model with linear layers of int8 weights and activations (torchao), in place."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
 def eager_runner(folder: Path, int8: bool = False, compiled: bool = False):
     """Runs the saved model with PyTorch; int8: linear layers, with torchao."""
     model = MPFormerForUniversalSegmentation.from_pretrained(folder / "model")
     if int8:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+        quantized(model)
     if compiled:
         model = torch.compile(model)
 
@@ -107,16 +113,18 @@ VARIANTS = {  # from the folder of the model and its exports
     "OpenVINO int8": lambda folder: openvino_runner(folder / "int8.onnx", "f32"),
 }
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np
 from scripts.benchmark_deploy import VARIANTS
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before, folder = peak(), Path(sys.argv[2])
+import torch
+from training.memory import peak_memory
+cpu = torch.device("cpu")
+before, folder = peak_memory(cpu), Path(sys.argv[2])
 run = VARIANTS[sys.argv[1]](folder)
 for _ in range(3):
     run(np.load(folder / "pixels.npy"))
-print(peak() - before)
+print(peak_memory(cpu) - before)
 """
 
 
@@ -182,7 +190,7 @@ def score(args: argparse.Namespace) -> dict:
     split, processor = open_dataset(data, args.split, args.max_samples), load_processor(args.model)
     accelerator, rows = Accelerator(cpu=True), {}
     with tempfile.TemporaryDirectory() as name:
-        models = {"eager float32": load_model(args.model)}
+        models = {"eager float32": load_model(args.model), "eager int8": quantized(load_model(args.model))}
         for precision in ("fp32", "fp16", "int8"):
             file = Path(name) / f"{precision}.onnx"
             calibration = args.calibration if precision == "int8" else None

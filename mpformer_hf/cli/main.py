@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Callable
 
+from ..progress import hide_bars_of_libraries
+
 COMMANDS = {
     "predict": "segment images, a video or a dataset",
     "prepare": "write a dataset as parquet files, which are read faster",
@@ -32,6 +34,7 @@ def run_command(command: Callable[[list[str]], object], argv: list[str] | None =
         command: takes the arguments without `--debug`.
         argv: default: those of the process.
     """
+    hide_bars_of_libraries()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     if debug:
