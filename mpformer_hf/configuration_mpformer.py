@@ -1,13 +1,12 @@
 """Configuration of MP-Former: Mask2Former's fields and those of the mask pilot."""
 
-from typing import Literal, get_args
-
 from transformers import Mask2FormerConfig
 
 from .ranges import check_range
 
-PilotNoise = Literal["point", "shift", "scale", "shift_scale", "patch", "dropout"]
-PILOT_NOISES = get_args(PilotNoise)
+CELL_NOISES = ("point", "dropout")  # drawn for each layer
+MASK_NOISES = ("shift", "scale", "shift_scale", "patch", "box", "outline")  # drawn once for each pilot query
+PILOT_NOISES = ("point", "shift", "scale", "shift_scale", "patch", "dropout", "box", "outline")
 BACKBONES = (  # tested; others get a warning
     *("resnet", "swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "pvt_v2", "hgnet_v2", "textnet"),
     *("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet", "beit", "hiera", "timm_backbone"),
@@ -57,10 +56,14 @@ class MPFormerConfig(Mask2FormerConfig):
         pilot_query_budget (`int >= 1`, *optional*): if set, overrides `pilot_groups` with
             `max(1, budget // largest number of targets of an image in the batch)`.
         pilot_layers (`int >= 0`, *optional*): the first k cross-attentions use ground-truth masks; None means all.
-        pilot_noise (`str`, defaults to `"point"`): point, shift, scale, shift_scale, patch or dropout.
+        pilot_noise (`str` or `list[str]`, defaults to `"point"`): point, shift, scale, shift_scale, patch, dropout, box
+            or outline; or several of shift, scale, shift_scale, patch, box, outline and clean, of which each pilot
+            query draws one (a name that is given twice is drawn twice as often).
         pilot_noise_scale (`float >= 0`, defaults to 0.0): strength s of the mask noise; 0 is the clean mask. point:
             cells are flipped with probability s x foreground share; dropout: removed with probability s; shift: by up
-            to s / 2 of the box's sides; scale: by a factor in [1 / (1 + s), 1 + s]; patch: of s x the mask's area.
+            to s / 2 of the box's sides; scale: by a factor in [1 / (1 + s), 1 + s]; patch: of s x the mask's area; box:
+            the bounding box, also with s = 0, with sides moved by up to s / 2 of its width or height; outline: dilated
+            or eroded by up to s / 2 of the square root of the mask's area.
         pilot_label_noise (`float` in [0, 1], defaults to 0.2): share of pilot queries that get the embedding of a
             random class.
         pilot_per_head_noise (`bool`, defaults to `False`): draw separate mask noise for each attention head.
@@ -93,7 +96,7 @@ class MPFormerConfig(Mask2FormerConfig):
     pilot_groups: int = 1
     pilot_query_budget: int | None = None
     pilot_layers: int | None = None
-    pilot_noise: str = "point"
+    pilot_noise: str | list[str] = "point"
     pilot_noise_scale: float | int = 0.0
     pilot_label_noise: float | int = 0.2
     pilot_per_head_noise: bool = False
@@ -125,7 +128,13 @@ class MPFormerConfig(Mask2FormerConfig):
             if not holds:
                 raise ValueError(f"MPFormerConfig: {field} must be {rule}, got {getattr(self, field)!r}.")
 
-        require(self.pilot_noise in PILOT_NOISES, "pilot_noise", f"one of {', '.join(PILOT_NOISES)}")
+        if len(self.pilot_noises) == 1:
+            (self.pilot_noise,) = self.pilot_noises
+            require(self.pilot_noise in PILOT_NOISES, "pilot_noise", f"one of {', '.join(PILOT_NOISES)}")
+        else:
+            mixed = (*MASK_NOISES, "clean")
+            known = self.pilot_noises and all(noise in mixed for noise in self.pilot_noises)
+            require(known, "pilot_noise", f"a name, or a list of {', '.join(mixed)}")
         require(
             self.mask_loss_points in ("image", "prediction", "mask"), "mask_loss_points", "image, prediction or mask"
         )
@@ -137,6 +146,11 @@ class MPFormerConfig(Mask2FormerConfig):
             "feature_strides",
             "(4, 8, 16, 32) with common_stride 4",
         )
+
+    @property
+    def pilot_noises(self) -> tuple[str, ...]:
+        """Kinds of mask noise, of which each pilot query draws one."""
+        return tuple(self.pilot_noise) if isinstance(self.pilot_noise, (list, tuple)) else (self.pilot_noise,)
 
     @classmethod
     def get_config_dict(cls, name, **kwargs) -> tuple[dict, dict]:

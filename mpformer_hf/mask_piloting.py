@@ -10,7 +10,7 @@ Matching queries cannot attend to pilot queries, so the pilot cannot change a pr
 matching queries and to their own group. Images with fewer targets than others have unused slots, which are masked out
 of attention and excluded from the loss, so the pilot of an image does not depend on the other images of the batch.
 
-All functions are pure. Random numbers are drawn from one `torch.Generator` (None: the default one).
+All functions are pure. Noise is in `pilot_noise.py`.
 
 Shape letters: B batch, P pilot queries, Q matching queries, T targets of the whole batch, R = T * groups rows (ordered
 by image, then by group), A = 1 or the number of attention heads, K cells (locations) of one feature level.
@@ -21,11 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .boxes import mask_boxes
 from .configuration_mpformer import MPFormerConfig
+from .pilot_noise import CELL_NOISES, change_masks, is_geometric, replace_labels, target_centres
 from .targets import Targets
-
-CENTRE_NOISE = 0.1  # of the sides of the box
 
 
 @dataclass
@@ -120,12 +118,11 @@ def build_pilot(
     group, within = row // counts[image], row % counts[image]
     batch_index, slot, target = torch.stack((image, group * largest + within, first_target[image] + within)).to(device)
 
-    noise = None if config.pilot_noise_scale == 0 else config.pilot_noise
     heads = config.num_attention_heads if config.pilot_per_head_noise else 1
     levels = masks[:, None]
-    if noise in GEOMETRIC_NOISES:
-        rows = masks[target.repeat_interleave(heads)]
-        rows = GEOMETRIC_NOISES[noise](rows, float(config.pilot_noise_scale), generator)
+    noises, scale = config.pilot_noises, float(config.pilot_noise_scale)
+    if is_geometric(noises, scale):
+        rows = change_masks(masks[target.repeat_interleave(heads)], noises, scale, generator)
         levels = rows.unflatten(0, (-1, heads))
 
     valid = torch.zeros(batch, groups * largest, dtype=torch.bool, device=device)
@@ -149,8 +146,8 @@ def build_pilot(
         level_masks=[pool_masks(levels, shape).flatten(2) for shape in level_shapes],
         centres=centres,
         groups=groups,
-        noise=noise if noise in CELL_NOISES else None,
-        noise_scale=float(config.pilot_noise_scale),
+        noise=noises[0] if scale and noises[0] in CELL_NOISES else None,
+        noise_scale=scale,
         heads=heads,
         piloted_layers=config.pilot_layers,
         generator=generator,
@@ -194,147 +191,3 @@ def pool_masks(masks: Tensor, shape: tuple[int, int]) -> Tensor:
         window = torch.minimum(first[:, None] + step, stop[:, None] - 1)
         masks = masks.index_select(axis, window.flatten()).unflatten(axis, tuple(window.shape)).amax(axis)
     return masks.bool()
-
-
-def target_centres(masks: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Centres of the boxes of masks, moved by up to `CENTRE_NOISE` of the box's sides.
-
-    Args:
-        masks: uint8 `[T, H, W]`.
-
-    Returns:
-        float `[T, 2]`, (x, y) relative to the image, in [0, 1].
-    """
-    boxes, size = mask_boxes(masks).float(), torch.tensor(masks.shape[:0:-1], device=masks.device)
-    shift = uniform((len(masks), 2), -CENTRE_NOISE, CENTRE_NOISE, masks, generator) * (boxes[:, 2:] - boxes[:, :2])
-    return (((boxes[:, :2] + boxes[:, 2:]) / 2 + shift) / size).clamp(0, 1)
-
-
-# --- Noise ---
-
-
-def uniform(shape: tuple[int, ...], low: float, high: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """float32 numbers in [low, high), on the device of `like`."""
-    return low + (high - low) * torch.rand(shape, device=like.device, generator=generator)
-
-
-def replace_labels(labels: Tensor, num_labels: int, share: float, generator: torch.Generator | None) -> Tensor:
-    """Replace each label by a uniformly random class (perhaps the same) with probability `share`.
-
-    Args:
-        labels: int64 `[R]`.
-
-    Returns:
-        int64 `[R]`; expected share of changed labels: `share * (num_labels - 1) / num_labels`.
-    """
-    if share == 0:
-        return labels
-    chosen = torch.rand(labels.shape, device=labels.device, generator=generator) < share
-    random = torch.randint(num_labels, labels.shape, device=labels.device, generator=generator)
-    return torch.where(chosen, random, labels)
-
-
-@torch.compiler.disable
-def flip_points(cells: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Flip each cell, in both directions, with probability `min(1, scale * foreground share of its row)`.
-
-    Args:
-        cells: bool `[R, A, K]`.
-    """
-    rate = scale * cells.float().mean(-1, keepdim=True)
-    return cells ^ (torch.rand(cells.shape, device=cells.device, generator=generator) < rate)
-
-
-@torch.compiler.disable
-def drop_cells(cells: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Remove each cell with probability `min(1, scale)`.
-
-    Args:
-        cells: bool `[R, A, K]`.
-    """
-    return cells & (torch.rand(cells.shape, device=cells.device, generator=generator) >= scale)
-
-
-def transform_masks(masks: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
-    """Scale each mask around the centre of its box, then shift it; parts outside of the image are lost.
-
-    Args:
-        masks: uint8 `[R, H, W]`.
-        shift: float `[R, 2]`, (x, y) in pixels.
-        factor: float `[R]`, > 0; above 1 enlarges.
-
-    Returns:
-        uint8 `[R, H, W]`, nearest neighbour.
-    """
-    boxes = mask_boxes(masks).float()
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    sources = []
-    for axis, size in enumerate((masks.shape[2], masks.shape[1])):  # x, y: the transform is separable
-        pixel = torch.arange(size, device=masks.device) + 0.5
-        middle = centre[:, axis, None]
-        source = (pixel - middle - shift[:, axis, None]) / factor[:, None] + middle
-        index = source.floor().long()
-        sources.append((index.clamp(0, size - 1), (index >= 0) & (index < size)))
-    (x, x_inside), (y, y_inside) = sources
-    row = torch.arange(len(masks), device=masks.device).view(-1, 1, 1)
-    moved = masks[row, y[:, :, None], x[:, None]]
-    return moved * (y_inside[:, :, None] & x_inside[:, None])
-
-
-def random_shift(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Shifts in pixels, `[R, 2]`, uniform within +- `scale` x half the width and height of the box."""
-    boxes = mask_boxes(masks).float()
-    return uniform((len(masks), 2), -scale / 2, scale / 2, masks, generator) * (boxes[:, 2:] - boxes[:, :2])
-
-
-def random_factor(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Factors `[R]`, log-uniform between `1 / (1 + scale)` and `1 + scale`: as often smaller as larger."""
-    return (1 + scale) ** uniform((len(masks),), -1, 1, masks, generator)
-
-
-def shift_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Shift each object by up to `scale` x half its width and height; uint8 `[R, H, W]` -> uint8 `[R, H, W]`."""
-    shift = random_shift(masks, scale, generator)
-    return transform_masks(masks, shift, shift.new_ones(len(masks)))
-
-
-def scale_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Scale each object around its centre by up to `1 + scale`; uint8 `[R, H, W]` -> uint8 `[R, H, W]`."""
-    factor = random_factor(masks, scale, generator)
-    return transform_masks(masks, factor.new_zeros(len(masks), 2), factor)
-
-
-def shift_and_scale_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Scale and shift each object, independently; uint8 `[R, H, W]` -> uint8 `[R, H, W]`."""
-    factor = random_factor(masks, scale, generator)
-    return transform_masks(masks, random_shift(masks, scale, generator), factor)
-
-
-def add_patches(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Add to each object a rectangle of about `scale` x its area (at least one pixel) at a random position in the
-    image; width / height is log-uniform in [1/2, 2] if the image is large enough; uint8 `[R, H, W]` -> uint8 `[R, H,
-    W]`."""
-    height, width = masks.shape[1:]
-    area = (masks.flatten(1).sum(1).float() * scale).clamp(min=1)
-    ratio = 2 ** uniform((len(masks),), -1, 1, masks, generator)
-    position = uniform((len(masks), 2), 0, 1, masks, generator)
-    w = (area * ratio).sqrt().clamp(max=width)
-    h = (area / w).clamp(max=height)
-    w = (area / h).clamp(max=width)
-    inside = []
-    for side, size, relative in ((h, height, position[:, 1]), (w, width, position[:, 0])):
-        length = side.round().clamp(min=1)
-        first = (relative * (size - length + 1)).floor()[:, None]
-        pixel = torch.arange(size, device=masks.device)
-        inside.append((pixel >= first) & (pixel < first + length[:, None]))
-    rows, columns = inside
-    return masks | (rows[:, :, None] & columns[:, None]).to(masks.dtype)
-
-
-GEOMETRIC_NOISES = {  # drawn once per row, so that the object is the same at all levels
-    "shift": shift_masks,
-    "scale": scale_masks,
-    "shift_scale": shift_and_scale_masks,
-    "patch": add_patches,
-}
-CELL_NOISES = {"point": flip_points, "dropout": drop_cells}  # drawn for each layer

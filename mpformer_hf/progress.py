@@ -1,6 +1,6 @@
 """Progress bars on a terminal; plain lines in a log file."""
 
-import contextlib
+import os
 import sys
 from typing import TextIO
 
@@ -32,10 +32,9 @@ def hide_bars_of_libraries() -> None:
         from transformers.utils.logging import disable_progress_bar  # takes seconds, and help needs it not
 
         disable_progress_bar()
-        with contextlib.suppress(ImportError):  # an extra
-            import datasets
-
-            datasets.disable_progress_bars()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
 
 
 class LineBar(tqdm):

@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mpformer_hf import mask_piloting as room
+from mpformer_hf import pilot_noise as room
 from mpformer_hf.boxes import mask_boxes
-from mpformer_hf.configuration_mpformer import PILOT_NOISES
-from mpformer_hf.mask_piloting import CENTRE_NOISE, build_pilot, pool_masks
+from mpformer_hf.configuration_mpformer import MASK_NOISES, PILOT_NOISES
+from mpformer_hf.mask_piloting import build_pilot, pool_masks
+from mpformer_hf.pilot_noise import CENTRE_NOISE
 from mpformer_hf.position_embedding import sine_point_embedding, sine_position_embedding
 from mpformer_hf.targets import collect_targets
 from tests.tiny import batch_of, random_targets, tiny_config, tiny_model
 
 SHAPES = [(2, 3), (4, 6), (8, 12)]
-GEOMETRIC = ("shift", "scale", "shift_scale", "patch")
+GEOMETRIC = MASK_NOISES
 
 
 def targets_of(counts, size=(64, 96), num_labels=4):
@@ -117,7 +118,7 @@ def grid(noise, scale=0.5, per_head=False, masks=None, labels_seed=0):
 
 
 @pytest.mark.parametrize("noise", PILOT_NOISES)
-@pytest.mark.parametrize("scale", [0.2, 0.9, 5.0])
+@pytest.mark.parametrize("scale", [0.3, 0.9, 5.0])
 def test_every_noise_changes_the_mask_and_none_inverts_it(noise, scale):
     masks = square().expand(50, -1, -1)
     pilot = grid(noise, scale, masks=masks)
@@ -247,7 +248,7 @@ def model():
     return model
 
 
-@pytest.mark.parametrize("noise", PILOT_NOISES)
+@pytest.mark.parametrize("noise", [*PILOT_NOISES, ["box", "shift", "clean"]])
 def test_matching_queries_do_not_see_the_pilot(model, noise):
     batch = batch_of((3, 1))
     for name, value in {"pilot_noise": noise, "pilot_noise_scale": 0.5, "pilot_groups": 2}.items():
@@ -348,6 +349,53 @@ def test_a_point_has_the_position_of_its_cell():
     torch.testing.assert_close(
         sine_point_embedding(points, 32), torch.stack([grid[2, 7], grid[-1, -1]]), atol=1e-5, rtol=0
     )
+
+
+def test_boxes_cover_the_object_and_move_by_the_share_of_their_sides():
+    disc = square()
+    disc[0, 20:24, 30:40] = 0  # not a rectangle
+    exact = room.box_masks(disc, 0.0, None)
+    assert torch.equal(exact, square()) and not room.box_masks(torch.zeros_like(disc), 0.5, None).any()
+    boxes = mask_boxes(room.box_masks(disc.expand(200, -1, -1), 0.5, None)).float()
+    moved = (boxes - torch.tensor([30.0, 20, 54, 36])).abs() / torch.tensor([24, 16, 24, 16])
+    assert 0.2 < moved.max() <= 0.25 + 0.5 / 16 and (boxes[:, 2:] > boxes[:, :2]).all()
+    assert (room.box_masks(disc.expand(50, -1, -1), 9.0, None).flatten(1).sum(1) > 0).all()
+
+
+def test_outlines_are_moved_by_pixels():
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(6, 30, 40, generator=generator) < 0.02).to(torch.uint8)
+    radius = torch.tensor([0, 1, 2, 3, 5, 40])
+    for mask, grown, r in zip(masks, room.grow_masks(masks, radius), radius.tolist(), strict=True):
+        assert torch.equal(grown[None].float(), F.max_pool2d(mask[None].float(), 2 * r + 1, 1, r))
+    areas = room.move_outlines(square().expand(100, -1, -1), 0.5, generator).flatten(1).sum(1)
+    assert areas.min() < 16 * 24 < areas.max() and (areas == 16 * 24).sum() < 40
+    full = torch.ones(20, 8, 8, dtype=torch.uint8)
+    assert room.move_outlines(full, 1.0, generator).all(), "the border of the image does not erode"
+
+
+def test_each_query_draws_one_of_several_noises():
+    masks = square()
+    masks[0, 20:24, 30:40] = 0
+    rows = masks.expand(4000, -1, -1)
+    changed = room.change_masks(rows, ("box", "box", "shift", "clean"), 0.0, torch.Generator().manual_seed(0))
+    box = (changed == room.box_masks(masks, 0.0, None)).flatten(1).all(1)
+    clean = (changed == masks).flatten(1).all(1)
+    assert (box ^ clean).all() and 0.45 < box.float().mean() < 0.55
+    strong = room.change_masks(rows, ("patch", "clean"), 0.5, torch.Generator().manual_seed(0))
+    assert 0.45 < (strong == masks).flatten(1).all(1).float().mean() < 0.56
+
+
+@pytest.mark.parametrize("noise", [[], ["point", "box"], ["box", "circle"], "clean", "circle"])
+def test_noises_that_cannot_be(noise):
+    with pytest.raises(ValueError, match="pilot_noise must be"):
+        tiny_config(pilot_noise=noise)
+
+
+def test_one_noise_in_a_list_is_that_noise(tmp_path):
+    assert tiny_config(pilot_noise=["point"]).pilot_noise == "point"
+    tiny_config(pilot_noise=["box", "shift"]).save_pretrained(tmp_path)
+    assert type(tiny_config()).from_pretrained(tmp_path).pilot_noises == ("box", "shift")
 
 
 def test_gradients_reach_the_class_embedding(model):

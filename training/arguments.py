@@ -42,7 +42,9 @@ class PilotArguments(CheckedArguments):
     pilot_layers: int | None = option(
         None, "Number of cross-attentions, from the first, that use ground-truth masks.", within=RANGES["pilot_layers"]
     )
-    pilot_noise: Literal[PILOT_NOISES] | None = option(None, "Kind of mask noise.")
+    pilot_noise: list[str] | None = option(
+        None, f"Kind of mask noise: {', '.join(PILOT_NOISES)}; or several, of which each pilot query draws one."
+    )
     pilot_noise_scale: float | None = option(
         None, "Strength of the mask noise, 0 = clean masks.", within=RANGES["pilot_noise_scale"]
     )
