@@ -1,4 +1,4 @@
-"""Inference on images of any size: batches, test-time augmentation, sliding windows.
+"""Inference on images of any size: batches, prompts, test-time augmentation, sliding windows.
 
 Augmented views: semantic score maps are averaged, as in the official code. For segments the queries of each view are
 assigned to those of the first view, and the class and mask probabilities of those that agree are averaged. Windows are
@@ -15,7 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .matcher import mask_costs
-from .postprocessing import ResizeGeometry, resize_masks
+from .postprocessing import ResizeGeometry, resize_in_chunks, resize_masks
+from .prompting import EncodedImage, boxes_to_masks, check_prompts, prepare_masks
 from .ranges import check_range
 from .windows import (
     Box,
@@ -103,6 +104,62 @@ class Predictor:
         if self.options.window is not None:
             return [self.predict_windows(image) for image in images]
         return self.predict_full(images)
+
+    # --- Prompts ---
+
+    def encode(self, image: Tensor) -> EncodedImage:
+        """Features of an image, uint8 `[3, H, W]`, for any number of calls of `refine`."""
+        inputs = self.processor([image], return_tensors="pt").to(self.model.device)
+        valid = inputs["pixel_mask"][0].bool()
+        resized = (int(valid.any(1).sum()), int(valid.any(0).sum()))
+        geometry = ResizeGeometry(tuple(valid.shape), resized, tuple(image.shape[1:]))
+        return EncodedImage(self.model.encode(inputs["pixel_values"]), geometry)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        image: Tensor | EncodedImage,
+        masks: Tensor | None = None,
+        boxes: Tensor | None = None,
+        labels: Sequence[int] | Tensor | None = None,
+        rounds: int = 1,
+    ) -> dict:
+        """Refine boxes or rough masks, see `prompting.py`.
+
+        Args:
+            image: uint8 `[3, H, W]`, or what `encode` made of it.
+            masks: `[P, H, W]`, non-zero = inside; or
+            boxes: `[P, 4]`, (x0, y0, x1, y1) in pixels of the image, x1 and y1 exclusive.
+            labels: class of each prompt; -1 or None: not known.
+            rounds: number of rounds, see `MPFormerForUniversalSegmentation.refine`.
+
+        Returns:
+            the form of an instance result, on the CPU: `segmentation`, bool `[P, H, W]`, and `segments_info` with `id`,
+            `label_id` and `score` of each prompt.
+
+        Raises:
+            ValueError: a prompt is invalid.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        geometry = encoded.geometry
+        if boxes is not None:
+            boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+            boxes_to_masks(boxes, geometry.target)  # errors are in pixels of the image
+            (height, width), (own_height, own_width) = geometry.image, geometry.target
+            boxes = boxes * boxes.new_tensor([width / own_width, height / own_height] * 2)
+        if masks is not None:
+            masks = torch.as_tensor(masks) != 0
+            labels = check_prompts(masks, labels, geometry.target, self.model.config.num_labels)
+            masks = prepare_masks(masks, geometry)
+        refined = self.model.refine(encoded.features, masks, boxes, labels, rounds)
+        found = [part.cpu() > 0 for _, part in resize_in_chunks(refined.mask_logits, geometry)]
+        rows = zip(refined.label_ids.tolist(), refined.scores.tolist(), strict=True)
+        return {
+            "segmentation": torch.cat(found) if found else torch.zeros(0, *geometry.target, dtype=torch.bool),
+            "segments_info": [
+                {"id": index, "label_id": label, "score": round(score, 6)} for index, (label, score) in enumerate(rows)
+            ],
+        }
 
     # --- Full images ---
 

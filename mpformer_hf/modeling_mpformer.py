@@ -19,8 +19,15 @@ from .deformable_attention import SamplingOffsets, ZeroInitLinear
 from .mask_piloting import Pilot, build_pilot
 from .matcher import Prediction
 from .pixel_decoder import MPFormerPixelDecoder
+from .prompting import ImageFeatures, RefinedMasks, boxes_to_masks, check_prompts, refine_masks
 from .targets import Targets, collect_targets
-from .transformer_decoder import DecoderOutput, MaskEmbedderLinear, MPFormerCrossAttention, MPFormerTransformerModule
+from .transformer_decoder import (
+    DecoderOutput,
+    MaskEmbedderLinear,
+    MPFormerCrossAttention,
+    MPFormerTransformerModule,
+    compute_masks,
+)
 
 
 @dataclass
@@ -97,11 +104,6 @@ class MPFormerForUniversalSegmentationOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     loss_dict: dict[str, Tensor] | None = None
     pixel_mask: Tensor | None = None
-
-
-def compute_masks(embeddings: Tensor, features: Tensor) -> Tensor:
-    """Mask logits `[B, N, h, w]` from embeddings `[B, N, D]` and features `[B, D, h, w]`."""
-    return torch.einsum("bnd,bdhw->bnhw", embeddings, features)
 
 
 class MPFormerPixelLevelModule(nn.Module):
@@ -378,6 +380,42 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             pixel_mask=pixel_mask,
         )
         return output if return_dict else output.to_tuple()
+
+    @torch.no_grad()
+    def encode(self, pixel_values: Tensor) -> ImageFeatures:
+        """Features of one image, float `[1, 3, H, W]`, for `refine`."""
+        _, mask_features, levels = self.model.pixel_level_module(pixel_values)
+        return ImageFeatures(mask_features, levels, tuple(pixel_values.shape[-2:]))
+
+    def refine(
+        self,
+        image: Tensor | ImageFeatures,
+        masks: Tensor | None = None,
+        boxes: Tensor | None = None,
+        labels: Tensor | None = None,
+        rounds: int = 1,
+    ) -> RefinedMasks:
+        """Refine masks or boxes, see `prompting.py`. The model should be in evaluation mode.
+
+        Args:
+            image: float `[1, 3, H, W]`, normalised and padded, or what `encode` made of it.
+            masks: `[P, H, W]`, non-zero = inside; or
+            boxes: `[P, 4]`, (x0, y0, x1, y1) in pixels of this image, x1 and y1 exclusive.
+            labels: integers `[P]`, class of each prompt; -1 or None: not known, all classes are tried.
+            rounds: the results are the prompts of the next round, until none changes.
+
+        Raises:
+            ValueError: the model has no pilot, or a prompt is invalid.
+        """
+        if not self.config.mask_piloting:
+            raise ValueError("The model has no pilot (mask_piloting is False), so it cannot refine masks.")
+        if (masks is None) == (boxes is None):
+            raise ValueError("Give either masks or boxes.")
+        features = image if isinstance(image, ImageFeatures) else self.encode(image)
+        given = boxes_to_masks(boxes, features.size) if masks is None else torch.as_tensor(masks) != 0
+        labels = check_prompts(given, labels, features.size, self.config.num_labels)
+        given, labels = given.to(self.device, torch.uint8), labels.to(self.device)
+        return refine_masks(self, features, given, labels, rounds)
 
     def to_mask2former(self) -> Mask2FormerForUniversalSegmentation:
         """A plain Mask2Former with equal outputs, on the same device and in the same dtype. The pilot's class embedding

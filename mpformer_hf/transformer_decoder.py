@@ -270,6 +270,11 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
         )
 
 
+def compute_masks(embeddings: Tensor, features: Tensor) -> Tensor:
+    """Mask logits `[B, N, h, w]` from embeddings `[B, N, D]` and features `[B, D, h, w]`."""
+    return torch.einsum("bnd,bdhw->bnhw", embeddings, features)
+
+
 @torch.no_grad()
 def cross_attention_mask(embedding: Tensor, features: Tensor, pilot: Pilot | None, layer: int, level: int) -> Tensor:
     """Attention mask of cross-attention `layer` (Mask2Former, equations 2 and 3).
