@@ -1,0 +1,161 @@
+"""Quality of prompts: mean IoU with the truth before and after refinement, by kind of prompt and size of object.
+
+python -m scripts.prompt_scores outputs/nuclei --dataset_name data/nuclei_tiles --eval_split test --task instance \\
+    --rounds 1 2 --grabcut --output_file training/results/prompts_nuclei.json
+
+Kinds: the bounding box; the mask dilated by 4 pixels, eroded by 3, or moved by a quarter of its width and height in a
+random direction; the mask itself. The class is given. `--grabcut`: OpenCV's GrabCut from the same boxes, 5 iterations
+(`pip install opencv-python-headless`). Sizes are COCO's: below 32^2, up to 96^2, and more pixels. Also: the time of a
+call of `refine` for one image as a share of the full forward pass, and the mean IoU by score.
+"""
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpformer_hf.arguments import parse
+from mpformer_hf.boxes import mask_boxes
+from mpformer_hf.cli.main import run_command
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.evaluation.task_metrics import instance_reference
+from mpformer_hf.files import write_json
+from mpformer_hf.inference import Predictor
+from mpformer_hf.loading import load_model, load_processor
+from mpformer_hf.pilot_noise import box_masks, grow_masks, transform_masks
+from mpformer_hf.progress import progress
+
+SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}  # largest area
+BINS = 10
+
+
+def moved(masks: Tensor, generator: torch.Generator) -> Tensor:
+    """Masks moved by a quarter of their width and height, to one of four sides."""
+    boxes = mask_boxes(masks).float()
+    signs = 2.0 * torch.randint(0, 2, (len(masks), 2), generator=generator) - 1
+    return transform_masks(masks, signs * (boxes[:, 2:] - boxes[:, :2]) / 4, torch.ones(len(masks)))
+
+
+KINDS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "box": lambda masks, _: box_masks(masks, 0.0, None),
+    "dilated by 4": lambda masks, _: grow_masks(masks, torch.full((len(masks),), 4)),
+    "eroded by 3": lambda masks, _: 1 - grow_masks(1 - masks, torch.full((len(masks),), 3)),
+    "shifted": moved,
+    "clean": lambda masks, _: masks,
+}
+
+
+def overlaps(found: Tensor, truth: Tensor) -> list[float]:
+    """IoU of masks, `[P, H, W]` each, pair by pair."""
+    found, truth = found.bool().flatten(1), truth.bool().flatten(1)
+    return ((found & truth).sum(1) / (found | truth).sum(1).clamp(min=1)).tolist()
+
+
+def grabcut(image: Tensor, masks: Tensor) -> Tensor:
+    """GrabCut from the bounding box of each mask, bool `[P, H, W]`."""
+    import cv2
+
+    photo, results = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1]), []
+    for x0, y0, x1, y1 in mask_boxes(masks).tolist():
+        labels = np.full(photo.shape[:2], cv2.GC_BGD, dtype=np.uint8)
+        labels[y0:y1, x0:x1] = cv2.GC_PR_FGD
+        if (labels == cv2.GC_BGD).any() and min(x1 - x0, y1 - y0) > 1:  # else there is no background to learn from
+            cv2.grabCut(photo, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK)
+        results.append(torch.from_numpy(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))))
+    return torch.stack(results)
+
+
+class Scores:
+    """IoU of objects by kind of prompt, method and size."""
+
+    def __init__(self):
+        self.values: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        self.by_score: list[tuple[float, float]] = []
+
+    def add(self, kind: str, method: str, ious: list[float], areas: list[float]) -> None:
+        self.values[kind, method] += zip(ious, areas, strict=True)
+
+    def table(self) -> dict:
+        """Mean IoU and number of objects, of all objects and by size."""
+        rows: dict[str, dict] = defaultdict(dict)
+        for (kind, method), values in self.values.items():
+            row = {"all": round(float(np.mean([iou for iou, _ in values])), 4), "objects": len(values)}
+            least = 0.0
+            for size, most in SIZES.items():
+                own = [iou for iou, area in values if least <= area < most]
+                row |= {size: round(float(np.mean(own)), 4)} if own else {}
+                least = most
+            rows[kind][method] = row
+        return rows
+
+    def calibration(self) -> list[dict]:
+        """Mean score and mean IoU of results in bins of the score."""
+        rows = []
+        for index in range(BINS):
+            own = [(s, iou) for s, iou in self.by_score if index <= min(s * BINS, BINS - 1e-6) < index + 1]
+            if own:
+                score, iou = (round(float(np.mean(x)), 4) for x in zip(*own, strict=True))
+                rows.append({"score": score, "iou": iou, "results": len(own)})
+        return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="saved MP-Former: folder or Hub name")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[1], help="numbers of rounds")
+    parser.add_argument("--grabcut", action="store_true", help="also OpenCV's GrabCut from the boxes")
+    parser.add_argument("--output_file", type=Path, help="JSON of the results")
+    args, flags = parser.parse_known_args(argv)
+    (data,) = parse([DataArguments], flags)
+    split = open_dataset(data, data.eval_split, data.max_eval_samples)
+    model = load_model(args.model).eval()
+    predictor, generator = Predictor(model, load_processor(args.model), data.task), torch.Generator().manual_seed(0)
+    scores, shares = Scores(), []
+    for index in progress(range(len(split)), "prompts", unit="image"):
+        image, segments = split[index]
+        reference = instance_reference(segments, split.labels.things)
+        kept = [i for i, crowd in enumerate(reference["iscrowd"]) if not crowd and reference["masks"][i].any()]
+        if not kept:
+            continue
+        truth = torch.from_numpy(np.stack([reference["masks"][i] for i in kept])).to(torch.uint8)
+        labels, areas = [reference["label_ids"][i] for i in kept], truth.flatten(1).sum(1).tolist()
+        start = time.perf_counter()
+        predictor([image])
+        full, encoded = time.perf_counter() - start, predictor.encode(image)
+        for kind, change in KINDS.items():
+            given = change(truth, generator)
+            there = given.flatten(1).any(1).tolist()  # erosion removes small objects
+            rows = [row for row, any_pixel in enumerate(there) if any_pixel]
+            if not rows:
+                continue
+            own_areas, own_truth = [areas[row] for row in rows], truth[rows]
+            scores.add(kind, "given", overlaps(given[rows], own_truth), own_areas)
+            for rounds in args.rounds:
+                start = time.perf_counter()
+                found = predictor.refine(encoded, given[rows], labels=[labels[row] for row in rows], rounds=rounds)
+                shares += [(time.perf_counter() - start) / full] if rounds == 1 else []
+                ious = overlaps(found["segmentation"], own_truth)
+                scores.add(kind, f"{rounds} round" + "s" * (rounds > 1), ious, own_areas)
+                scores.by_score += [(s["score"], iou) for s, iou in zip(found["segments_info"], ious, strict=True)]
+            if kind == "box" and args.grabcut:
+                scores.add(kind, "GrabCut", overlaps(grabcut(image, given[rows]), own_truth), own_areas)
+    table = scores.table()
+    for kind, methods in table.items():
+        print(f"{kind:<14}" + "  ".join(f"{method} {row['all']:.3f}" for method, row in methods.items()))
+    result = {"model": Path(args.model).name, "dataset": Path(data.dataset_name).name, "split": data.eval_split}
+    result |= {"iou": table, "by_score": scores.calibration()}
+    result["refine_time_of_full_forward"] = round(statistics.median(shares), 4) if shares else None
+    print(f"refine takes {result['refine_time_of_full_forward']} of a full forward pass")
+    if args.output_file:
+        write_json(result, args.output_file)
+
+
+if __name__ == "__main__":
+    run_command(main)
