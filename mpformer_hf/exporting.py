@@ -1,6 +1,7 @@
 """Export of the inference model to ONNX or torch.export, alone or from 8-bit images to results."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .loading import load_model, load_processor
 from .modeling_mpformer import MPFormerForUniversalSegmentation
 from .onnx_precision import calibration_images, convert_to_half, quantize
 
+logger = logging.getLogger(__name__)
 STRIDE, LARGEST_BATCH, LONGEST_SIDE = 32, 64, 8192
 OUTPUTS = ["class_queries_logits", "masks_queries_logits"]
 TOLERANCE = 1e-3  # for mask logits, whose magnitude is in the tens
@@ -129,10 +131,12 @@ def export_program(model: Exportable, height: int, width: int, check: Callable[[
             exported.difference = check(exported)
         except Exception as error:  # of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            continue
-        if exported.difference <= TOLERANCE:
-            return exported
-        reason = f"its outputs differ from the model's by {exported.difference:.1e}"
+        else:
+            if exported.difference <= TOLERANCE:
+                return exported
+            reason = f"its outputs differ from the model's by {exported.difference:.1e}"
+        if 2 in dynamic:
+            logger.warning("The image size cannot be dynamic: %s", reason)
     raise ValueError(f"The model cannot be exported at {height}x{width}: {reason}; nothing was saved.")
 
 
@@ -169,26 +173,25 @@ def run_exported(file: Path, images: Tensor) -> list[Tensor]:
 
 
 def largest_difference(model: Exportable, images: Tensor, outputs: Iterable[Tensor]) -> float:
-    """Largest absolute difference between outputs and those of the model, and of integers the share that differs;
-    infinite if outputs are not finite."""
+    """Largest absolute difference between outputs and those of the model, and of integers and masks the share that
+    differs; infinite if outputs are not finite."""
     with torch.no_grad():
         expected = model(images)
     if model.output_names == RESULTS["instance"]:
         expected, outputs = (without_order(*results) for results in (expected, outputs))
-    pairs = list(zip(expected, outputs, strict=True))
     differences = [
         (ours - theirs).abs().max() if ours.is_floating_point() else (ours != theirs).float().mean()
-        for ours, theirs in pairs
+        for ours, theirs in zip(expected, outputs, strict=True)
     ]
     largest = torch.stack(differences).max().item()
     return largest if math.isfinite(largest) else math.inf
 
 
 def without_order(scores: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, sums of scores by class, and mean of the masks weighted by scores: the same for instances of equal scores
-    in another order."""
+    """Scores, sums of scores by class, and number of masks at each pixel: the same for instances of equal scores in
+    another order."""
     by_class = torch.zeros(len(scores), int(labels.max()) + 1).scatter_add(1, labels, scores)
-    return scores, by_class, (scores[..., None, None] * masks).mean(1)
+    return scores, by_class, masks.long().sum(1)
 
 
 def save_and_compare(model: Exportable, exported: Exported, file: Path, metadata: dict[str, str]) -> float:

@@ -114,7 +114,8 @@ class MPFormerImageProcessorMixin:
                 raise ValueError(f"category_ids must be a list of the dataset's ids, got {ids!r}.")
             self.category_ids = [int(category) for category in ids]
         if self.palette is not None:
-            if not isinstance(self.palette, (list, tuple)) or not all(is_color(color) for color in self.palette):
+            valid = isinstance(self.palette, (list, tuple)) and all(is_color(color) for color in self.palette)
+            if not valid or not self.palette:
                 raise ValueError(f"palette must be a list of RGB colours, 0 to 255, got {self.palette!r}.")
             self.palette = [[int(channel) for channel in color] for color in self.palette]
         for name in (

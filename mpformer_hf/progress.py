@@ -8,19 +8,21 @@ from tqdm.auto import tqdm
 
 SECONDS = 10  # between two lines
 LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} passed, {remaining} left, {rate_fmt}{postfix}"
+LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}, {elapsed} passed, {rate_fmt}{postfix}"
 
 
 class Lines:
     """A file to which a bar writes lines instead of overwriting one line."""
 
     def __init__(self, file: TextIO):
-        self.file = file
+        self.file, self.last = file, ""
 
     def write(self, text: str) -> None:
-        """Write what is not empty as a line."""
+        """Write what is not empty, and not the line before, as a line."""
         text = text.strip()
-        if text:
+        if text and text != self.last:
             self.file.write(f"{text}\n")
+            self.last = text
 
     def flush(self) -> None:
         self.file.flush()
@@ -29,7 +31,7 @@ class Lines:
 def hide_bars_of_libraries() -> None:
     """Turn off the bars of transformers and datasets where the output is not a terminal."""
     if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar  # takes seconds, and help needs it not
+        from transformers.utils.logging import disable_progress_bar  # takes seconds, which help does not need
 
         disable_progress_bar()
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
@@ -49,4 +51,6 @@ def progress(*args, **options) -> tqdm:
     if sys.stderr.isatty():
         return tqdm(*args, **options)
     interval = {"mininterval": SECONDS, "maxinterval": SECONDS, "delay": SECONDS}
-    return LineBar(*args, **options, **interval, file=Lines(sys.stderr), bar_format=LINE)
+    bar = LineBar(*args, **options, **interval, file=Lines(sys.stderr))
+    bar.bar_format = LINE if bar.total else LINE_WITHOUT_TOTAL
+    return bar

@@ -15,7 +15,8 @@ PALETTE = (
     (204, 121, 167),
 )
 SHADES = (0.0, -0.4, 0.45, -0.2, 0.25, -0.55)  # towards black and white; touching instances have different ones
-READABLE = 480  # smaller images are enlarged, so that captions can be read
+READABLE = 480  # smaller images are enlarged, so that captions can be read,
+LARGEST = 1600  # up to this side
 Palette = Sequence[Sequence[int]]
 MOST_CAPTIONS = 60  # with more segments the legend counts them
 MARKED = (215, 0, 40)  # contour of marked segments
@@ -29,8 +30,14 @@ def shaded(color: tuple[int, int, int], shade: float) -> tuple[int, int, int]:
 
 def class_color(label_id: int, palette: Palette | None = None) -> tuple[int, int, int]:
     """RGB colour of a class: that of a dataset's palette, or else a stable one. The first seven classes have the
-    colours of `PALETTE`, others shades of them, and from the 43rd on shades of colours between two of them."""
+    colours of `PALETTE`, others shades of them, and from the 43rd on shades of colours between two of them.
+
+    Raises:
+        ValueError: the dataset's palette has no colour for the class.
+    """
     if palette is not None:
+        if label_id >= len(palette):
+            raise ValueError(f"The palette has {len(palette)} colours, but there is a class {label_id}.")
         return tuple(palette[label_id])
     shade, between = label_id // len(PALETTE) % len(SHADES), label_id // (len(PALETTE) * len(SHADES)) % 4 / 4
     one, other = (np.array(PALETTE[(label_id + step) % len(PALETTE)]) for step in (0, 1))
@@ -143,6 +150,7 @@ def draw_segmentation(
             raise ValueError(f"The result is {height}x{width}, the image {image.height}x{image.width}.")
     segments = sorted(segments, key=lambda segment: -segment.mask.sum())
     factor = max(1, -(-READABLE // max(1, min(image.size)))) if min(image.size) < READABLE / 2 else 1
+    factor = max(1, min(factor, LARGEST // max(image.size)))
     image = image.convert("RGB").resize((factor * image.width, factor * image.height), Image.Resampling.BILINEAR)
     segments = [replace(segment, mask=segment.mask.repeat(factor, 0).repeat(factor, 1)) for segment in segments]
     canvas = np.asarray(image).astype(np.float32)

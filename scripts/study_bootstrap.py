@@ -94,15 +94,18 @@ def matches_of(reference: COCO, images: list[int], file: Path) -> list[ClassMatc
         evaluation = COCOeval(reference, reference.loadRes(read_json(file)), "segm")
         evaluation.params.imgIds = images
         evaluation.evaluate()
-    # by class, range of areas (the first one: all) and image
+    # by class, range of areas (the first one: all) and image, in ascending order of ids
     rows = np.array(evaluation.evalImgs, dtype=object).reshape(len(evaluation.params.catIds), -1, len(images))[:, 0]
-    return [class_matches(own) for own in rows]
+    return [class_matches(own) for own in rows[:, np.argsort(np.argsort(images))]]
 
 
 def class_matches(rows: list[dict | None]) -> ClassMatches:
     """Matches of one class over all images."""
     objects = np.array([0 if row is None else int((np.array(row["gtIgnore"]) == 0).sum()) for row in rows])
     there = [(index, row) for index, row in enumerate(rows) if row is not None and len(row["dtScores"])]
+    if not there:
+        nothing = np.zeros((len(COCOeval(iouType="segm").params.iouThrs), 0), dtype=bool)
+        return ClassMatches(nothing, nothing, np.zeros(0, dtype=int), objects)
     scores = np.concatenate([row["dtScores"] for _, row in there])
     order = np.argsort(-scores, kind="mergesort")
     image = np.concatenate([np.full(len(row["dtScores"]), index) for index, row in there])[order]
@@ -112,8 +115,9 @@ def class_matches(rows: list[dict | None]) -> ClassMatches:
 
 
 def mean_precision(classes: list[ClassMatches], weights: np.ndarray) -> float:
-    """Mean over classes that have an object."""
-    return float(np.mean([value for own in classes if (value := own.average_precision(weights)) is not None]))
+    """Mean over classes that have an object; NaN if none has."""
+    values = [value for own in classes if (value := own.average_precision(weights)) is not None]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def groups_of(args: argparse.Namespace, data: DataArguments, count: int) -> np.ndarray:
@@ -145,6 +149,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resamples", type=int, default=1000, help="number of resamples")
     parser.add_argument("--output_file", type=Path, help="JSON of the results")
     args = parser.parse_args(argv)
+    if min(args.block, args.resamples, args.tile) < 1:
+        raise ValueError("block, resamples and tile must be at least 1.")
     data = DataArguments(dataset_name=args.dataset_name, task="instance", eval_split=args.eval_split)
     dataset = open_dataset(data, data.eval_split)
     reference, images = reference_of(dataset)
@@ -161,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     rng, number = np.random.default_rng(0), groups.max() + 1
     drawn = [np.bincount(rng.integers(0, number, number), minlength=number)[groups] for _ in range(args.resamples)]
     values = [difference(weights) for weights in drawn]
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.nanpercentile(values, [2.5, 97.5])  # a resample without any object has no AP
     result = {
         "arm": args.arm,
         "baseline": args.baseline,

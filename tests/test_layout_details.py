@@ -388,6 +388,10 @@ def test_the_palette_of_a_dataset_is_that_of_its_pictures(tmp_path):
         assert in_legend > 50
     with pytest.raises(ValueError, match="palette must be a list of RGB colours, 0 to 255"):
         MPFormerImageProcessor(palette=[[0, 0, 256]])
+    short = saved_model(tmp_path / "short", labels.names, task="semantic", palette=[[0, 0, 1]])
+    with pytest.raises(SystemExit, match="palette has 1 colours for 19 classes"):
+        mpformer(["predict", str(short), str(folder / "leftImg8bit" / "val"), str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pycocotools.cocoeval import COCOeval
 from mpformer_hf.data.labels import Labels
 from mpformer_hf.data.segments import Segments
 from mpformer_hf.evaluation.details import EvaluationDetails
-from mpformer_hf.evaluation.drawing import draw_sides, mark_errors
+from mpformer_hf.evaluation.drawing import draw_sides, drawn_reference, mark_errors
 from mpformer_hf.evaluation.object_matches import ObjectCounts, match_objects
+from mpformer_hf.evaluation.report import threshold_table
 from mpformer_hf.metrics.average_precision import AveragePrecision
 
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
@@ -85,6 +86,12 @@ def test_the_recommended_threshold_has_the_largest_f1():
     ]
     threshold, f1 = counts.best_threshold()
     assert (threshold, f1) == pytest.approx((0.35, 0.75))
+    close = ObjectCounts(1, 0.5)
+    close.objects[0] = 10
+    close.predictions = [(0, 0.9991, True)] * 5 + [(0, 0.996, True)] * 5 + [(0, 0.9952, False)] * 20
+    assert close.best_threshold() == (0.996, 1.0)
+    table = threshold_table(close, 0.5)
+    assert "threshold: 0.996" in table and '<tr class="chosen"><td>0.996</td><td>1.000</td>' in table
     assert counts.at_threshold(threshold)[2] == pytest.approx(f1)
     assert max(counts.at_threshold(t)[2] for t in np.linspace(0, 1, 101)) == pytest.approx(f1)
     assert counts.at_threshold(0.95) == (1.0, 0.0, 0.0)
@@ -108,6 +115,30 @@ def test_errors_are_marked_but_not_on_void_or_crowds():
     assert "mark" not in rows[2] and "mark" not in result["segments_info"][1], "the arguments are not changed"
 
 
+def test_void_that_the_dataset_states_is_not_false():
+    maps = torch.zeros(20, 40, dtype=torch.int64)
+    maps[4:14, :8], maps[4:14, 20:30] = 1, 7
+    result = {"segmentation": (maps == 7)[None], "segments_info": [{"id": 0, "label_id": 0, "score": 0.9}]}
+    for ignored, mark in ((frozenset({7}), None), (None, "false")):
+        segments = Segments(map=maps, classes={1: 0}, ignored=ignored)
+        reference = drawn_reference(segments, "instance", {0})
+        assert mark_errors(reference, result, NAMES)[1]["segments_info"][0].get("mark") == mark
+        details = EvaluationDetails(objects=ObjectCounts(3, 0.5))
+        prediction = {"masks": [(maps == 7).numpy()], "label_ids": [0], "scores": [0.9]}
+        details.add(1.0, 0, {"instance": prediction}, segments, {0})
+        assert len(details.objects.predictions) == (mark == "false") and details.image_scores == [(0.0, 0, 1)]
+
+
+def test_false_objects_lower_the_score_of_an_image():
+    counts = ObjectCounts(2, 0.5)
+    one = {"masks": [box(0, 10)], "label_ids": [0], "iscrowd": [False]}
+    found = {"masks": [box(0, 10), box(20, 30), box(30, 40)], "label_ids": [0, 0, 1], "scores": [0.9, 0.8, 0.3]}
+    assert counts.add(found, one) == pytest.approx(1 / 1.5)
+    nothing = {"masks": [], "label_ids": [], "iscrowd": []}
+    assert counts.add(found, nothing) == 0.0
+    assert counts.add({"masks": [], "label_ids": [], "scores": []}, nothing) is None
+
+
 def test_marks_are_drawn():
     maps = torch.zeros(60, 90, dtype=torch.int64)
     maps[10:50, 10:50] = 1
@@ -122,8 +153,9 @@ def test_marks_are_drawn():
 
 def test_extremes_are_disjoint_ordered_and_not_trivial():
     details = EvaluationDetails([(0.5, 0, 3), (0.1, 1, 3), (0.9, 2, 3), (0.3, 3, 3), (0.7, 4, 3), (None, 5, 0)])
-    assert details.extremes(2) == ([1, 3], [2, 4])
-    assert details.extremes(9) == ([1, 3], [2, 4])
+    assert details.extremes(4) == ([1, 3], [2, 4])
+    assert details.extremes(99) == ([1, 3, 0], [2, 4])
+    assert details.extremes(1) == ([1], []) and details.extremes(0) == ([], [])
     details.image_scores.append((1.0, 6, 0))
-    assert details.extremes(2) == ([1, 3], [2, 4]), "an empty image is not among the best"
-    assert EvaluationDetails([(0.5, 7, 1)]).extremes(2) == ([7], [])
+    assert details.extremes(4) == ([1, 3], [2, 4]), "an empty image is not among the best"
+    assert EvaluationDetails([(0.5, 7, 1)]).extremes(4) == ([7], [])

@@ -33,6 +33,16 @@ def test_fields_are_in_the_lines_and_cause_none(monkeypatch):
     assert 1 < len(lines) < 9 and all("loss=" in line for line in lines)
 
 
+def test_without_a_total_nothing_is_said_to_be_left(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(module, "SECONDS", 0.02)
+    for _ in progress((i for i in range(4)), "read"):
+        time.sleep(0.02)
+    lines = written.getvalue().splitlines()
+    assert lines[-1].startswith("read: 4, ") and "left" not in lines[-1] and len(set(lines)) == len(lines)
+
+
 def test_what_is_fast_writes_nothing(monkeypatch):
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)

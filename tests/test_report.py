@@ -13,6 +13,8 @@ from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import evaluate
 from mpformer_hf.data.labels import Labels
 from mpformer_hf.evaluation.details import EvaluationDetails
+from mpformer_hf.evaluation.object_matches import ObjectCounts
+from mpformer_hf.evaluation.plots import plot_precision_recall
 from mpformer_hf.evaluation.report import confusion_table, write_report
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
@@ -70,7 +72,16 @@ def test_many_classes_become_a_list_of_mistakes():
     confusion = np.diag(np.full(50, 100))
     confusion[3, 7] = 300
     table = confusion_table(confusion, *[[f"class {i}" for i in range(50)]] * 2, "pixels")
-    assert "<tr><td>class 3</td><td>class 7</td><td>75.0</td></tr>" in table and table.count("<tr>") == 31
+    assert "<tr><td>class 3</td><td>class 7</td><td>300</td><td>75.0</td></tr>" in table and table.count("<tr>") == 2
+
+
+def test_names_are_no_formulas(tmp_path):
+    labels, counts = Labels(["$a_$", "_hidden", "x" * 200], {0: 0, 1: 1, 2: 2}, {0, 1, 2}), ObjectCounts(3, 0.5)
+    counts.objects += 1
+    counts.predictions = [(0, 0.9, True), (1, 0.8, False), (2, 0.7, True)]
+    plot_precision_recall(counts, labels, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert "<!--  _hidden -->" in text and f"<!--  {'x' * 27}... -->" in text and "a_" in text
 
 
 def test_names_cannot_inject_anything(tmp_path):

@@ -74,6 +74,13 @@ def test_small_images_are_enlarged_and_long_legends_have_columns():
     assert drawn.height == 600 and drawn.width > 1000
 
 
+def test_narrow_images_stay_of_a_usable_size():
+    narrow = draw_segmentation(Image.new("RGB", (2, 3000)), np.zeros((3000, 2), int), {0: "sky"}, legend=False)
+    assert narrow.size == (2, 3000)
+    with pytest.raises(ValueError, match="The palette has 1 colours, but there is a class 1"):
+        draw_segmentation(Image.new("RGB", (9, 9)), np.ones((9, 9), int), {0: "a", 1: "b"}, palette=[(1, 2, 3)])
+
+
 def test_sizes_are_compared():
     with pytest.raises(ValueError, match="The result is 40x60, the image 50x60"):
         draw_segmentation(Image.new("RGB", (60, 50)), np.zeros((40, 60), int), {0: "sky"})

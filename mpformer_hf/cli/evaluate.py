@@ -10,6 +10,7 @@ Prints the scores as JSON; `--output_file` saves them. Needs `pip install "mpfor
 import json
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from ..evaluation.details import EvaluationDetails
 from ..evaluation.evaluator import diagnose_model, draw_rows, evaluate_model, evaluation_loader
 from ..evaluation.plots import plot_diagnostics
 from ..evaluation.report import write_report
-from ..evaluation.task_metrics import format_score, most_frequent_class, score_constant
+from ..evaluation.task_metrics import format_score, most_frequent_class, number, score_constant
 from ..files import write_json
 from ..loading import load_model, load_processor
 
@@ -91,12 +92,13 @@ def main(argv: list[str] | None = None) -> dict:
     if data.streaming:
         split = materialize_stream(split)
     check_label_maps(split)
+    draw_report = None
     if args.most_frequent_class:
         train = open_dataset(data, data.train_split)
         label = most_frequent_class(train, stuff_only=data.task == "panoptic")
         scores = {"class": split.labels.names[label], **score_constant(data.task, split, label)}
     elif args.model_name_or_path:
-        scores = score_model(data, args, split, accelerator)
+        scores, draw_report = score_model(data, args, split, accelerator)
     else:
         raise ValueError("Nothing to score: give --model_name_or_path or --most_frequent_class.")
     scores |= {"skipped_images": split.skipped} if split.skipped else {}
@@ -104,6 +106,8 @@ def main(argv: list[str] | None = None) -> dict:
         print(json.dumps(scores, indent=2))
         if args.output_file:
             write_json(scores, Path(args.output_file))
+        if draw_report is not None:
+            draw_report()
     accelerator.end_training()  # ends the process group: a process that exits with one may abort
     return scores
 
@@ -129,8 +133,8 @@ def categories_of(labels: Labels) -> list[Category]:
 
 def score_model(
     data: DataArguments, args: EvaluationArguments, split: SegmentationDataset, accelerator: Accelerator
-) -> dict:
-    """Scores of a saved model; also writes the pictures, the plot and the report that `args` ask for.
+) -> tuple[dict, Callable[[], None] | None]:
+    """Scores of a saved model, and what writes the report, if `args` ask for it; also writes the pictures and the plot.
 
     Raises:
         ValueError: its classes are not the dataset's.
@@ -160,23 +164,30 @@ def score_model(
     if "ap" in scores:
         scores["ap_rules"] = split.score
     if not (args.diagnostics or args.report):
-        return scores
+        return scores, None
     diagnostics = diagnose_model(model, processor, loader, accelerator)
     scores |= {"mask_consistency": diagnostics.mask_consistency, "query_utilisation": diagnostics.query_utilisation}
     name = Path(args.model_name_or_path).name
     if args.diagnostics and accelerator.is_main_process:
         plot_diagnostics({name: diagnostics}, Path(args.diagnostics))
-    if args.report and accelerator.is_main_process:
-        about = {row: f"{format_score(score, 3)}, {count} segments" for score, row, count in details.image_scores}
+    if not args.report:
+        return scores, None
 
-        def captions_of(rows: list[int]) -> list[str]:
-            return [f"{split.identity(row)[1]}: {about[row]}" for row in rows]
-
+    def draw_report() -> None:
+        score_name = {"semantic": "mIoU", "panoptic": "PQ", "instance": "PQ of all instances"}[data.task]
+        about = {
+            row: f"{score_name} {format_score(score, 3)}, {number(count, 'segment')}"
+            for score, row, count in details.image_scores
+        }
         worst, best = (
-            list(zip(draw_rows(model, processor, split, rows, accelerator), captions_of(rows), strict=True))
-            for rows in details.extremes(args.num_pictures // 2)
+            [
+                (sides, f"{split.identity(row)[1]}: {about[row]}")
+                for row, sides in zip(rows, draw_rows(model, processor, split, rows, accelerator), strict=True)
+            ]
+            for rows in details.extremes(args.num_pictures)
         )
         title = f"{name} on {Path(data.dataset_name).name}, {data.eval_split}"
         draw = partial(plot_diagnostics, {name: diagnostics})
         write_report(Path(args.report), title, data.task, scores, details, split.labels, worst, best, draw)
-    return scores
+
+    return scores, draw_report

@@ -88,6 +88,8 @@ def predict(args: argparse.Namespace) -> None:
     task, id2label = predictor.task, model.config.id2label
     if task == "panoptic" and not processor.label_ids_to_fuse:
         print("note: the processor names no stuff classes (label_ids_to_fuse); stuff is not fused", file=sys.stderr)
+    if processor.palette is not None and len(processor.palette) != len(id2label):
+        raise ValueError(f"The processor's palette has {len(processor.palette)} colours for {len(id2label)} classes.")
     name = args.source if "://" in args.source else os.path.normpath(args.source)
     settings = {"weights": fingerprint(args.model), "source": name, "split": args.split}
     formats = DEFAULTS[task] if args.formats is None else args.formats

@@ -15,7 +15,8 @@ class EvaluationDetails:
     """What a report shows besides the scores.
 
     Attributes:
-        image_scores: (score of one image or None, its row in the split, its number of segments).
+        image_scores: (score of one image or None, its row in the split, its number of segments). In instance
+            segmentation the score is that of `ObjectCounts.add`, in which false objects count too.
         confusion: pixels `[K, K]`, [reference, prediction]; None for instance segmentation.
         objects: things that are found and missed; None for semantic segmentation.
     """
@@ -34,9 +35,11 @@ class EvaluationDetails:
             segments: ground truth.
             things: classes whose segments are objects.
         """
+        if self.objects is not None:
+            reference = instance_reference(segments, things)
+            quality = self.objects.add(predictions["instance"], reference, stated_void(reference, segments))
+            score = score if "panoptic" in predictions else quality
         self.image_scores.append((score, row, len(segments.classes)))
-        if self.objects is not None and "instance" in predictions:
-            self.objects.add(predictions["instance"], instance_reference(segments, things))
 
     def gather(self) -> None:
         """Add what the other processes have."""
@@ -48,11 +51,16 @@ class EvaluationDetails:
                 self.objects += part
 
     def extremes(self, count: int) -> tuple[list[int], list[int]]:
-        """Rows of the worst and of the best images that have a score, at most `count` each; no row is in both. The best
-        ones are among the images with at least the median number of segments, since an image with little in it is
-        easy."""
+        """Rows of the worst and of the best images that have a score, `count` together; no row is in both. The best
+        ones are among the images with at least the median number of segments: an image with little in it is easy."""
         order = sorted(entry for entry in self.image_scores if entry[0] is not None)
-        count = min(count, len(order) // 2) or len(order)
+        worst = min((count + 1) // 2, (len(order) + 1) // 2)
         usual = np.median([segments for *_, segments in order]) if order else 0
-        best = [row for _, row, segments in order[count:] if segments >= usual]
-        return [row for _, row, _ in order[:count]], best[::-1][:count]
+        best = [row for _, row, segments in order[worst:] if segments >= usual]
+        return [row for _, row, _ in order[:worst]], best[::-1][: count // 2]
+
+
+def stated_void(reference: dict, segments: Segments) -> np.ndarray | None:
+    """Void of an `instance_reference`, bool `[H, W]`, if the dataset states which pixels its score ignores; elsewhere
+    pixels without a class are background."""
+    return None if segments.ignored is None else reference["void"]

@@ -9,10 +9,9 @@ from PIL import Image
 from ..data.labels import Labels
 from ..data.segments import Segments
 from ..visualization import draw_segmentation, result_segments
+from .details import stated_void
 from .object_matches import NOTHING, match_objects
 from .task_metrics import instance_reference, panoptic_reference, semantic_reference
-
-MOSTLY = 0.5  # share of a prediction on void or crowds from which it is not marked
 
 
 def drawn_reference(segments: Segments, task: str, things: set[int]):
@@ -24,40 +23,36 @@ def drawn_reference(segments: Segments, task: str, things: set[int]):
     reference = instance_reference(segments, things)
     pairs = enumerate(zip(reference["label_ids"], reference["iscrowd"], strict=True))
     rows = [{"id": i, "label_id": label, "iscrowd": crowd} for i, (label, crowd) in pairs]
-    return {"segmentation": np.array(reference["masks"]).reshape(-1, *segments.map.shape[-2:]), "segments_info": rows}
+    return {
+        "segmentation": np.array(reference["masks"]).reshape(-1, *segments.map.shape[-2:]),
+        "segments_info": rows,
+        "void": stated_void(reference, segments),
+    }
 
 
 def mark_errors(reference: dict, result: dict, id2label: dict[int, str]) -> tuple[dict, dict]:
     """Copies of ground truth and prediction, results of instance or panoptic segmentation. What is missed in the one
-    and false in the other, or of another class, is marked; not what is void or a crowd for the most part."""
+    and false in the other, or of another class, is marked; not what lies on void (`void` of the ground truth, or the
+    pixels of no segment of a map) or on a crowd of its class."""
     truth, found = result_segments(reference, id2label), result_segments(result, id2label)
-    crowds = [bool(row.get("iscrowd")) for row in reference["segments_info"]]
+    maps = np.asarray(reference["segmentation"])
     matches = match_objects(
         [segment.mask for segment in found],
         [segment.label_id for segment in found],
         [segment.score or 0.0 for segment in found],
         [segment.mask for segment in truth],
         [segment.label_id for segment in truth],
-        crowds,
+        [bool(row.get("iscrowd")) for row in reference["segments_info"]],
+        maps == 0 if maps.ndim == 2 else reference.get("void"),
     )
-    ignored = np.zeros(truth[0].mask.shape if truth else (1, 1), dtype=bool)
-    for segment, crowd in zip(truth, crowds, strict=True):
-        ignored |= segment.mask & crowd
-    maps = np.asarray(reference["segmentation"])
-    if maps.ndim == 2:  # a pixel of no segment is void
-        ignored = ignored | (maps == 0)
     marks = {index: "missed" for index in matches.missed}
-    found_rows = []
-    for row, segment, same, other in zip(
-        result["segments_info"], found, matches.same_class, matches.other_class, strict=True
-    ):
-        row = dict(row)
+    found_rows = [dict(row) for row in result["segments_info"]]
+    for row, segment, same, other in zip(found_rows, found, matches.same_class, matches.other_class, strict=True):
         if other != NOTHING:
             row["mark"] = f"is {id2label[truth[other].label_id]}"
             marks[int(other)] = f"taken for {id2label[segment.label_id]}"
-        elif same == NOTHING and (segment.mask & ignored).sum() <= MOSTLY * segment.mask.sum():
+        elif same == NOTHING:
             row["mark"] = "false"
-        found_rows.append(row)
     truth_rows = [
         {**row, **({"mark": marks[index]} if index in marks else {})}
         for index, row in enumerate(reference["segments_info"])

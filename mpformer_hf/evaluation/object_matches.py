@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 from ..metrics.average_precision import as_rle
 
 SMALLEST_IOU = 0.5
+MOSTLY = 0.5  # share of a prediction on void from which it is ignored
 NOTHING, IGNORED = -1, -2
 
 
@@ -18,12 +19,14 @@ class ObjectMatches:
 
     Attributes:
         same_class: int `[P]`, object of the prediction's class that it is matched to; `NOTHING`, or `IGNORED` if it
-            lies on a crowd.
+            lies on a crowd or on void.
+        ious: float `[P]`, IoU with this object, 0 without one.
         other_class: int `[P]`, object of another class that is matched to neither; `NOTHING` if there is none.
         missed: objects that no prediction of their class is matched to, without crowds.
     """
 
     same_class: np.ndarray
+    ious: np.ndarray
     other_class: np.ndarray
     missed: list[int]
 
@@ -35,6 +38,7 @@ def match_objects(
     objects: Sequence,
     labels: Sequence[int],
     crowds: Sequence[bool],
+    void: np.ndarray | None = None,
 ) -> ObjectMatches:
     """Match as COCO's evaluation does: predictions, the best first, each take the object of their class that is left
     with the largest IoU of at least 0.5. What is left then is matched regardless of the class, the largest IoU first.
@@ -44,18 +48,21 @@ def match_objects(
         predicted_labels, scores: of the predictions.
         objects: masks of the ground truth.
         labels, crowds: of the objects; predictions on a crowd of their class are ignored.
+        void: bool `[H, W]`; predictions without an object that lie on it for the most part are ignored.
     """
     same, other = np.full(len(predicted), NOTHING), np.full(len(predicted), NOTHING)
+    matched_ious = np.zeros(len(predicted))
+    predicted, objects = [as_rle(x) for x in predicted], [as_rle(x) for x in objects]
     crowds = np.array(crowds, dtype=bool)
     free = ~crowds
     if len(predicted) and len(objects):
-        ious = coco_mask.iou([as_rle(x) for x in predicted], [as_rle(x) for x in objects], crowds.astype(np.uint8))
+        ious = coco_mask.iou(predicted, objects, crowds.astype(np.uint8))
         agree = np.array(predicted_labels)[:, None] == np.array(labels)[None]
         for index in np.argsort(-np.array(scores, dtype=float), kind="mergesort"):
             candidates = np.where(agree[index] & free, ious[index], 0.0)
             if candidates.max() >= SMALLEST_IOU:
                 same[index] = len(candidates) - 1 - candidates[::-1].argmax()  # the last of equals, as pycocotools
-                free[same[index]] = False
+                free[same[index]], matched_ious[index] = False, candidates.max()
             elif (ious[index][agree[index] & crowds] >= SMALLEST_IOU).any():
                 same[index] = IGNORED
         left = np.where((same == NOTHING)[:, None] & free & ~agree, ious, 0.0)
@@ -63,7 +70,10 @@ def match_objects(
             index, row = np.unravel_index(left.argmax(), left.shape)
             other[index] = row
             left[index], left[:, row] = 0.0, 0.0
-    return ObjectMatches(same, other, sorted(set(np.flatnonzero(~crowds).tolist()) - set(same.tolist())))
+    if len(predicted) and void is not None and void.any():
+        shares = coco_mask.iou(predicted, [as_rle(void)], [1])[:, 0]  # of the prediction's own area
+        same[(same == NOTHING) & (other == NOTHING) & (shares > MOSTLY)] = IGNORED
+    return ObjectMatches(same, matched_ious, other, sorted(set(np.flatnonzero(~crowds).tolist()) - set(same.tolist())))
 
 
 class ObjectCounts:
@@ -86,12 +96,21 @@ class ObjectCounts:
         self.predictions: list[tuple[int, float, bool]] = []
         self.confusion = np.zeros((num_labels + 1, num_labels + 1), dtype=int)
 
-    def add(self, prediction: dict, reference: dict) -> None:
-        """Add an image: dicts as `AveragePrecision.add` takes them."""
+    def add(self, prediction: dict, reference: dict, void: np.ndarray | None = None) -> float | None:
+        """Add an image.
+
+        Args:
+            prediction, reference: as `AveragePrecision.add` takes them.
+            void: bool `[H, W]`, pixels that the dataset's score ignores.
+
+        Returns:
+            panoptic quality of the predictions above the threshold, of all classes together; None if there are neither
+            objects nor predictions.
+        """
         labels, scores = prediction["label_ids"], prediction["scores"]
         masks = [as_rle(mask) for mask in prediction["masks"]]
         objects = [as_rle(mask) for mask in reference["masks"]], reference["label_ids"], reference["iscrowd"]
-        matches = match_objects(masks, labels, scores, *objects)
+        matches = match_objects(masks, labels, scores, *objects, void)
         for label, score, match in zip(labels, scores, matches.same_class, strict=True):
             if match != IGNORED:
                 self.predictions.append((int(label), float(score), bool(match != NOTHING)))
@@ -99,7 +118,11 @@ class ObjectCounts:
             self.objects[label] += not crowd
         above = [index for index, score in enumerate(scores) if score >= self.threshold]
         kept = [masks[i] for i in above], [labels[i] for i in above], [scores[i] for i in above]
-        self.count_confusion(match_objects(*kept, *objects), kept[1], objects[1])
+        matches = match_objects(*kept, *objects, void)
+        self.count_confusion(matches, kept[1], objects[1])
+        found, false = (matches.same_class >= 0).sum(), (matches.same_class == NOTHING).sum()
+        weight = found + false / 2 + len(matches.missed) / 2
+        return float(matches.ious.sum() / weight) if weight else None
 
     def count_confusion(self, matches: ObjectMatches, predicted: list[int], labels: list[int]) -> None:
         """Add the matches of an image to `confusion`."""
@@ -129,15 +152,17 @@ class ObjectCounts:
         return scores[last], precision[last], recall[last]
 
     def best_threshold(self, label: int | None = None) -> tuple[float, float] | None:
-        """Score threshold with the largest F1, and that F1; None if no prediction is matched. The threshold is in the
-        middle to the next lower score."""
+        """Score threshold with the largest F1, and that F1; None if no prediction is matched. The threshold lies
+        between this score and the next lower one, with as few digits as possible."""
         thresholds, precision, recall = self.curve(label)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
         if not len(f1) or not f1.max():
             return None
         best = int(f1.argmax())
         lower = thresholds[best + 1] if best + 1 < len(thresholds) else 0.0
-        return float((thresholds[best] + lower) / 2), float(f1[best])
+        middle = float(thresholds[best] + lower) / 2
+        short = (round(middle, digits) for digits in range(2, 7))
+        return next((x for x in short if lower < x <= thresholds[best]), middle), float(f1[best])
 
     def at_threshold(self, threshold: float) -> tuple[float, float, float]:
         """Precision, recall and F1 of the predictions with at least a score; the precision of none is 1."""

@@ -15,6 +15,7 @@ from ..visualization import class_color
 from .object_matches import ObjectCounts
 
 MOST_CURVES = 7  # classes that are drawn
+LONGEST_NAME = 30  # characters
 HALF = (5.0, 3.4)  # size of half a figure in inches
 
 
@@ -23,8 +24,8 @@ def plot_diagnostics(diagnostics: dict[str, LayerDiagnostics], file: Path | Bina
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for name, values in diagnostics.items():
         consistency, utilisation = values.mask_consistency, values.query_utilisation
-        left.plot(range(1, len(consistency) + 1), consistency, marker="o", label=name)
-        right.plot(range(len(utilisation)), utilisation, marker="o", label=name)
+        left.plot(range(1, len(consistency) + 1), consistency, marker="o", label=legend_text(name))
+        right.plot(range(len(utilisation)), utilisation, marker="o", label=legend_text(name))
     left.set(
         title="mask consistency", xlabel="decoder layer", ylabel="mean IoU with the previous layer", ylim=(0, 1.02)
     )
@@ -46,10 +47,20 @@ def plot_precision_recall(counts: ObjectCounts, labels: Labels, file: Path | Bin
     for label in most if len(most) > 1 else []:
         _, precision, recall = counts.curve(label)
         color = np.array(class_color(label, labels.palette)) / 255
-        axes.plot(recall, precision, color=color, linewidth=1.5, label=labels.names[label])
+        axes.plot(recall, precision, color=color, linewidth=1.5, label=legend_text(labels.names[label]))
     axes.set(title="precision and recall, IoU 0.5", xlabel="recall", ylabel="precision")
     finish(axes)
     save(figure, file)
+
+
+def short_name(name: str) -> str:
+    """The first characters of a long class name."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
+
+
+def legend_text(name: str) -> str:
+    """A class name as matplotlib shows it: dollars are no formulas, and an underscore at the start does not hide it."""
+    return f" {short_name(name)}".replace("$", r"\$")
 
 
 def plot_thresholds(counts: ObjectCounts, file: Path | BinaryIO) -> None:

@@ -17,8 +17,8 @@ from ..visualization import class_color
 from .details import EvaluationDetails
 from .drawing import DrawnSides
 from .object_matches import ObjectCounts
-from .plots import plot_precision_recall, plot_thresholds
-from .task_metrics import format_score
+from .plots import plot_precision_recall, plot_thresholds, short_name
+from .task_metrics import format_score, number
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1500px; margin: 1.5em auto; padding: 0 1em; }
@@ -92,22 +92,28 @@ def picture_figure(sides: DrawnSides, caption: str) -> str:
     return f'<figure data-classes="{classes}"><div class="sides">{truth}{prediction}</div>{text}</figure>'
 
 
-def picture_section(worst: list[tuple[DrawnSides, str]], best: list[tuple[DrawnSides, str]], labels: Labels) -> str:
+def picture_section(
+    worst: list[tuple[DrawnSides, str]], best: list[tuple[DrawnSides, str]], labels: Labels, task: str
+) -> str:
     """The pictures, with a legend whose classes filter them."""
+    if not worst + best:
+        return ""
     shown = sorted({label for sides, _ in worst + best for label in sides.label_ids})
     buttons = "".join(
         f'<button type="button" value="{label}" aria-pressed="false"><i style="background: '
         f'rgb{class_color(label, labels.palette)}"></i>{html.escape(labels.names[label])}</button>'
         for label in shown
     )
+    marks = "" if task == "semantic" else "Segments with a red contour are missed, false, or of another class. "
     text = (
-        "Left: ground truth. Right: prediction. Objects with a red contour are missed, false, or of another class. "
-        "A class below shows the images with it alone; a click on an image enlarges it."
+        f"Left: ground truth. Right: prediction. {marks}Click a class to show only images that contain it, "
+        "and an image to enlarge it."
     )
     parts = [f'<h2>Images</h2><p>{text}</p><div class="classes">{buttons}</div>']
     for heading, pictures in (("Worst", worst), ("Best, of those with at least the median number of segments", best)):
         figures = "".join(picture_figure(sides, caption) for sides, caption in pictures)
-        parts.append(f'<h3>{heading}</h3><div class="pictures">{figures}</div>')
+        if figures:
+            parts.append(f'<h3>{heading}</h3><div class="pictures">{figures}</div>')
     return "".join(parts)
 
 
@@ -117,15 +123,15 @@ def threshold_table(counts: ObjectCounts, chosen: float) -> str:
     if best is None:
         return "<p>No object is found at an IoU of 0.5: no threshold can be recommended.</p>"
     rows = []
-    for threshold in sorted({*THRESHOLDS, chosen, round(best[0], 2)}):
+    for threshold in sorted({*THRESHOLDS, chosen, best[0]}):
         cells = "".join(f"<td>{value:.3f}</td>" for value in counts.at_threshold(threshold))
-        style = ' class="chosen"' if threshold == round(best[0], 2) else ""
-        rows.append(f"<tr{style}><td>{threshold:.2f}</td>{cells}</tr>")
+        style = ' class="chosen"' if threshold == best[0] else ""
+        rows.append(f"<tr{style}><td>{threshold:g}</td>{cells}</tr>")
     head = "<tr><th>threshold</th><th>precision</th><th>recall</th><th>F1</th></tr>"
     _, _, f1 = counts.at_threshold(chosen)
     text = (
-        f"Recommended score threshold: {best[0]:.2f}, with the largest F1, {best[1]:.3f}; the image processor's "
-        f"<code>threshold</code> is {chosen:.2f}, with {f1:.3f}. For few false objects take a higher one, for few "
+        f"Recommended score threshold: {best[0]:g}, with the largest F1, {best[1]:.3f}; the image processor's "
+        f"<code>threshold</code> is {chosen:g}, with {f1:.3f}. For few false objects take a higher one, for few "
         "missed ones a lower one."
     )
     return f"<p>{text}</p><table>{head}{''.join(rows)}</table>"
@@ -150,13 +156,17 @@ def confusion_table(confusion: np.ndarray, rows: list[str], columns: list[str], 
     """Counts `[rows, columns]` in percent of the row; the most frequent mistakes if there are many classes."""
     share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     if len(rows) > LARGEST_TABLE:
-        errors = share - np.diag(np.diag(share))
-        pairs = [divmod(int(i), len(columns)) for i in np.argsort(errors, axis=None)[::-1][:30]]
+        errors = confusion * ~np.eye(*confusion.shape, dtype=bool)
+        pairs = [divmod(int(i), len(columns)) for i in np.argsort(-errors, axis=None, kind="stable")[:30]]
         lines = "".join(
-            f"<tr><td>{html.escape(rows[t])}</td><td>{html.escape(columns[p])}</td><td>{errors[t, p]:.1f}</td></tr>"
+            f"<tr><td>{html.escape(rows[t])}</td><td>{html.escape(columns[p])}</td><td>{errors[t, p]}</td>"
+            f"<td>{share[t, p]:.1f}</td></tr>"
             for t, p in pairs
+            if errors[t, p]
         )
-        return f"<table><tr><th>class</th><th>predicted as</th><th>% of its {unit}</th></tr>{lines}</table>"
+        head = f"<tr><th>class</th><th>predicted as</th><th>{unit}</th><th>% of the class</th></tr>"
+        return f'<div class="wide"><table>{head}{lines}</table></div>'
+    rows, columns = ([short_name(name) for name in names] for names in (rows, columns))
     head = "".join(f'<th class="turned">{html.escape(name)}</th>' for name in columns)
     lines = []
     for name, values in zip(rows, share, strict=True):
@@ -169,7 +179,7 @@ def confusion_table(confusion: np.ndarray, rows: list[str], columns: list[str], 
 
 def object_section(counts: ObjectCounts, labels: Labels, task: str) -> str:
     """Precision and recall of things, and which are taken for another class."""
-    curves = plot(partial(plot_precision_recall, counts, labels), f"{counts.objects.sum()} objects.")
+    curves = plot(partial(plot_precision_recall, counts, labels), number(int(counts.objects.sum()), "object"))
     occurs = np.flatnonzero(counts.confusion[:-1].sum(1) + counts.confusion[:, :-1].sum(0))
     kept = [*occurs.tolist(), len(labels.names)]
     rows = [*(labels.names[label] for label in occurs), "(no object)"]
@@ -215,7 +225,8 @@ def write_report(
     )
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{scores['images']} images, scored at their original size, {scores['images_per_second']:.2f} images/s.</p>",
+        f"<p>{number(scores['images'], 'image')}, scored at the original size, "
+        f"{scores['images_per_second']:.2f} images/s.</p>",
         f'<div class="numbers">{numbers}</div>',
         f'<h2>Classes</h2><div class="wide">{class_table(scores)}</div>',
     ]
@@ -225,7 +236,7 @@ def write_report(
         text = "Rows: ground truth; columns: prediction; in percent of the row."
         table = confusion_table(details.confusion, labels.names, labels.names, "pixels")
         parts.append(f"<h2>Confusion of pixels</h2><p>{text}</p>{table}")
-    parts.append(picture_section(worst, best, labels))
+    parts.append(picture_section(worst, best, labels, task))
     if diagnostics is not None:
         text = "Mask consistency between consecutive layers, and targets that are matched to their final query."
         parts.append(f'<h2>Layers</h2><div class="columns">{plot(diagnostics, text)}</div>')

@@ -29,6 +29,11 @@ def format_score(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def number(count: int, noun: str) -> str:
+    """A number of things as text: 1 image, 2 images."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def semantic_reference(segments: Segments) -> torch.Tensor:
     """Segments to a label map of class ids, int64 `[H, W]`, void = -1. Crowds have their class, as in the release."""
     return merge_by_class(segments).map.long()
