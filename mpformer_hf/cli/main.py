@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": "write a dataset as parquet files, which are read faster",
     "evaluate": "score a model on a dataset: PQ, AP, mIoU",
     "convert": "convert checkpoints of the public releases, or to a plain Mask2Former",
+    "refine": "make masks of the boxes of a COCO file, or better masks of rough ones",
     "export": "export a model to ONNX or torch.export",
     "serve": "serve a model over HTTP",
     "push": "publish a model on the Hub",

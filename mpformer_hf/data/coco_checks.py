@@ -8,24 +8,25 @@ from pathlib import Path
 LISTED = 10  # problems that are named; the others are counted
 
 
-def check_coco(content, file: Path) -> None:
+def check_coco(content, file: Path, masks_required: bool = True) -> None:
     """Check instance or panoptic annotations.
 
     Args:
         content: the parsed JSON.
         file: its path, for the message.
+        masks_required: whether an annotation must have a mask.
 
     Raises:
         ValueError: there are problems; the message has their number and the first ten.
     """
-    problems = list(find_problems(content))
+    problems = list(find_problems(content, masks_required))
     if problems:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ValueError(f"{file} has {number}: {'; '.join(problems[:LISTED])}{more}.")
 
 
-def find_problems(content) -> Iterator[str]:
+def find_problems(content, masks_required: bool = True) -> Iterator[str]:
     """Yield a description of each problem."""
     if not isinstance(content, dict):
         yield "it is not a mapping of images, annotations and categories"
@@ -53,6 +54,8 @@ def find_problems(content) -> Iterator[str]:
             yield f"annotations[{index}] has no segments_info, but other annotations have"
         else:
             yield from find_object_problems(row, f"annotations[{index}]", categories)
+            if not masks_required and not row.get("segmentation"):
+                continue
             if "segmentation" not in row:
                 yield f"annotations[{index}] has no segmentation"
             elif isinstance(row["segmentation"], list):

@@ -66,8 +66,9 @@ def choose_annotations(folder: Path, split: str, task: str) -> Path:
     return candidates[0]
 
 
-def read_coco_json(file: Path) -> dict:
+def read_coco_json(file: Path, masks_required: bool = True) -> dict:
     """Content of a JSON of annotations, checked. Images of LVIS, which have a `coco_url` only, get a `file_name`.
+    Without `masks_required` annotations may have boxes only.
 
     Raises:
         ValueError: it cannot be read or is invalid.
@@ -79,7 +80,7 @@ def read_coco_json(file: Path) -> dict:
     for image in images if isinstance(images, list) else []:
         if isinstance(image, dict) and "file_name" not in image and isinstance(image.get("coco_url"), str):
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
-    check_coco(content, file)
+    check_coco(content, file, masks_required)
     if not content["images"]:
         raise ValueError(f"{file} has no images.")
     return content

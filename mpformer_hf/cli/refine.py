@@ -1,0 +1,174 @@
+"""Make masks of the boxes of a COCO file, or better masks of rough ones, with the pilot of a trained model.
+
+mpformer refine outputs/yours boxes.json photos/ refined
+mpformer refine outputs/yours annotations.json photos/ refined --boxes_only --rounds 2 --overlays
+
+Writes refined/annotations.json: the same file, whose annotations have masks (`segmentation` as RLE, `area` and `bbox`
+of the mask), `score`, how sure the model is (class probability x mean mask probability), and `predicted_category`, the
+class that it believes in. An annotation with a mask is refined from its mask, one without from its box. Crowds are left
+as they are, and so is an annotation without a usable box or mask, which is listed. Categories are the model's classes
+of the same name; the class of others counts as unknown, and all classes are tried. `--overlays` writes pictures of what
+was given (left) and refined (right). An interrupted run resumes. A model refines the kinds of masks that its training
+had: see `pilot_noise`.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ..boxes import mask_boxes
+from ..data.folders.coco import read_coco_json
+from ..data.predictions import write_image
+from ..files import check_new_folder, lock_folder, read_json, write_json
+from ..images import read_image
+from ..inference import Predictor
+from ..label_maps import encode_rle
+from ..loading import fingerprint, load_model, load_processor
+from ..progress import progress
+from ..prompting import UNKNOWN, boxes_to_masks
+from ..visualization import draw_segmentation
+
+CHANGED = ("segmentation", "area", "bbox", "score", "predicted_category")
+
+
+def prompt_of(annotation: dict, size: tuple[int, int], boxes_only: bool) -> torch.Tensor:
+    """The mask of an annotation, or its filled box; uint8 `[H, W]`.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    mask = None if boxes_only else annotation.get("segmentation")
+    if mask:
+        rle = mask
+        if isinstance(mask, list):
+            rle = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+        elif isinstance(mask["counts"], list):
+            rle = coco_mask.frPyObjects(mask, *size)
+        if list(rle["size"]) != list(size):
+            raise ValueError(f"its mask is {rle['size'][0]}x{rle['size'][1]}, the image {size[0]}x{size[1]}")
+        decoded = torch.from_numpy(coco_mask.decode(rle))
+        if decoded.any():
+            return decoded
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
+        raise ValueError("it has neither a mask nor a box")
+    x, y, width, height = box
+    return boxes_to_masks(torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32), size)[0]
+
+
+def refined_fields(mask: torch.Tensor, info: dict, id2label: dict[int, str]) -> dict:
+    """Fields of an annotation with a refined mask, bool `[H, W]`."""
+    x0, y0, x1, y1 = mask_boxes(mask[None])[0].tolist()
+    values = (
+        encode_rle(mask.numpy()),
+        int(mask.sum()),
+        [x0, y0, x1 - x0, y1 - y0],
+        info["score"],
+        id2label[info["label_id"]],
+    )
+    return dict(zip(CHANGED, values, strict=True))
+
+
+def refine_image(
+    predictor: Predictor, image: torch.Tensor, annotations: list[dict], labels: dict[int, int], args: argparse.Namespace
+) -> tuple[dict[str, dict], list[str], tuple[dict, dict]]:
+    """Refined fields by annotation id, problems of annotations, and results before and after, for a picture."""
+    size, prompts, used, problems = tuple(image.shape[1:]), [], [], []
+    for annotation in annotations:
+        if annotation.get("iscrowd"):
+            continue
+        try:
+            prompts.append(prompt_of(annotation, size, args.boxes_only))
+            used.append(annotation)
+        except ValueError as error:
+            problems.append(f"annotation {annotation['id']}: {error}")
+    if not used:
+        return {}, problems, ({"segmentation": np.zeros((0, *size), bool), "segments_info": []},) * 2
+    masks, classes = torch.stack(prompts), [labels.get(row["category_id"], UNKNOWN) for row in used]
+    found = predictor.refine(image, masks=masks, labels=classes, rounds=args.rounds)
+    id2label, fields = predictor.model.config.id2label, {}
+    for annotation, mask, info in zip(used, found["segmentation"], found["segments_info"], strict=True):
+        if mask.any():
+            fields[str(annotation["id"])] = refined_fields(mask, info, id2label)
+        else:
+            problems.append(f"annotation {annotation['id']}: the model finds no pixel; it is left as it is")
+    before = [{"id": i, "label_id": max(label, 0)} for i, label in enumerate(classes)]
+    return fields, problems, ({"segmentation": masks.bool(), "segments_info": before}, found)
+
+
+def write_overlay(image: torch.Tensor, before: dict, after: dict, predictor: Predictor, path: Path) -> None:
+    """Write the picture of what was given and what was refined."""
+    photo, id2label = Image.fromarray(image.permute(1, 2, 0).numpy()), predictor.model.config.id2label
+    options = {"legend": False, "palette": predictor.processor.palette}
+    left, right = (draw_segmentation(photo, result, id2label, **options) for result in (before, after))
+    pair = Image.new("RGB", (2 * left.width + 8, left.height), "white")
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width + 8, 0))
+    write_image(pair, path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    Raises:
+        ValueError: an argument or the file is invalid.
+    """
+    parser = argparse.ArgumentParser(
+        "mpformer refine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="saved MP-Former: folder or Hub name")
+    parser.add_argument("annotations", type=Path, help="COCO file of boxes or masks")
+    parser.add_argument("images", type=Path, help="folder of the images")
+    parser.add_argument("output", type=Path, help="new folder, or the folder of a run to resume")
+    parser.add_argument("--rounds", type=int, default=1, help="the results are the prompts of the next round")
+    parser.add_argument("--boxes_only", action="store_true", help="refine from the boxes, also where there are masks")
+    parser.add_argument("--overlays", action="store_true", help="also write pictures before and after")
+    args = parser.parse_args(argv)
+    content = read_coco_json(args.annotations, masks_required=False)
+    missing = [row["file_name"] for row in content["images"] if not (args.images / row["file_name"]).is_file()]
+    if missing:
+        raise ValueError(f"{args.images} has no {missing[0]}; {len(missing)} of {len(content['images'])} are missing.")
+    predictor = Predictor(load_model(args.model).eval(), load_processor(args.model))
+    names = {name: label for label, name in predictor.model.config.id2label.items()}
+    labels = {row["id"]: names[row["name"]] for row in content["categories"] if row["name"] in names}
+    if unknown := [row["name"] for row in content["categories"] if row["name"] not in names]:
+        print(f"note: the model has no class {', '.join(unknown)}; for these all classes are tried", file=sys.stderr)
+    content_hash = hashlib.sha256(args.annotations.read_bytes()).hexdigest()
+    settings = {"weights": fingerprint(args.model), "annotations": content_hash}
+    settings |= {"rounds": args.rounds, "boxes_only": args.boxes_only, "overlays": args.overlays}
+    if not (args.output / "settings.json").exists():
+        check_new_folder(args.output)
+    elif (before := read_json(args.output / "settings.json")) != settings:
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        raise ValueError(f"{args.output} has results of another {', '.join(changed)}; choose another output folder.")
+    lock = lock_folder(args.output)
+    write_json(settings, args.output / "settings.json")
+
+    by_image, refined, problems = defaultdict(list), {}, 0
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    for row in progress(content["images"], "refine", unit="image"):
+        file = args.output / "results" / f"{row['id']}.json"
+        if not file.is_file():
+            image = read_image(args.images / row["file_name"])
+            fields, found, results = refine_image(predictor, image, by_image[row["id"]], labels, args)
+            if args.overlays:
+                path = args.output / "overlays" / f"{Path(row['file_name']).stem}_{row['id']}.png"
+                write_overlay(image, *results, predictor, path)
+            write_json({"annotations": fields, "problems": found}, file, indent=None)
+        done = read_json(file)
+        refined |= done["annotations"]
+        problems += len(done["problems"])
+        for problem in done["problems"]:
+            print(f"{row['file_name']}: {problem}", file=sys.stderr)
+    annotations = [{**row, **refined.get(str(row["id"]), {})} for row in content["annotations"]]
+    write_json({**content, "annotations": annotations}, args.output / "annotations.json", indent=None)
+    lock.release()
+    print(f"{len(refined)} of {len(annotations)} annotations refined, {problems} with problems")
+    print(f"file: {args.output / 'annotations.json'}")

@@ -1,0 +1,112 @@
+"""`mpformer refine`: boxes of a COCO file become masks; broken annotations are listed; runs resume."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.cli.refine import prompt_of
+from mpformer_hf.data.folders.coco import read_coco_json
+from mpformer_hf.images import read_image
+from mpformer_hf.inference import Predictor
+from mpformer_hf.label_maps import encode_rle
+from mpformer_hf.loading import load_model, load_processor
+from tests.tiny import tiny_model
+
+CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 9, "name": "unicorn"}]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A model, two photographs, and a file with boxes, a polygon, a crowd and broken annotations."""
+    torch.manual_seed(0)
+    tiny_model(id2label={0: "cat", 1: "dog"}, num_labels=2, decoder_layers=3).save_pretrained(tmp_path / "model")
+    MPFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "photos" / name)
+    images = [{"id": i, "file_name": name, "height": 40, "width": 60} for i, name in enumerate(("a.png", "b.png"))]
+    polygon = [[10, 10, 30, 10, 30, 25, 10, 25]]
+    crowd = {"size": [40, 60], "counts": [0, 100, 2300]}
+    rows = [
+        {"image_id": 0, "category_id": 7, "bbox": [5, 5, 20, 20], "note": "kept"},
+        {"image_id": 0, "category_id": 9, "bbox": [30, 10, 20, 20], "segmentation": []},
+        {"image_id": 0, "category_id": 7, "bbox": [10, 10, 20, 15], "segmentation": polygon},
+        {"image_id": 1, "category_id": 7, "bbox": [0, 0, 3, 40], "segmentation": crowd, "iscrowd": 1},
+        {"image_id": 1, "category_id": 7, "bbox": [70, 0, 5, 5]},
+        {"image_id": 1, "category_id": 7},
+    ]
+    content = {
+        "images": images,
+        "categories": CATEGORIES,
+        "annotations": [{"id": i, **row} for i, row in enumerate(rows)],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    return tmp_path, content
+
+
+def run(folder, *flags):
+    names = (folder / name for name in ("model", "boxes.json", "photos", "out"))
+    mpformer(["refine", *map(str, names), *flags])
+    return json.loads((folder / "out" / "annotations.json").read_text())
+
+
+def test_boxes_become_masks(files, capsys):
+    folder, before = files
+    after = run(folder, "--overlays")
+    output = capsys.readouterr()
+    assert "the model has no class unicorn" in output.err
+    assert "b.png: annotation 4: Box 0 is outside of the image" in output.err
+    assert "b.png: annotation 5: it has neither a mask nor a box" in output.err
+    assert "3 of 6 annotations refined, 2 with problems" in output.out
+    assert after["images"] == before["images"] and after["categories"] == CATEGORIES
+    rows = after["annotations"]
+    assert rows[3:] == before["annotations"][3:] and rows[0]["note"] == "kept"
+    for row in rows[:3]:
+        mask = coco_mask.decode(coco_mask.frPyObjects(row["segmentation"], 40, 60))
+        y, x = np.nonzero(mask)
+        assert row["area"] == mask.sum() > 0
+        assert row["bbox"] == [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
+        assert 0 <= row["score"] <= 1 and row["predicted_category"] in ("cat", "dog")
+    predictor = Predictor(load_model(str(folder / "model")).eval(), load_processor(str(folder / "model")))
+    given = torch.zeros(3, 40, 60)
+    given[0, 5:25, 5:25], given[1, 10:30, 30:50], given[2, 10:25, 10:30] = 1, 1, 1
+    expected = predictor.refine(read_image(folder / "photos" / "a.png"), masks=given, labels=[0, -1, 0])
+    assert [row["segmentation"] for row in rows[:3]] == [encode_rle(mask.numpy()) for mask in expected["segmentation"]]
+    assert sorted(file.name for file in (folder / "out" / "overlays").iterdir()) == ["a_0.png", "b_1.png"]
+
+
+def test_it_resumes_and_refuses_other_settings(files):
+    folder, _ = files
+    first = run(folder)
+    done = folder / "out" / "results" / "0.json"
+    stamp = done.stat().st_mtime_ns
+    (folder / "out" / "annotations.json").unlink()
+    (folder / "out" / "results" / "1.json").unlink()
+    assert run(folder) == first and done.stat().st_mtime_ns == stamp
+    with pytest.raises(SystemExit, match="has results of another rounds"):
+        run(folder, "--rounds", "2")
+    (folder / "photos" / "b.png").unlink()
+    with pytest.raises(SystemExit, match=r"photos has no b.png; 1 of 2 are missing"):
+        run(folder)
+
+
+def test_what_is_refined_is_the_mask_or_the_box():
+    triangle = {"bbox": [10, 10, 20, 15], "segmentation": [[10, 10, 30, 10, 10, 25]]}
+    assert prompt_of(triangle, (40, 60), boxes_only=True).sum() == 20 * 15
+    assert 0.4 < prompt_of(triangle, (40, 60), boxes_only=False).sum() / (20 * 15) < 0.6
+    with pytest.raises(ValueError, match="its mask is 9x9, the image 40x60"):
+        prompt_of({"segmentation": {"size": [9, 9], "counts": [0, 81]}}, (40, 60), boxes_only=False)
+
+
+def test_a_file_for_training_must_have_masks(files):
+    folder, content = files
+    with pytest.raises(ValueError, match=r"annotations\[0\] has no segmentation"):
+        read_coco_json(folder / "boxes.json")
+    assert read_coco_json(folder / "boxes.json", masks_required=False) == content
