@@ -61,8 +61,8 @@ def test_the_migration_is_two_lines(checkpoint):
             assert a == b
 
 
-def test_the_trainer_example_lora_and_int8(checkpoint, shapes, tmp_path):
-    trainer, lora, int8 = BLOCKS
+def test_the_examples_of_trainer_prompts_lora_and_int8(checkpoint, shapes, tmp_path):
+    trainer, prompts, lora, int8 = BLOCKS
     for old, new in (
         ("facebook/mask2former-swin-tiny-coco-panoptic", checkpoint),
         ("your_dataset", str(shapes)),
@@ -78,6 +78,9 @@ def test_the_trainer_example_lora_and_int8(checkpoint, shapes, tmp_path):
     exec(trainer, names)
     log = names["trainer"].state.log_history
     assert [row["step"] for row in log if "eval_ap" in row] == [1, 2]
+    names["image"] = torch.zeros(3, 200, 220, dtype=torch.uint8)
+    exec(prompts, names)
+    assert names["result"]["segmentation"].shape == (1, 200, 220)
     exec(lora, names)
     assert any("cross_attn.lora_A" in name for name, _ in names["model"].named_parameters())
     names["model"] = names["model"].merge_and_unload()
