@@ -1,5 +1,7 @@
 """The pilot as a prompt: invariants, errors, and equality with the pilot of training."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,6 +10,8 @@ from mpformer_hf.inference import Predictor
 from mpformer_hf.postprocessing import ResizeGeometry
 from mpformer_hf.prompting import MOST_QUERIES, boxes_to_masks, class_chunks, masks_of_logits, prepare_masks
 from mpformer_hf.targets import collect_targets
+from scripts import prompt_scores
+from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 
 SIZE = (64, 96)
@@ -157,3 +161,35 @@ def test_the_predictor_maps_prompts_to_the_processed_image(model):
     mask[0, 10, 61] = 1
     small = prepare_masks(mask, ResizeGeometry((64, 64), (8, 8), (32, 128)))
     assert small.shape == (1, 64, 64) and small.nonzero().tolist() == [[0, 2, 3]]
+
+
+def test_the_script_scores_every_kind_of_prompt(model, tmp_path):
+    data = make.shapes(tmp_path / "shapes", train=1, validation=3)
+    names = dict(enumerate(json.loads((data / "id2label.json").read_text()).values()))
+    tiny_model(id2label=names, num_labels=len(names)).save_pretrained(tmp_path / "model")
+    MPFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    file = tmp_path / "scores.json"
+    argv = [
+        tmp_path / "model",
+        "--dataset_name",
+        data,
+        "--task",
+        "panoptic",
+        "--rounds",
+        "1",
+        "2",
+        "--output_file",
+        file,
+    ]
+    prompt_scores.main([str(part) for part in [*argv, "--eval_split", "validation"]])
+    content = json.loads(file.read_text())
+    assert content["iou"].keys() == prompt_scores.KINDS.keys()
+    assert content["iou"]["clean"]["given"]["all"] == 1.0
+    for methods in content["iou"].values():
+        assert methods.keys() == {"given", "1 round", "2 rounds"}
+        assert len({row["objects"] for row in methods.values()}) == 1
+    assert 0 < content["iou"]["shifted"]["given"]["all"] < content["iou"]["box"]["given"]["all"] < 1
+    assert sum(row["results"] for row in content["by_score"]) == sum(
+        methods[name]["objects"] for methods in content["iou"].values() for name in ("1 round", "2 rounds")
+    )
+    assert content["refine_time_of_full_forward"] > 0
