@@ -11,12 +11,13 @@ from transformers import HfArgumentParser
 from .ranges import check_range
 
 
-def option(default, help: str, within: str | None = None):
-    """A dataclass field with its help line and, for numbers, the interval of valid values, such as `[1, inf)`.
+def option(default, help: str, within: str | None = None, choices: tuple[str, ...] | None = None):
+    """A dataclass field with its help line and, for numbers, the interval of valid values, such as `[1, inf)`; for
+    lists, the valid items.
 
     `CheckedArguments` checks the interval, which is stored as argparse's `metavar`.
     """
-    metadata = {"help": help} | ({"metavar": within} if within else {})
+    metadata = {"help": help} | ({"metavar": within} if within else {}) | ({"choices": choices} if choices else {})
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

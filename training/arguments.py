@@ -43,7 +43,7 @@ class PilotArguments(CheckedArguments):
         None, "Number of cross-attentions, from the first, that use ground-truth masks.", within=RANGES["pilot_layers"]
     )
     pilot_noise: list[str] | None = option(
-        None, f"Kind of mask noise: {', '.join(PILOT_NOISES)}; or several, of which each pilot query draws one."
+        None, "Kind of mask noise, or several, of which each query draws one.", choices=(*PILOT_NOISES, "clean")
     )
     pilot_noise_scale: float | None = option(
         None, "Strength of the mask noise, 0 = clean masks.", within=RANGES["pilot_noise_scale"]
