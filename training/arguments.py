@@ -42,9 +42,7 @@ class PilotArguments(CheckedArguments):
     pilot_layers: int | None = option(
         None, "Number of cross-attentions, from the first, that use ground-truth masks.", within=RANGES["pilot_layers"]
     )
-    pilot_noise: list[str] | None = option(
-        None, "Kind of mask noise, or several, of which each query draws one.", choices=(*PILOT_NOISES, "clean")
-    )
+    pilot_noise: list[str] | None = option(None, "Kind of mask noise, or several.", choices=(*PILOT_NOISES, "clean"))
     pilot_noise_scale: float | None = option(
         None, "Strength of the mask noise, 0 = clean masks.", within=RANGES["pilot_noise_scale"]
     )
