@@ -24,7 +24,7 @@ from .image_sizes import check_shape, padded_size, rename_old_fields, stretched_
 from .images import to_eight_bits
 from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
 from .postprocessing import ResizeGeometry, instance_inference, instances_to_map, panoptic_inference, semantic_inference
-from .ranges import check_range
+from .ranges import check_range, is_color
 
 TASKS = ("semantic", "instance", "panoptic")
 # Of saved files; and num_labels, which Mask2Former's processor has and does not use either.
@@ -62,12 +62,6 @@ class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     label_ids_to_fuse: list[int] | tuple[int, ...] | None
     category_ids: list[int] | tuple[int, ...] | None
     palette: list[list[int]] | tuple[tuple[int, int, int], ...] | None
-
-
-def is_color(color) -> bool:
-    """Whether a value is a list of three integers from 0 to 255."""
-    is_list = isinstance(color, (list, tuple)) and len(color) == 3
-    return is_list and all(isinstance(x, Integral) and 0 <= x <= 255 for x in color)
 
 
 class MPFormerImageProcessorMixin:

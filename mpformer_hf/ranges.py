@@ -1,7 +1,7 @@
 """Ranges of numbers in interval notation, such as `[1, inf)`: declared once, checked for flags, recipes and config."""
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 
 def check_range(name: str, value, interval: str) -> None:
@@ -36,3 +36,9 @@ def describe_range(interval: str) -> str:
     if math.isfinite(float(high)):
         parts.append(f"at most {high}" if interval[-1] == "]" else f"less than {high}")
     return " and ".join(parts) or "finite"
+
+
+def is_color(color) -> bool:
+    """Whether a value is a list of three integers from 0 to 255."""
+    is_list = isinstance(color, (list, tuple)) and len(color) == 3
+    return is_list and all(isinstance(x, Integral) and 0 <= x <= 255 for x in color)

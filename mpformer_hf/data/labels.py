@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from ..files import read_json
+from ..ranges import is_color
 from .arguments import DataArguments
 from .coco_checks import find_category_problems, is_flag
 from .names import check_names, read_names
@@ -170,8 +171,7 @@ def read_color(color) -> tuple[int, int, int] | None:
     """RGB of a category: a list of three numbers, as in COCO's panoptic files, or `#rrggbb`; None if it is neither."""
     if isinstance(color, str) and re.fullmatch("#[0-9a-fA-F]{6}", color):
         return tuple(bytes.fromhex(color[1:]))
-    valid = isinstance(color, (list, tuple)) and len(color) == 3 and all(x in range(256) for x in color)
-    return tuple(int(x) for x in color) if valid else None
+    return tuple(color) if is_color(color) else None
 
 
 def find_things(args: DataArguments, rows: Dataset, categories: list[dict] | None) -> set[int] | None:
