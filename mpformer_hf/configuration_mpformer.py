@@ -43,6 +43,17 @@ RANGES = {  # of configuration fields; the trainer's flags of the same names ref
 }
 
 
+def is_calibration(knots) -> bool:
+    """Whether a value is None or the two lists that `mpformer calibrate` writes."""
+    if knots is None:
+        return True
+    lists = isinstance(knots, (list, tuple)) and len(knots) == 2 and all(isinstance(x, (list, tuple)) for x in knots)
+    if not lists or not 2 <= len(knots[0]) == len(knots[1]):
+        return False
+    numbers = all(isinstance(x, (int, float)) and 0 <= x <= 1 for values in knots for x in values)
+    return numbers and all(low < high for low, high in zip(knots[0], knots[0][1:], strict=False))
+
+
 class MPFormerConfig(Mask2FormerConfig):
     """Mask2Former's configuration with that of the mask pilot (MP-Former, CVPR 2023, section 3).
 
@@ -78,6 +89,8 @@ class MPFormerConfig(Mask2FormerConfig):
         mask_loss_points (`str`, defaults to `"image"`): how candidate points of the mask losses are drawn: once per
             `image`, for all predictions and the pilot; once per `prediction` of an image; or once per `mask`, as in
             the official code.
+        prompt_calibration (`list[list[float]]`, *optional*): scores and the mean IoU of prompts with these scores,
+            by which the scores of refined masks are calibrated; written by `mpformer calibrate`.
 
     Raises:
         ValueError: a field is out of range; the message has its name.
@@ -106,6 +119,7 @@ class MPFormerConfig(Mask2FormerConfig):
     query_position_embeddings: bool = True
     feature_pyramid: bool | None = None
     mask_loss_points: str = "image"
+    prompt_calibration: list[list[float]] | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -138,6 +152,8 @@ class MPFormerConfig(Mask2FormerConfig):
         require(
             self.mask_loss_points in ("image", "prediction", "mask"), "mask_loss_points", "image, prediction or mask"
         )
+        rule = "two lists of equal length, of at least two increasing scores and their IoUs"
+        require(is_calibration(self.prompt_calibration), "prompt_calibration", rule)
         enough = self.oversample_ratio >= self.importance_sample_ratio
         require(enough, "oversample_ratio", "at least importance_sample_ratio")
         require(self.hidden_dim % self.num_attention_heads == 0, "hidden_dim", "a multiple of num_attention_heads")

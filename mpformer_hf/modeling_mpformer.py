@@ -385,7 +385,8 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
     def encode(self, pixel_values: Tensor) -> ImageFeatures:
         """Features of one image, float `[1, 3, H, W]`, for `refine`."""
         _, mask_features, levels = self.model.pixel_level_module(pixel_values)
-        return ImageFeatures(mask_features, levels, tuple(pixel_values.shape[-2:]))
+        memory = self.model.transformer_module.prepare(mask_features, levels)
+        return ImageFeatures(mask_features, memory, tuple(pixel_values.shape[-2:]))
 
     def refine(
         self,

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .calibration import apply_calibration
 from .configuration_mpformer import MPFormerConfig
 from .mask_piloting import Pilot, build_pilot
 from .postprocessing import ResizeGeometry
 from .targets import Targets
-from .transformer_decoder import compute_masks
+from .transformer_decoder import DecoderMemory, compute_masks
 
 UNKNOWN = -1  # label of a prompt whose class is not known
 MOST_QUERIES = 300  # pilot queries of one pass
@@ -29,12 +30,12 @@ class ImageFeatures:
 
     Attributes:
         mask_features: `[1, mask_feature_size, H / 4, W / 4]`.
-        levels: `[1, feature_size, H / s, W / s]`, s = 32, 16, 8.
+        memory: what the queries attend to.
         size: (H, W) of the padded image in pixels.
     """
 
     mask_features: Tensor
-    levels: list[Tensor]
+    memory: DecoderMemory
     size: tuple[int, int]
 
 
@@ -59,7 +60,8 @@ class RefinedMasks:
         mask_logits: float32 `[P, H / 4, W / 4]`; above 0 is inside.
         label_ids: int64 `[P]`, the class that the model believes in; of unknown prompts the one that was tried with the
             highest probability.
-        scores: float32 `[P]` in [0, 1], probability of this class x mean mask probability inside the mask.
+        scores: float32 `[P]` in [0, 1]: `raw_scores`, or for a calibrated model (`mpformer calibrate`) the mean IoU of
+            masks with this raw score.
     """
 
     mask_logits: Tensor
@@ -176,13 +178,13 @@ def refine_masks(model: nn.Module, features: ImageFeatures, masks: Tensor, label
 
 def refine_once(model: nn.Module, features: ImageFeatures, masks: Tensor, labels: Tensor) -> RefinedMasks:
     """One round of `refine_masks`."""
-    shapes, unknown = [tuple(level.shape[-2:]) for level in features.levels], labels == UNKNOWN
+    shapes, unknown = features.memory.shapes, labels == UNKNOWN
     probability = features.mask_features.new_full((len(masks),), -1.0, dtype=torch.float32)
     label_ids = torch.zeros_like(labels)
     embeddings = features.mask_features.new_zeros(len(masks), features.mask_features.shape[1])
     for classes in class_chunks(model.config.num_labels, len(masks), bool(unknown.any())) if len(masks) else []:
         pilot = prompt_pilot(masks, labels, classes, shapes, model.config)
-        decoded = model.model.transformer_module(features.mask_features, features.levels, pilot)
+        decoded = model.model.transformer_module.decode(features.memory, pilot)
         states, found = (
             x[0, : pilot.num_queries].unflatten(0, (len(classes), len(masks)))
             for x in (decoded.normed_states[-1], decoded.mask_embeddings[-1])
@@ -197,9 +199,20 @@ def refine_once(model: nn.Module, features: ImageFeatures, masks: Tensor, labels
         chosen = found[group, torch.arange(len(masks), device=masks.device)]
         embeddings = torch.where(better[:, None], chosen, embeddings)
     logits = compute_masks(embeddings[None], features.mask_features)[0].float()
-    inside = logits > 0
-    quality = (logits.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
-    return RefinedMasks(logits, label_ids, probability * quality)
+    scores = apply_calibration(raw_scores(probability, logits), model.config.prompt_calibration)
+    return RefinedMasks(logits, label_ids, scores)
+
+
+def raw_scores(probability: Tensor, logits: Tensor) -> Tensor:
+    """Probability of the class x IoU that the mask has if its probabilities are right: sum of the probabilities inside
+    / (area + sum of the probabilities outside).
+
+    Args:
+        probability: float32 `[P]`.
+        logits: float32 `[P, h, w]`.
+    """
+    mask, inside = logits.sigmoid().flatten(1), (logits > 0).flatten(1)
+    return probability * (mask * inside).sum(1) / (inside.sum(1) + (mask * ~inside).sum(1)).clamp(min=1e-6)
 
 
 def masks_of_logits(logits: Tensor, size: tuple[int, int], before: Tensor) -> Tensor:

@@ -20,6 +20,22 @@ from .position_embedding import sine_point_embedding, sine_position_embedding
 
 
 @dataclass
+class DecoderMemory:
+    """What the queries attend to: the three feature levels of a batch.
+
+    Attributes:
+        keys, values: `[B, K, C]` each.
+        mask_features: mask features resized to the levels, `[B, mask_feature_size, K]` each, without gradient.
+        shapes: (height, width) of the levels.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask_features: list[Tensor]
+    shapes: list[tuple[int, int]]
+
+
+@dataclass
 class DecoderOutput:
     """Outputs for the initial queries (entry 0) and after each layer.
 
@@ -222,9 +238,7 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
         self,
         hidden: Tensor,
         position: Tensor | None,
-        keys: list[Tensor],
-        values: list[Tensor],
-        level_features: list[Tensor],
+        memory: DecoderMemory,
         pilot: Pilot | None,
         output_hidden_states: bool,
         output_attentions: bool,
@@ -233,8 +247,7 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
         Args:
             hidden: `[B, N, C]`, queries `[pilot | matching]`.
             position: `[N, C]`, `[B, N, C]` or None.
-            keys, values: `[B, K, C]` of the three levels.
-            level_features: mask features resized to the three levels, `[B, mask_feature_size, K]`, without gradient.
+            memory: see `DecoderMemory`.
             pilot: attention masks of the pilot queries, or None.
             output_hidden_states, output_attentions: also return the hidden states and the self-attention weights of
                 the matching queries. Gradients of the loss reach them.
@@ -254,11 +267,10 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
         attentions_from = num_pilot if output_attentions else None
         hidden = predict(hidden)
         for index, layer in enumerate(self.layers):
-            level = index % len(keys)
-            mask = cross_attention_mask(embeddings[-1], level_features[level], pilot, index, level)
-            hidden, weights = layer(
-                hidden, keys[level], values[level], mask, self_attention_mask, position, attentions_from
-            )
+            level = index % len(memory.keys)
+            mask = cross_attention_mask(embeddings[-1], memory.mask_features[level], pilot, index, level)
+            key, value = memory.keys[level], memory.values[level]
+            hidden, weights = layer(hidden, key, value, mask, self_attention_mask, position, attentions_from)
             hidden = predict(hidden)
             attentions.append(weights)
         return DecoderOutput(
@@ -354,7 +366,11 @@ class MPFormerTransformerModule(nn.Module):
             pilot: pilot queries, or None.
             output_hidden_states, output_attentions: also return those of the matching queries.
         """
-        keys, values, level_features = [], [], []
+        return self.decode(self.prepare(mask_features, levels), pilot, output_hidden_states, output_attentions)
+
+    def prepare(self, mask_features: Tensor, levels: list[Tensor]) -> DecoderMemory:
+        """What the queries attend to; arguments as those of `forward`."""
+        keys, values, resized_features = [], [], []
         # Called instead of reading `.weight`, since accelerate's offloading loads weights in `forward` only.
         level_embeds = self.level_embed(torch.arange(len(levels), device=mask_features.device))
         for x, project, embed in zip(levels, self.input_projections, level_embeds, strict=True):
@@ -363,15 +379,22 @@ class MPFormerTransformerModule(nn.Module):
             keys.append(values[-1] + sine_position_embedding(*x.shape[-2:], x.shape[1], x.device, x.dtype))
             with torch.no_grad():
                 resized = F.interpolate(mask_features, size=x.shape[-2:], mode="bilinear", align_corners=False)
-            level_features.append(resized.flatten(2))
+            resized_features.append(resized.flatten(2))
+        return DecoderMemory(keys, values, resized_features, [tuple(x.shape[-2:]) for x in levels])
 
-        queries = torch.arange(self.queries_features.num_embeddings, device=mask_features.device)
-        hidden = self.queries_features(queries).expand(mask_features.shape[0], -1, -1)
+    def decode(
+        self,
+        memory: DecoderMemory,
+        pilot: Pilot | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> DecoderOutput:
+        """Run the decoder; `memory` is that of `prepare`, other arguments as those of `forward`."""
+        queries = torch.arange(self.queries_features.num_embeddings, device=memory.keys[0].device)
+        hidden = self.queries_features(queries).expand(memory.keys[0].shape[0], -1, -1)
         position = None if self.queries_embedder is None else self.queries_embedder(queries)
         if pilot is not None:
             contents = self.pilot_class_embedder(pilot.noisy_labels) * pilot.valid[..., None]
             hidden = torch.cat((contents.to(hidden.dtype), hidden), dim=1)
             position = add_pilot_positions(position, pilot, hidden)
-        return self.decoder(
-            hidden, position, keys, values, level_features, pilot, output_hidden_states, output_attentions
-        )
+        return self.decoder(hidden, position, memory, pilot, output_hidden_states, output_attentions)

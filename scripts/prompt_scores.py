@@ -13,7 +13,6 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,40 +21,17 @@ from torch import Tensor
 
 from mpformer_hf.arguments import parse
 from mpformer_hf.boxes import mask_boxes
+from mpformer_hf.calibration import calibration_error
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.evaluation.task_metrics import instance_reference
+from mpformer_hf.evaluation.prompts import objects_of_images, pair_ious, prompts_of
 from mpformer_hf.files import write_json
 from mpformer_hf.inference import Predictor
 from mpformer_hf.loading import load_model, load_processor
-from mpformer_hf.pilot_noise import box_masks, grow_masks, transform_masks
-from mpformer_hf.progress import progress
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}  # largest area
 BINS = 10
-
-
-def moved(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Masks moved by a quarter of their width and height, to one of four sides."""
-    boxes = mask_boxes(masks).float()
-    signs = 2.0 * torch.randint(0, 2, (len(masks), 2), generator=generator) - 1
-    return transform_masks(masks, signs * (boxes[:, 2:] - boxes[:, :2]) / 4, torch.ones(len(masks)))
-
-
-KINDS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "box": lambda masks, _: box_masks(masks, 0.0, None),
-    "dilated by 4": lambda masks, _: grow_masks(masks, torch.full((len(masks),), 4)),
-    "eroded by 3": lambda masks, _: 1 - grow_masks(1 - masks, torch.full((len(masks),), 3)),
-    "shifted": moved,
-    "clean": lambda masks, _: masks,
-}
-
-
-def overlaps(found: Tensor, truth: Tensor) -> list[float]:
-    """IoU of masks, `[P, H, W]` each, pair by pair."""
-    found, truth = found.bool().flatten(1), truth.bool().flatten(1)
-    return ((found & truth).sum(1) / (found | truth).sum(1).clamp(min=1)).tolist()
 
 
 def grabcut(image: Tensor, masks: Tensor) -> Tensor:
@@ -118,39 +94,29 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(args.model).eval()
     predictor, generator = Predictor(model, load_processor(args.model), data.task), torch.Generator().manual_seed(0)
     scores, shares = Scores(), []
-    for index in progress(range(len(split)), "prompts", unit="image"):
-        image, segments = split[index]
-        reference = instance_reference(segments, split.labels.things)
-        kept = [i for i, crowd in enumerate(reference["iscrowd"]) if not crowd and reference["masks"][i].any()]
-        if not kept:
-            continue
-        truth = torch.from_numpy(np.stack([reference["masks"][i] for i in kept])).to(torch.uint8)
-        labels, areas = [reference["label_ids"][i] for i in kept], truth.flatten(1).sum(1).tolist()
+    for image, masks, labels in objects_of_images(split, "prompts"):
         start = time.perf_counter()
         predictor([image])
         full, encoded = time.perf_counter() - start, predictor.encode(image)
-        for kind, change in KINDS.items():
-            given = change(truth, generator)
-            there = given.flatten(1).any(1).tolist()  # erosion removes small objects
-            rows = [row for row, any_pixel in enumerate(there) if any_pixel]
-            if not rows:
-                continue
-            own_areas, own_truth = [areas[row] for row in rows], truth[rows]
-            scores.add(kind, "given", overlaps(given[rows], own_truth), own_areas)
+        for prompts in prompts_of(masks, labels, generator):
+            areas = prompts.truth.flatten(1).sum(1).tolist()
+            scores.add(prompts.kind, "given", pair_ious(prompts.given, prompts.truth), areas)
             for rounds in args.rounds:
                 start = time.perf_counter()
-                found = predictor.refine(encoded, given[rows], labels=[labels[row] for row in rows], rounds=rounds)
+                found = predictor.refine(encoded, prompts.given, labels=prompts.labels, rounds=rounds)
                 shares += [(time.perf_counter() - start) / full] if rounds == 1 else []
-                ious = overlaps(found["segmentation"], own_truth)
-                scores.add(kind, f"{rounds} round" + "s" * (rounds > 1), ious, own_areas)
-                scores.by_score += [(s["score"], iou) for s, iou in zip(found["segments_info"], ious, strict=True)]
-            if kind == "box" and args.grabcut:
-                scores.add(kind, "GrabCut", overlaps(grabcut(image, given[rows]), own_truth), own_areas)
+                ious = pair_ious(found["segmentation"], prompts.truth)
+                scores.add(prompts.kind, f"{rounds} round" + "s" * (rounds > 1), ious, areas)
+                if rounds == 1:
+                    scores.by_score += [(s["score"], iou) for s, iou in zip(found["segments_info"], ious, strict=True)]
+            if prompts.kind == "box" and args.grabcut:
+                scores.add(prompts.kind, "GrabCut", pair_ious(grabcut(image, prompts.given), prompts.truth), areas)
     table = scores.table()
     for kind, methods in table.items():
         print(f"{kind:<14}" + "  ".join(f"{method} {row['all']:.3f}" for method, row in methods.items()))
     result = {"model": Path(args.model).name, "dataset": Path(data.dataset_name).name, "split": data.eval_split}
-    result |= {"iou": table, "by_score": scores.calibration()}
+    error = round(calibration_error(*zip(*scores.by_score, strict=True)), 4) if scores.by_score else None
+    result |= {"iou": table, "by_score": scores.calibration(), "calibration_error": error}
     result["refine_time_of_full_forward"] = round(statistics.median(shares), 4) if shares else None
     print(f"refine takes {result['refine_time_of_full_forward']} of a full forward pass")
     if args.output_file:

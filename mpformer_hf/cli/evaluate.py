@@ -23,7 +23,7 @@ from ..data.arguments import DataArguments
 from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
 from ..data.formats.format import Category
 from ..data.formats.registry import FORMATS, check_formats
-from ..data.labels import Labels
+from ..data.labels import Labels, check_classes
 from ..data.splits import check_label_maps
 from ..evaluation.details import EvaluationDetails
 from ..evaluation.evaluator import diagnose_model, draw_rows, evaluate_model, evaluation_loader
@@ -110,19 +110,6 @@ def main(argv: list[str] | None = None) -> dict:
             draw_report()
     accelerator.end_training()  # ends the process group: a process that exits with one may abort
     return scores
-
-
-def check_classes(of_model: dict[int, str], of_dataset: dict[int, str]) -> None:
-    """Compare the classes of a model and a dataset; generic names (`LABEL_0`, ...) match any name.
-
-    Raises:
-        ValueError: they differ in number, names or order.
-    """
-    if len(of_model) != len(of_dataset):
-        raise ValueError(f"The model has {len(of_model)} classes, the dataset has {len(of_dataset)}.")
-    for index, name in of_model.items():
-        if name not in (of_dataset[index], f"LABEL_{index}"):
-            raise ValueError(f"Class {index} is {name!r} in the model and {of_dataset[index]!r} in the dataset.")
 
 
 def categories_of(labels: Labels) -> list[Category]:

@@ -48,6 +48,19 @@ class Labels:
         return sorted(set(range(len(self.names))) - self.things)
 
 
+def check_classes(of_model: dict[int, str], of_dataset: dict[int, str]) -> None:
+    """Compare the classes of a model and a dataset; generic names (`LABEL_0`, ...) match any name.
+
+    Raises:
+        ValueError: they differ in number, names or order.
+    """
+    if len(of_model) != len(of_dataset):
+        raise ValueError(f"The model has {len(of_model)} classes, the dataset has {len(of_dataset)}.")
+    for index, name in of_model.items():
+        if name not in (of_dataset[index], f"LABEL_{index}"):
+            raise ValueError(f"Class {index} is {name!r} in the model and {of_dataset[index]!r} in the dataset.")
+
+
 def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:
     """`segments_info` as a list of dicts; some datasets have a dict of lists."""
     if isinstance(segments, dict):

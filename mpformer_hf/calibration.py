@@ -1,0 +1,60 @@
+"""Calibration of prompt scores: from the raw score of a refined mask to the IoU that such masks have on average."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+MOST_KNOTS = 20
+
+
+def fit_calibration(scores: Sequence[float], ious: Sequence[float]) -> list[list[float]]:
+    """A non-decreasing, piecewise linear function from scores to mean IoU: isotonic regression (Zadrozny and Elkan,
+    2002) of the means of up to 20 groups of equal size.
+
+    Args:
+        scores: raw scores, in [0, 1].
+        ious: IoU of each mask with the truth.
+
+    Returns:
+        `[scores, IoUs]` of the knots, the scores increasing.
+
+    Raises:
+        ValueError: there are fewer than two different scores.
+    """
+    order = np.argsort(scores, kind="stable")
+    groups = [group for group in np.array_split(order, MOST_KNOTS) if len(group)]
+    x, y = (np.array([np.mean(np.asarray(values)[group]) for group in groups]) for values in (scores, ious))
+    x, group_of = np.unique(x.round(6), return_inverse=True)
+    if len(x) < 2:
+        raise ValueError("A calibration needs masks of different scores.")
+    sizes = np.bincount(group_of, weights=[len(group) for group in groups])
+    means = np.bincount(group_of, weights=y * [len(group) for group in groups]) / sizes
+    fitted = isotonic_regression(means, weights=sizes).x
+    return [x.tolist(), fitted.round(6).tolist()]
+
+
+def apply_calibration(scores: Tensor, knots: list[list[float]] | None) -> Tensor:
+    """Calibrated scores.
+
+    Args:
+        scores: float32 `[P]`.
+        knots: of `fit_calibration`; constant beyond the first and last one. None: scores are returned as they are.
+    """
+    if knots is None:
+        return scores
+    x, y = (torch.tensor(values, device=scores.device) for values in knots)
+    after = torch.searchsorted(x, scores.contiguous()).clamp(1, len(x) - 1)
+    share = ((scores - x[after - 1]) / (x[after] - x[after - 1])).clamp(0, 1)
+    return y[after - 1] + share * (y[after] - y[after - 1])
+
+
+def calibration_error(scores: Sequence[float], ious: Sequence[float]) -> float:
+    """Expected calibration error (Guo et al., 2017, equation 3): mean of |mean score - mean IoU| over ten bins of the
+    score, weighted by their sizes."""
+    scores, ious = np.asarray(scores, dtype=float), np.asarray(ious, dtype=float)
+    bins = np.minimum((scores * 10).astype(int), 9)
+    gaps = [abs(scores[bins == i].mean() - ious[bins == i].mean()) * (bins == i).mean() for i in set(bins.tolist())]
+    return float(sum(gaps))
