@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scipy.ndimage import binary_fill_holes
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.cli.refine import prompt_of
 from mpformer_hf.data.folders.coco import read_coco_json
+from mpformer_hf.data.folders.yolo import read_labels_file
 from mpformer_hf.images import read_image
 from mpformer_hf.inference import Predictor
 from mpformer_hf.label_maps import encode_rle
@@ -110,3 +112,62 @@ def test_a_file_for_training_must_have_masks(files):
     with pytest.raises(ValueError, match=r"annotations\[0\] has no segmentation"):
         read_coco_json(folder / "boxes.json")
     assert read_coco_json(folder / "boxes.json", masks_required=False) == content
+
+
+@pytest.fixture
+def yolo(files):
+    """The photographs with YOLO's labels: a box, one with a confidence, a polygon, and a box outside of the image."""
+    folder, _ = files
+    labels = folder / "labels"
+    labels.mkdir()
+    (folder / "data.yaml").write_text("names: [cat, unicorn]\n")
+    (labels / "a.txt").write_text("0 0.25 0.375 0.3333333 0.5\n1 0.6666667 0.5 0.3333333 0.5 0.87\n")
+    (labels / "b.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.6 0.1 0.6\n1 1.5 0.5 0.1 0.1\n")
+    return folder
+
+
+def test_boxes_of_yolo_become_polygons(yolo, capsys):
+    names = [str(yolo / name) for name in ("model", "labels", "photos", "out")]
+    mpformer(["refine", *names])
+    assert "b.png: annotation 3: Box 0 is outside of the image" in capsys.readouterr().err
+    content = json.loads((yolo / "out" / "annotations.json").read_text())
+    assert content["categories"] == [{"id": 0, "name": "cat"}, {"id": 1, "name": "unicorn"}]
+    predictor = Predictor(load_model(str(yolo / "model")).eval(), load_processor(str(yolo / "model")))
+    given = torch.zeros(2, 40, 60)
+    given[0, 5:25, 5:25], given[1, 10:30, 30:50] = 1, 1
+    expected = predictor.refine(read_image(yolo / "photos" / "a.png"), masks=given, labels=[0, -1])["segmentation"]
+    assert [row["segmentation"] for row in content["annotations"][:2]] == [encode_rle(x.numpy()) for x in expected]
+    rows = read_labels_file(yolo / "out" / "labels" / "a.txt", 40, 60)
+    assert [category for category, _ in rows] == [0, 1]
+    for (_, mask), refined in zip(rows, expected, strict=True):
+        filled = binary_fill_holes(refined.numpy())
+        assert (mask.astype(bool) & filled).sum() > 0.9 * (mask.astype(bool) | filled).sum()
+    assert len(read_labels_file(yolo / "out" / "labels" / "b.txt", 40, 60)) == 1
+    assert "unicorn" in (yolo / "out" / "data.yaml").read_text()
+
+
+def test_invalid_labels_of_yolo(yolo):
+    names = [str(yolo / name) for name in ("model", "labels", "photos", "out")]
+    for text, message in (
+        ("5 0.5 0.5 0.1 0.1", r"line 1 of .*a.txt has class 5; the classes are \[0, 1\]"),
+        ("\n0 0.5 x 0.1 0.1", "line 2 of .*a.txt is not numbers"),
+        ("0.5 0.5 0.5 0.1 0.1", "has class 0.5, expected an integer"),
+        ("0 0.5 0.5 0.1", "has 3 coordinates"),
+        ("0 0.5 0.5 7 0.1 0.2 0.3", "has coordinates outside of 0 to 1"),
+    ):
+        (yolo / "labels" / "a.txt").write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            mpformer(["refine", *names])
+    for file in ("a", "b"):
+        (yolo / "labels" / f"{file}.txt").unlink()
+    with pytest.raises(SystemExit, match=r"labels has no labels of the images in .*photos, such as a.txt"):
+        mpformer(["refine", *names])
+    assert not (yolo / "out").exists()
+
+
+def test_classes_of_yolo_without_names_are_those_of_the_model(yolo, capsys):
+    (yolo / "data.yaml").unlink()
+    mpformer(["refine", *(str(yolo / name) for name in ("model", "labels", "photos", "out"))])
+    assert "so its classes are those of the model" in capsys.readouterr().err
+    content = json.loads((yolo / "out" / "annotations.json").read_text())
+    assert [row["name"] for row in content["categories"]] == ["cat", "dog"]

@@ -1,19 +1,24 @@
-"""Make masks of the boxes of a COCO file, or better masks of rough ones, with the pilot of a trained model.
+"""Make masks of boxes, or better masks of rough ones, with the pilot of a trained model.
 
 mpformer refine outputs/yours boxes.json photos/ refined
 mpformer refine outputs/yours annotations.json photos/ refined --boxes_only --rounds 2 --overlays
+mpformer refine outputs/yours yolo/labels/train yolo/images/train refined
 
-Writes refined/annotations.json: the same file, whose annotations have masks (`segmentation` as RLE, `area` and `bbox`
-of the mask), `score`, how sure the model is (class probability x mean mask probability), and `predicted_category`, the
-class that it believes in. An annotation with a mask is refined from its mask, one without from its box. Crowds are left
-as they are, and so is an annotation without a usable box or mask, which is listed. Categories are the model's classes
-of the same name; the class of others counts as unknown, and all classes are tried. `--overlays` writes pictures of what
-was given (left) and refined (right). An interrupted run resumes. A model refines the kinds of masks that its training
-had: see `pilot_noise`.
+ANNOTATIONS is a COCO file, or a folder of YOLO's text files (lines `class x y width height`, or polygons). Writes
+refined/annotations.json, a COCO file: the same annotations with masks (`segmentation` as RLE, `area` and `bbox` of the
+mask), `score`, how sure the model is (see `mpformer calibrate`), and `predicted_category`, the class that it believes
+in. An annotation with a mask is refined from its mask, one without from its box. Crowds are left as they are, and so is
+an annotation without a usable box or mask, which is listed. Categories are the model's classes of the same name; the
+class of others counts as unknown, and all classes are tried. `--overlays` writes pictures of what was given (left) and
+refined (right). An interrupted run resumes. A model refines the kinds of masks that its training had: see
+`pilot_noise`. For YOLO's files also writes refined/labels, the same files with polygons, and refined/data.yaml. Their
+classes are named by data.yaml or classes.txt, else they are the model's.
 """
 
 import argparse
+import contextlib
 import hashlib
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -25,6 +30,9 @@ from pycocotools import mask as coco_mask
 
 from ..boxes import mask_boxes
 from ..data.folders.coco import read_coco_json
+from ..data.folders.yolo_boxes import read_class_names, read_yolo_boxes
+from ..data.formats.format import Category, ImageRecord
+from ..data.formats.yolo import Yolo
 from ..data.predictions import write_image
 from ..files import check_new_folder, lock_folder, read_json, write_json
 from ..images import read_image
@@ -114,6 +122,41 @@ def write_overlay(image: torch.Tensor, before: dict, after: dict, predictor: Pre
     write_image(pair, path)
 
 
+def write_yolo_labels(content: dict, output: Path) -> None:
+    """Write annotations as YOLO's polygons. What was not refined keeps its polygon, or gets that of its box; what has
+    neither is left out."""
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    categories = [Category(i, names.get(i, str(i)), True) for i in range(max(names) + 1)]
+    writer, by_image, records = Yolo(output, "instance", categories, 0.0), defaultdict(list), []
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    for row in content["images"]:
+        size, masks, segments = (row["height"], row["width"]), [], []
+        for annotation in by_image[row["id"]]:
+            with contextlib.suppress(ValueError):  # reported before
+                masks.append(prompt_of(annotation, size, boxes_only=False).bool())
+                segments.append({"label_id": annotation["category_id"], "score": 1.0})
+        name = str(Path(row["file_name"]).with_suffix(""))
+        records.append(ImageRecord(row["id"], row["file_name"], name, *size))
+        result = {"segmentation": torch.stack(masks) if masks else torch.zeros(0, *size), "segments_info": segments}
+        writer.write(records[-1], result)
+    writer.finish(records)
+
+
+def read_annotations(path: Path, images: Path, id2label: dict[int, str]) -> dict:
+    """Content of a COCO file, or of a folder of YOLO's labels in the same form.
+
+    Raises:
+        ValueError: it is invalid.
+    """
+    if not path.is_dir():
+        return read_coco_json(path, masks_required=False)
+    names = read_class_names(path)
+    if names is None:
+        print(f"note: {path} has no data.yaml or classes.txt, so its classes are those of the model", file=sys.stderr)
+    return read_yolo_boxes(path, images, id2label if names is None else names)
+
+
 def main(argv: list[str] | None = None) -> None:
     """
     Raises:
@@ -123,23 +166,23 @@ def main(argv: list[str] | None = None) -> None:
         "mpformer refine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="saved MP-Former: folder or Hub name")
-    parser.add_argument("annotations", type=Path, help="COCO file of boxes or masks")
+    parser.add_argument("annotations", type=Path, help="COCO file, or folder of YOLO's text files")
     parser.add_argument("images", type=Path, help="folder of the images")
     parser.add_argument("output", type=Path, help="new folder, or the folder of a run to resume")
     parser.add_argument("--rounds", type=int, default=1, help="the results are the prompts of the next round")
     parser.add_argument("--boxes_only", action="store_true", help="refine from the boxes, also where there are masks")
     parser.add_argument("--overlays", action="store_true", help="also write pictures before and after")
     args = parser.parse_args(argv)
-    content = read_coco_json(args.annotations, masks_required=False)
+    predictor = Predictor(load_model(args.model).eval(), load_processor(args.model))
+    content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
     missing = [row["file_name"] for row in content["images"] if not (args.images / row["file_name"]).is_file()]
     if missing:
         raise ValueError(f"{args.images} has no {missing[0]}; {len(missing)} of {len(content['images'])} are missing.")
-    predictor = Predictor(load_model(args.model).eval(), load_processor(args.model))
     names = {name: label for label, name in predictor.model.config.id2label.items()}
     labels = {row["id"]: names[row["name"]] for row in content["categories"] if row["name"] in names}
     if unknown := [row["name"] for row in content["categories"] if row["name"] not in names]:
         print(f"note: the model has no class {', '.join(unknown)}; for these all classes are tried", file=sys.stderr)
-    content_hash = hashlib.sha256(args.annotations.read_bytes()).hexdigest()
+    content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     settings = {"weights": fingerprint(args.model), "annotations": content_hash}
     settings |= {"rounds": args.rounds, "boxes_only": args.boxes_only, "overlays": args.overlays}
     if not (args.output / "settings.json").exists():
@@ -168,7 +211,10 @@ def main(argv: list[str] | None = None) -> None:
         for problem in done["problems"]:
             print(f"{row['file_name']}: {problem}", file=sys.stderr)
     annotations = [{**row, **refined.get(str(row["id"]), {})} for row in content["annotations"]]
-    write_json({**content, "annotations": annotations}, args.output / "annotations.json", indent=None)
+    content |= {"annotations": annotations}
+    if args.annotations.is_dir():
+        write_yolo_labels(content, args.output)
+    write_json(content, args.output / "annotations.json", indent=None)
     lock.release()
     print(f"{len(refined)} of {len(annotations)} annotations refined, {problems} with problems")
     print(f"file: {args.output / 'annotations.json'}")

@@ -18,6 +18,39 @@ logger = logging.getLogger(__name__)
 OUTSIDE = 0.01  # coordinates may leave the image by this share of its side, since tools round
 
 
+def read_labels_lines(file: Path) -> list[tuple[int, int, list[float]]]:
+    """Number, class and numbers after it of each line that is not empty.
+
+    Raises:
+        ValueError: a line is not numbers, or its class is not an integer.
+    """
+    lines = []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            category, *values = (float(word) for word in line.split())
+            lines.append((number, int(category), values))
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"line {number} of {file} is not numbers") from error
+        if category != int(category):
+            raise ValueError(f"line {number} of {file} has class {category:g}, expected an integer")
+    return lines
+
+
+def polygon_of(values: list[float], number: int, file: Path, height: int, width: int) -> list[float]:
+    """Coordinates x1 y1 x2 y2 ... of a line, relative to width and height, in pixels.
+
+    Raises:
+        ValueError: these are not at least three points in the image.
+    """
+    if len(values) < 6 or len(values) % 2:
+        raise ValueError(f"line {number} of {file} has {len(values)} coordinates, expected at least three points")
+    if not all(-OUTSIDE <= value <= 1 + OUTSIDE for value in values):
+        raise ValueError(f"line {number} of {file} has coordinates outside of 0 to 1")
+    return (np.array(values).clip(0, 1).reshape(-1, 2) * (width, height)).flatten().tolist()
+
+
 def read_labels_file(file: Path, height: int, width: int) -> list[tuple[int, np.ndarray]]:
     """Class and mask of each line `class x1 y1 x2 y2 ...`, relative to width and height.
 
@@ -25,21 +58,11 @@ def read_labels_file(file: Path, height: int, width: int) -> list[tuple[int, np.
         ValueError: a line is a box or not such numbers.
     """
     objects = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            category, *values = (float(word) for word in line.split())
-        except ValueError as error:
-            raise ValueError(f"line {number} of {file} is not numbers") from error
+    for number, category, values in read_labels_lines(file):
         if len(values) == 4:
             raise ValueError(f"line {number} of {file} is a box, expected a polygon: class x1 y1 x2 y2 x3 y3 ...")
-        if len(values) < 6 or len(values) % 2 or category != int(category):
-            raise ValueError(f"line {number} of {file} has {len(values)} coordinates, expected at least three points")
-        if not all(-OUTSIDE <= value <= 1 + OUTSIDE for value in values):
-            raise ValueError(f"line {number} of {file} has coordinates outside of 0 to 1")
-        polygon = (np.array(values).clip(0, 1).reshape(-1, 2) * (width, height)).flatten().tolist()
-        objects.append((int(category), decode_segmentation([polygon], height, width)))
+        polygon = polygon_of(values, number, file, height, width)
+        objects.append((category, decode_segmentation([polygon], height, width)))
     return objects
 
 
