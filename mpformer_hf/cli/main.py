@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "score a model on a dataset: PQ, AP, mIoU",
     "convert": "convert checkpoints of the public releases, or to a plain Mask2Former",
     "refine": "make masks of the boxes of a COCO file, or better masks of rough ones",
+    "audit": "rank the annotations of a dataset by what a model says against them",
     "calibrate": "make the scores of refined masks those IoUs that they have on average",
     "export": "export a model to ONNX or torch.export",
     "serve": "serve a model over HTTP",

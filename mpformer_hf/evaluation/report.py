@@ -84,10 +84,10 @@ def plot(draw: Callable[[io.BytesIO], None], caption: str) -> str:
     return f'<figure class="plot">{image}<figcaption>{text}</figcaption></figure>'
 
 
-def picture_figure(sides: DrawnSides, caption: str) -> str:
-    """An HTML figure of ground truth and prediction, with its classes."""
+def picture_figure(sides: DrawnSides, caption: str, *tags: str) -> str:
+    """An HTML figure of two sides, which the buttons of its classes, and of other `tags`, show."""
     truth, prediction = (embedded(image, caption) for image in (sides.truth, sides.prediction))
-    classes = " ".join(map(str, sorted(sides.label_ids)))
+    classes = " ".join([*map(str, sorted(sides.label_ids)), *tags])
     text = f"<figcaption>{html.escape(caption)}</figcaption>"
     return f'<figure data-classes="{classes}"><div class="sides">{truth}{prediction}</div>{text}</figure>'
 
@@ -240,6 +240,11 @@ def write_report(
     if diagnostics is not None:
         text = "Mask consistency between consecutive layers, and targets that are matched to their final query."
         parts.append(f'<h2>Layers</h2><div class="columns">{plot(diagnostics, text)}</div>')
+    write_page(file, title, parts)
+
+
+def write_page(file: Path, title: str, parts: list[str]) -> None:
+    """Write an HTML page with the style and the buttons of reports."""
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -5,6 +5,8 @@ from pathlib import Path
 from ...files import write_json
 from .format import ImageRecord, PredictionFormat, panoptic_png, write_png
 
+ANNOTATION_FIELDS = ("segmentation", "area", "bbox", "score", "attributes")
+
 
 def image_rows(records: list[ImageRecord]) -> list[dict]:
     """`images` of a JSON."""
@@ -88,7 +90,7 @@ class Cvat(PredictionFormat):
                 "image_id": numbers[record.name],
                 "category_id": segment["label_id"] + 1,
                 "iscrowd": 0,
-                **{key: segment[key] for key in ("segmentation", "area", "bbox", "score")},
+                **{key: segment[key] for key in ANNOTATION_FIELDS if key in segment},
             }
             for record in records
             for segment in record.segments
