@@ -9,7 +9,15 @@ from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.evaluation.prompts import KINDS
 from mpformer_hf.inference import Predictor
 from mpformer_hf.postprocessing import ResizeGeometry
-from mpformer_hf.prompting import MOST_QUERIES, boxes_to_masks, class_chunks, masks_of_logits, prepare_masks
+from mpformer_hf.prompting import (
+    MOST_QUERIES,
+    RefinedMasks,
+    boxes_to_masks,
+    class_chunks,
+    masks_of_logits,
+    prepare_masks,
+    refine_masks,
+)
 from mpformer_hf.targets import collect_targets
 from scripts import prompt_scores
 from tests import datasets_on_disk as make
@@ -101,6 +109,23 @@ def test_rounds_end_at_a_fixed_point(model, image):
     assert torch.equal(empty, masks), "an empty result does not replace a prompt"
     with pytest.raises(ValueError, match="rounds must be at least 1"):
         model.refine(image, boxes=BOXES, rounds=0)
+
+
+def test_rounds_stop_when_no_mask_changes(model, image, monkeypatch):
+    calls, features = [], model.encode(image)
+    logits = torch.full((1, 16, 24), -5.0)
+    logits[0, 4:8, 4:8] = 5.0
+
+    def refine_once(model, features, masks, labels):
+        calls.append(masks.clone())
+        moved = logits if len(calls) < 3 else logits.roll(4, 2)  # another mask in the third round
+        return RefinedMasks(moved, torch.zeros(1, dtype=torch.int64), torch.ones(1))
+
+    monkeypatch.setattr("mpformer_hf.prompting.refine_once", refine_once)
+    box = boxes_to_masks(BOXES[:1], SIZE)
+    refine_masks(model, features, box, torch.tensor([0]), rounds=9)
+    assert len(calls) == 2 and torch.equal(calls[0], box)
+    assert torch.equal(calls[1], masks_of_logits(logits, SIZE, box))
 
 
 def test_no_prompts(model, image):
