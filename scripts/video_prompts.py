@@ -5,8 +5,8 @@ python -m scripts.video_prompts outputs/quickstart/model --output_file training/
 Videos are rendered with the pieces of scripts/make_solids_dataset.py, from its test photographs: two to five solids on
 a ground move sideways, occlude each other, enter and leave. Three trackers use the same predictions of each frame:
 
-- iou: predictions are assigned to tracks by the IoU with the last mask of each (Hungarian, at least 0.1, equal class);
-  what is left begins a track;
+- iou: predictions are assigned to tracks of their class by the IoU with the last mask of each (Hungarian, at least
+  0.1); what is left begins a track;
 - prompts: the last masks are refined in the new frame, and are the result where their score is at least 0.5; predictions
   that overlap none of them (IoU below 0.5) begin a track;
 - prompted_iou: as iou, with the refined instead of the last masks.
