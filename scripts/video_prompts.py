@@ -7,8 +7,8 @@ a ground move sideways, occlude each other, enter and leave. Three trackers use 
 
 - iou: predictions are assigned to tracks of their class by the IoU with the last mask of each (Hungarian, at least
   0.1); what is left begins a track;
-- prompts: the last masks are refined in the new frame, and are the result where their score is at least 0.5; predictions
-  that overlap none of them (IoU below 0.5) begin a track;
+- prompts: the last masks are refined in the new frame, and are the result where their score is at least 0.5;
+  predictions that overlap none of them (IoU below 0.5) begin a track;
 - prompted_iou: as iou, with the refined instead of the last masks.
 
 Tracks that are not seen for ten frames end. Scores: identity switches, as a share of the objects in all frames that are
