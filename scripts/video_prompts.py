@@ -103,6 +103,8 @@ def draw_frame(
 
 def mask_ious(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """IoU of all pairs of bool masks `[n, H, W]` and `[m, H, W]`, `[n, m]`."""
+    if not len(one) or not len(two):
+        return np.zeros((len(one), len(two)))
     one, two = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (one, two))
     both = one @ two.T
     return both / np.maximum(one.sum(1)[:, None] + two.sum(1)[None] - both, 1)
@@ -268,8 +270,9 @@ def main(argv: list[str] | None = None) -> None:
             save_pictures(check_new_folder(args.pictures), video, tracked)
     result = {"videos": args.videos, "frames": args.frames, "trackers": {}}
     for name, (count, found) in switches.items():
-        row = {"switches": int(count), "found": int(found), "switches_per_100": round(100 * count / max(found, 1), 3)}
-        row |= {f"vpq_{w}": round(quality[name, w][0] / max(quality[name, w][1], 1e-9), 4) for w in WINDOWS}
+        share = float(100 * count / max(found, 1))
+        row = {"switches": int(count), "found": int(found), "switches_per_100": round(share, 3)}
+        row |= {f"vpq_{w}": round(float(quality[name, w][0] / max(quality[name, w][1], 1e-9)), 4) for w in WINDOWS}
         result["trackers"][name] = row
         print(name, row)
     if args.output_file:

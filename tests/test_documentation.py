@@ -1,4 +1,4 @@
-"""Code in mpformer_hf/README.md runs."""
+"""Code in the pages of mpformer_hf/ runs."""
 
 import re
 from pathlib import Path
@@ -8,10 +8,15 @@ import pytest
 import torch
 from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
+from mpformer_hf import MPFormerImageProcessor
 from tests.tiny import tiny_model
 
-TEXT = (Path(__file__).parents[1] / "mpformer_hf" / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+PAGES = Path(__file__).parents[1] / "mpformer_hf"
+TEXT = (PAGES / "README.md").read_text()
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture
@@ -61,8 +66,8 @@ def test_the_migration_is_two_lines(checkpoint):
             assert a == b
 
 
-def test_the_examples_of_trainer_prompts_lora_and_int8(checkpoint, shapes, tmp_path):
-    trainer, prompts, lora, int8 = BLOCKS
+def test_the_examples_of_trainer_lora_and_int8(checkpoint, shapes, tmp_path):
+    trainer, lora, int8 = python_blocks(TEXT)
     for old, new in (
         ("facebook/mask2former-swin-tiny-coco-panoptic", checkpoint),
         ("your_dataset", str(shapes)),
@@ -78,12 +83,19 @@ def test_the_examples_of_trainer_prompts_lora_and_int8(checkpoint, shapes, tmp_p
     exec(trainer, names)
     log = names["trainer"].state.log_history
     assert [row["step"] for row in log if "eval_ap" in row] == [1, 2]
-    names["image"] = torch.zeros(3, 200, 220, dtype=torch.uint8)
-    exec(prompts, names)
-    assert names["result"]["segmentation"].shape == (1, 200, 220)
     exec(lora, names)
     assert any("cross_attn.lora_A" in name for name, _ in names["model"].named_parameters())
     names["model"] = names["model"].merge_and_unload()
     exec(int8, names)
     with torch.no_grad():
         assert torch.isfinite(names["model"].eval()(torch.rand(1, 3, 64, 64)).masks_queries_logits).all()
+
+
+def test_the_example_of_prompts(tmp_path):
+    (example,) = python_blocks((PAGES / "PROMPTS.md").read_text())
+    tiny_model().save_pretrained(tmp_path)
+    MPFormerImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path)
+    assert "outputs/yours" in example
+    names = {"image": torch.zeros(3, 200, 220, dtype=torch.uint8)}
+    exec(example.replace("outputs/yours", str(tmp_path)), names)
+    assert names["result"]["segmentation"].shape == (1, 200, 220)
