@@ -107,9 +107,18 @@ class Predictor:
 
     # --- Prompts ---
 
-    def encode(self, image: Tensor) -> EncodedImage:
-        """Features of an image, uint8 `[3, H, W]`, for any number of calls of `refine`."""
-        inputs = self.processor([image], return_tensors="pt").to(self.model.device)
+    def encode(self, image: Tensor, scale: float = 1.0) -> EncodedImage:
+        """Features of an image for any number of calls of `refine`.
+
+        Args:
+            image: uint8 `[3, H, W]`.
+            scale: image size relative to the processor's; somewhat larger images have finer masks.
+
+        Raises:
+            ValueError: the scale is out of range.
+        """
+        check_range("scale", scale, "(0, 16]")
+        inputs = self.scaled_inputs([image], scale)
         valid = inputs["pixel_mask"][0].bool()
         resized = (int(valid.any(1).sum()), int(valid.any(0).sum()))
         geometry = ResizeGeometry(tuple(valid.shape), resized, tuple(image.shape[1:]))
@@ -127,7 +136,7 @@ class Predictor:
         """Refine boxes or rough masks, see `prompting.py`.
 
         Args:
-            image: uint8 `[3, H, W]`, or what `encode` made of it.
+            image: uint8 `[3, H, W]`, or what `encode` made of it (at another scale).
             masks: `[P, H, W]`, non-zero = inside; or
             boxes: `[P, 4]`, (x0, y0, x1, y1) in pixels of the image, x1 and y1 exclusive.
             labels: class of each prompt; -1 or None: not known.
@@ -175,9 +184,12 @@ class Predictor:
 
     def forward_scaled(self, images: list[Tensor], scale: float):
         """Model outputs for images resized to `scale` times the processor's size."""
+        return self.model(**self.scaled_inputs(images, scale))
+
+    def scaled_inputs(self, images: list[Tensor], scale: float):
+        """Inputs of the model, resized to `scale` times the processor's size."""
         size = {name: round(scale * side) for name, side in dict(self.processor.size).items() if side is not None}
-        inputs = self.processor(images, size=size, return_tensors="pt").to(self.model.device)
-        return self.model(**inputs)
+        return self.processor(images, size=size, return_tensors="pt").to(self.model.device)
 
     def postprocess(self, outputs, sizes: list[tuple[int, int]], scores: bool = False) -> list:
         """Model outputs to results of (height, width) `sizes`, on the CPU."""

@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="saved MP-Former: folder or Hub name")
     parser.add_argument("--rounds", type=int, nargs="+", default=[1], help="numbers of rounds")
+    parser.add_argument("--scale", type=float, default=1.0, help="image size relative to that of the processor")
     parser.add_argument("--grabcut", action="store_true", help="also OpenCV's GrabCut from the boxes")
     parser.add_argument("--output_file", type=Path, help="JSON of the results")
     args, flags = parser.parse_known_args(argv)
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     for image, masks, labels in objects_of_images(split, "prompts"):
         start = time.perf_counter()
         predictor([image])
-        full, encoded = time.perf_counter() - start, predictor.encode(image)
+        full, encoded = time.perf_counter() - start, predictor.encode(image, args.scale)
         for prompts in prompts_of(masks, labels, generator):
             areas = prompts.truth.flatten(1).sum(1).tolist()
             scores.add(prompts.kind, "given", pair_ious(prompts.given, prompts.truth), areas)
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     for kind, methods in table.items():
         print(f"{kind:<14}" + "  ".join(f"{method} {row['all']:.3f}" for method, row in methods.items()))
     result = {"model": Path(args.model).name, "dataset": Path(data.dataset_name).name, "split": data.eval_split}
+    result["scale"] = args.scale
     error = round(calibration_error(*zip(*scores.by_score, strict=True)), 4) if scores.by_score else None
     result |= {"iou": table, "by_score": scores.calibration(), "calibration_error": error}
     result["refine_time_of_full_forward"] = round(statistics.median(shares), 4) if shares else None

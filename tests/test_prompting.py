@@ -181,6 +181,11 @@ def test_the_predictor_maps_prompts_to_the_processed_image(model):
     assert torch.equal(predictor.refine(encoded, boxes=box, labels=[1])["segmentation"], found["segmentation"])
     same = predictor.refine(encoded, masks=boxes_to_masks(box, (32, 128)), labels=[1])
     assert torch.equal(same["segmentation"], found["segmentation"])
+    larger = predictor.encode(photo, scale=2.0)
+    assert larger.geometry.image == (128, 128) and larger.features.size == (128, 128)
+    assert predictor.refine(larger, boxes=box, labels=[1])["segmentation"].shape == (1, 32, 128)
+    with pytest.raises(ValueError, match="scale must be"):
+        predictor.encode(photo, scale=0.0)
     direct = model.refine(encoded.features, boxes=torch.tensor([[16.0, 16, 48, 48]]), labels=[1])
     assert direct.scores[0].item() == pytest.approx(found["segments_info"][0]["score"], abs=1e-5)
     mask = torch.zeros(1, 32, 128)

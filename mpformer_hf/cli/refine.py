@@ -100,7 +100,7 @@ def refine_image(
     if not used:
         return {}, problems, ({"segmentation": np.zeros((0, *size), bool), "segments_info": []},) * 2
     masks, classes = torch.stack(prompts), [labels.get(row["category_id"], UNKNOWN) for row in used]
-    found = predictor.refine(image, masks=masks, labels=classes, rounds=args.rounds)
+    found = predictor.refine(predictor.encode(image, args.scale), masks=masks, labels=classes, rounds=args.rounds)
     id2label, fields = predictor.model.config.id2label, {}
     for annotation, mask, info in zip(used, found["segmentation"], found["segments_info"], strict=True):
         if mask.any():
@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", type=Path, help="folder of the images")
     parser.add_argument("output", type=Path, help="new folder, or the folder of a run to resume")
     parser.add_argument("--rounds", type=int, default=1, help="the results are the prompts of the next round")
+    parser.add_argument("--scale", type=float, default=1.0, help="image size relative to that of the processor")
     parser.add_argument("--boxes_only", action="store_true", help="refine from the boxes, also where there are masks")
     parser.add_argument("--overlays", action="store_true", help="also write pictures before and after")
     args = parser.parse_args(argv)
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"note: the model has no class {', '.join(unknown)}; for these all classes are tried", file=sys.stderr)
     content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     settings = {"weights": fingerprint(args.model), "annotations": content_hash}
-    settings |= {"rounds": args.rounds, "boxes_only": args.boxes_only, "overlays": args.overlays}
+    settings |= {"rounds": args.rounds, "scale": args.scale, "boxes_only": args.boxes_only, "overlays": args.overlays}
     if not (args.output / "settings.json").exists():
         check_new_folder(args.output)
     elif (before := read_json(args.output / "settings.json")) != settings:
