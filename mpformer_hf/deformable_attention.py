@@ -1,15 +1,52 @@
 """Multi-scale deformable attention: the one operator of the pixel decoder.
 
 Sampling is a weighted gather: each bilinear corner of each sampling point is a row of the value table with the weight
-(bilinear weight) x (attention weight). `embedding_bag` computes the sum without storing the samples.
+(bilinear weight) x (attention weight). `embedding_bag` computes the sum without storing the samples. On NVIDIA GPUs the
+kernels of `deformable_triton.py` do the same in one pass.
 """
 
 import math
 import warnings
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+IMPLEMENTATIONS = ("auto", "fused", "torch")
+chosen = "auto"
+
+
+def use_implementation(name: str) -> None:
+    """Choose the operator of all models of this process.
+
+    Args:
+        name: `"fused"`, the Triton kernels; `"torch"`, operators of torch; `"auto"`, the kernels on CUDA devices with
+            Triton.
+
+    Raises:
+        ValueError: the name is unknown, or Triton is missing.
+    """
+    global chosen
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"The implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}.")
+    if name == "fused" and not has_triton():
+        raise ValueError("The fused implementation needs Triton: pip install triton")
+    chosen = name
+
+
+def is_fused(value: Tensor) -> bool:
+    """Whether the Triton kernels are used for values of this device and dtype."""
+    if chosen == "torch" or value.dtype == torch.float64 or torch.compiler.is_exporting():
+        return False
+    return chosen == "fused" or (value.device.type == "cuda" and torch.version.hip is None and has_triton())
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
 
 
 def weighted_row_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -111,6 +148,10 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor,
     Returns:
         `[B * Q, N * D]`, dtype of `value`.
     """
+    if is_fused(value):
+        from .deformable_triton import fused_sampling  # needs Triton
+
+        return fused_sampling(value, [side for shape in shapes for side in shape], x, y, weights)
     B, _, N, D = value.shape
     points = x.shape[-1] // len(shapes)
     if torch.compiler.is_exporting():
@@ -210,5 +251,6 @@ class MultiScaleDeformableAttention(nn.Module):
 
             x = in_cells(x, reference[:, 0], [width for _, width in shapes])
             y = in_cells(y, reference[:, 1], [height for height, _ in shapes])
-            sampled = deformable_sampling(table.to(wide), shapes, x, y, weights.to(wide))
+            table = table if is_fused(table) else table.to(wide)  # the kernels have float32 sums
+            sampled = deformable_sampling(table, shapes, x, y, weights.to(wide))
         return self.output_proj(sampled.view(B, Q, dim).to(query.dtype))
