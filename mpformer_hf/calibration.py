@@ -8,11 +8,12 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 MOST_KNOTS = 20
+LEAST_MASKS = 50
 
 
 def fit_calibration(scores: Sequence[float], ious: Sequence[float]) -> list[list[float]]:
     """A non-decreasing, piecewise linear function from scores to mean IoU: isotonic regression (Zadrozny and Elkan,
-    2002) of the means of up to 20 groups of equal size.
+    2002) of the means of up to 20 groups of equal size. It falls to 0 at the score 0.
 
     Args:
         scores: raw scores, in [0, 1].
@@ -22,18 +23,19 @@ def fit_calibration(scores: Sequence[float], ious: Sequence[float]) -> list[list
         `[scores, IoUs]` of the knots, the scores increasing.
 
     Raises:
-        ValueError: there are fewer than two different scores.
+        ValueError: there are fewer than 50 masks.
     """
+    if len(scores) < LEAST_MASKS:
+        raise ValueError(f"A calibration needs at least {LEAST_MASKS} refined masks, there are {len(scores)}.")
     order = np.argsort(scores, kind="stable")
     groups = [group for group in np.array_split(order, MOST_KNOTS) if len(group)]
     x, y = (np.array([np.mean(np.asarray(values)[group]) for group in groups]) for values in (scores, ious))
     x, group_of = np.unique(x.round(6), return_inverse=True)
-    if len(x) < 2:
-        raise ValueError("A calibration needs masks of different scores.")
     sizes = np.bincount(group_of, weights=[len(group) for group in groups])
     means = np.bincount(group_of, weights=y * [len(group) for group in groups]) / sizes
     fitted = isotonic_regression(means, weights=sizes).x
-    return [x.tolist(), fitted.round(6).tolist()]
+    first = [0.0] if x[0] > 0 else []
+    return [first + x.tolist(), first + fitted.round(6).tolist()]
 
 
 def apply_calibration(scores: Tensor, knots: list[list[float]] | None) -> Tensor:

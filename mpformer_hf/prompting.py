@@ -60,8 +60,8 @@ class RefinedMasks:
         mask_logits: float32 `[P, H / 4, W / 4]`; above 0 is inside.
         label_ids: int64 `[P]`, the class that the model believes in; of unknown prompts the one that was tried with the
             highest probability.
-        scores: float32 `[P]` in [0, 1]: `raw_scores`, or for a calibrated model (`mpformer calibrate`) the mean IoU of
-            masks with this raw score.
+        scores: float32 `[P]` in [0, 1]: `raw_scores` of the given class, or of the best one if it is unknown; for a
+            calibrated model (`mpformer calibrate`) the mean IoU of masks with this raw score.
     """
 
     mask_logits: Tensor
@@ -190,9 +190,8 @@ def refine_once(model: nn.Module, features: ImageFeatures, masks: Tensor, labels
             for x in (decoded.normed_states[-1], decoded.mask_embeddings[-1])
         )
         probabilities = model.class_predictor(states).float().softmax(-1)[..., :-1]
-        tried, group = probabilities.gather(2, pilot.noisy_labels.view(*states.shape[:2], 1))[..., 0].max(0)
+        own, group = probabilities.gather(2, pilot.noisy_labels.view(*states.shape[:2], 1))[..., 0].max(0)
         group = torch.where(unknown, group, 0)
-        own = torch.where(unknown, tried, probabilities[0].amax(-1))
         best = torch.where(unknown, group + classes[0], probabilities[0].argmax(-1))
         better = own > probability
         probability, label_ids = torch.where(better, own, probability), torch.where(better, best, label_ids)

@@ -73,11 +73,14 @@ def plain_losses(predictor: Predictor, image: Tensor, annotations: list[Annotati
     return [found.get(index, float("inf")) for index in range(len(annotations))]
 
 
-def is_planted(mask: np.ndarray, errors: list[dict]) -> bool:
-    """Whether a mask is that of an object whose annotation was removed."""
+def match_removed(masks: list[np.ndarray], errors: list[dict]) -> list[int | None]:
+    """For each mask the index of the object, of those whose annotation was removed, that it is of, or None."""
     removed = [e["mask"] for e in errors if e["kind"] == "missing"]
+    if not masks or not removed:
+        return [None] * len(masks)
     true = [as_rle(decode_segmentation(rle, *rle["size"])) for rle in removed]
-    return bool(true) and bool(coco_mask.iou([as_rle(mask)], true, [0] * len(true)).max() >= SAME_OBJECT)
+    ious = coco_mask.iou([as_rle(mask) for mask in masks], true, [0] * len(true))
+    return [int(row.argmax()) if row.max() >= SAME_OBJECT else None for row in ious]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -96,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     predictor = auditing_predictor(args.model)
     predictor.processor.label_ids_to_fuse = split.labels.stuff
     # (kind of the error or None, value) by method, of annotations, images and predictions without annotation
-    annotated, images, missing = defaultdict(list), defaultdict(list), []
+    annotated, images, missing = {"audit": [], "loss": []}, {"audit": [], "loss": []}, []
+    removed = predicted = 0
     for row in progress(range(len(split)), "audit", unit="image"):
         image, segments = split[row]
         annotations, findings = audit_image(predictor, image, segments, split.labels.things)
@@ -106,7 +110,10 @@ def main(argv: list[str] | None = None) -> None:
             annotated["audit"].append((kinds.get(annotation.segment), max(own, default=0.0)))
             annotated["loss"].append((kinds.get(annotation.segment), loss))
         absent = [f for f in findings if f.kind == "missing"]
-        missing += [("missing" if is_planted(f.mask, planted[row]) else None, f.suspicion) for f in absent]
+        matches = match_removed([f.mask for f in absent], planted[row])
+        missing += [(None if m is None else "missing", f.suspicion) for m, f in zip(matches, absent, strict=True)]
+        removed += sum(error["kind"] == "missing" for error in planted[row])
+        predicted += len(set(matches) - {None})
         kind = "image" if planted[row] else None
         images["audit"].append((kind, max((f.suspicion for f in findings), default=0.0)))
         images["loss"].append((kind, max(losses, default=0.0)))
@@ -116,8 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         result[method] = {kind: score_rows([row for row in rows if row[0] in (kind, None)]) for kind in kinds}
         result[method] |= {"all annotations": score_rows(rows), "images": score_rows(images[method])}
     result["audit"]["missing"] = score_rows(missing)
-    removed = sum(error["kind"] == "missing" for errors in planted.values() for error in errors)
-    result["removed_objects_without_prediction"] = removed - sum(kind is not None for kind, _ in missing)
+    result |= {"removed_objects": removed, "removed_objects_with_a_prediction": predicted}
     for method in annotated:
         for kind, scores in result[method].items():
             numbers = f"AUROC {scores['auroc']}, precision {scores['precision']}, {scores['errors']} errors"

@@ -26,8 +26,9 @@ CELL = 384  # side of a picture, in pixels
 GAP = 8
 
 
-def draw_boxes(photo: Image.Image, boxes: Tensor, labels: list[int], scale: float) -> Image.Image:
-    """A photograph with boxes `[P, 4]`, whose pixels are `scale` pixels of the photograph."""
+def draw_boxes(photo: Image.Image, boxes: Tensor, labels: list[int], size: tuple[int, int]) -> Image.Image:
+    """A photograph with boxes `[P, 4]`, which are in pixels of an image of (height, width) `size`."""
+    scale = torch.tensor([photo.width / size[1], photo.height / size[0]] * 2)
     photo = photo.copy()
     pen = ImageDraw.Draw(photo)
     for box, label in zip((boxes * scale).tolist(), labels, strict=True):
@@ -49,13 +50,15 @@ def main(argv: list[str] | None = None) -> None:
     for column, row in enumerate(args.rows):
         image, segments = split[row]
         reference = instance_reference(segments, split.labels.things)
+        if not reference["masks"]:
+            raise ValueError(f"Row {row} has no object; choose other --rows.")
         boxes = mask_boxes(torch.from_numpy(np.stack(reference["masks"])))
         result = predictor.refine(image, boxes=boxes, labels=reference["label_ids"])
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
         masks = draw_segmentation(photo, result, split.labels.id2label, opacity=0.45, legend=False)
         photo = photo.resize((CELL, CELL))
         x = column * (CELL + GAP)
-        sheet.paste(draw_boxes(photo, boxes, reference["label_ids"], CELL / image.shape[2]), (x, 0))
+        sheet.paste(draw_boxes(photo, boxes, reference["label_ids"], tuple(image.shape[1:])), (x, 0))
         sheet.paste(masks.resize((CELL, CELL)), (x, CELL + GAP))
     sheet.save(args.picture, quality=92)
 

@@ -5,9 +5,9 @@ python -m scripts.plant_errors data/nuclei_tiles data/nuclei_planted --task inst
 
 A share of the objects of the training split gets one error each, drawn by the seed: another class (if there is more
 than one class of things), no annotation, a mask moved by a quarter of its width and height, or its bounding box as
-mask.
-Pixels that an object leaves get the stuff that is most frequent beside it, or become background. Other splits are
-copied. `planted.json` lists the errors: image (row of the split), segment, kind, class, and the true mask as RLE.
+mask. Pixels that an object leaves get the stuff that is most frequent beside it, or become background. Other splits are
+copied; crowds become void. `planted.json` lists the errors: image (row of the split), segment, kind, class, and the
+true mask as RLE.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from mpformer_hf.evaluation.prompts import moved
 from mpformer_hf.files import write_json
 from mpformer_hf.label_maps import encode_rle
 from mpformer_hf.pilot_noise import box_masks, grow_masks
+from mpformer_hf.ranges import check_range
 
 from .panoptic_parquet import Scene, write_splits
 
@@ -100,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="the first one is changed")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
     args = parser.parse_args(argv)
+    check_range("share", args.share, "[0, 1]")
     data = DataArguments(dataset_name=args.source, task=args.task)
     datasets = {split: open_dataset(data, split) for split in args.splits}
     labels = datasets[args.splits[0]].labels

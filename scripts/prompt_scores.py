@@ -92,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     args, flags = parser.parse_known_args(argv)
     (data,) = parse([DataArguments], flags)
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
+    if 1 not in args.rounds:
+        raise ValueError("--rounds must have 1, whose scores and time are measured.")
     model = load_model(args.model).eval()
     predictor, generator = Predictor(model, load_processor(args.model), data.task), torch.Generator().manual_seed(0)
     scores, shares = Scores(), []
@@ -112,14 +114,16 @@ def main(argv: list[str] | None = None) -> None:
                     scores.by_score += [(s["score"], iou) for s, iou in zip(found["segments_info"], ious, strict=True)]
             if prompts.kind == "box" and args.grabcut:
                 scores.add(prompts.kind, "GrabCut", pair_ious(grabcut(image, prompts.given), prompts.truth), areas)
+    if not shares:
+        raise ValueError("The split has no objects.")
     table = scores.table()
     for kind, methods in table.items():
         print(f"{kind:<14}" + "  ".join(f"{method} {row['all']:.3f}" for method, row in methods.items()))
     result = {"model": Path(args.model).name, "dataset": Path(data.dataset_name).name, "split": data.eval_split}
     result["scale"] = args.scale
-    error = round(calibration_error(*zip(*scores.by_score, strict=True)), 4) if scores.by_score else None
+    error = round(calibration_error(*zip(*scores.by_score, strict=True)), 4)
     result |= {"iou": table, "by_score": scores.calibration(), "calibration_error": error}
-    result["refine_time_of_full_forward"] = round(statistics.median(shares), 4) if shares else None
+    result["refine_time_of_full_forward"] = round(statistics.median(shares), 4)
     print(f"refine takes {result['refine_time_of_full_forward']} of a full forward pass")
     if args.output_file:
         write_json(result, args.output_file)

@@ -30,6 +30,7 @@ from mpformer_hf.files import check_new_folder, write_json
 from mpformer_hf.inference import EncodedImage, Predictor
 from mpformer_hf.loading import load_model, load_processor
 from mpformer_hf.progress import progress
+from mpformer_hf.ranges import check_range
 from mpformer_hf.visualization import draw_segmentation
 
 from .make_solids_dataset import NAMES, NUM_THINGS, cast_shadow, draw_ground, draw_solid, overlap, render_solid
@@ -249,7 +250,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_file", type=Path, help="JSON of the results")
     parser.add_argument("--pictures", type=Path, help="new folder for the frames of the first video, with identities")
     args = parser.parse_args(argv)
+    check_range("videos", args.videos, "[1, inf)")
+    check_range("frames", args.frames, f"[{max(WINDOWS)}, inf)")
     predictor = Predictor(load_model(args.model), load_processor(args.model), "panoptic")
+    if list(predictor.model.config.id2label.values()) != NAMES:
+        raise ValueError(f"{args.model} does not have the quickstart's classes.")
     switches, quality = {name: np.zeros(2) for name in TRACKERS}, {}
     for seed in progress(range(args.videos), "videos"):
         video = make_video(seed, args.frames, args.size)

@@ -187,7 +187,8 @@ def test_scores_of_rankings(saved, tmp_path):
     for method in ("audit", "loss"):
         for kind in ("class", "coarse", "shifted"):
             assert content[method][kind]["errors"] == sum(error["kind"] == kind for error in planted)
-    assert 0 <= content["removed_objects_without_prediction"] <= sum(e["kind"] == "missing" for e in planted)
+    assert content["removed_objects"] == sum(error["kind"] == "missing" for error in planted)
+    assert 0 <= content["removed_objects_with_a_prediction"] <= content["removed_objects"]
 
 
 def test_the_loss_is_that_of_the_matched_query():

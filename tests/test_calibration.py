@@ -17,6 +17,7 @@ from mpformer_hf.loading import load_model, load_processor
 from mpformer_hf.prompting import raw_scores
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
+from training.building import load_checkpoint
 
 
 def test_calibrated_scores_are_mean_ious():
@@ -33,14 +34,15 @@ def test_calibrated_scores_are_mean_ious():
     np.testing.assert_allclose(calibrated[inner], fresh[inner] ** 2, atol=0.02)
 
 
-def test_it_never_decreases_and_is_constant_beyond_its_ends():
-    knots = fit_calibration([0.2, 0.4, 0.6, 0.8], [0.5, 0.3, 0.3, 0.9])
-    assert knots == [[0.2, 0.4, 0.6, 0.8], pytest.approx([1.1 / 3] * 3 + [0.9], abs=1e-5)]
-    values = apply_calibration(torch.tensor([0.0, 0.2, 0.7, 0.8, 1.0]), knots)
-    torch.testing.assert_close(values, torch.tensor([1.1 / 3, 1.1 / 3, (1.1 / 3 + 0.9) / 2, 0.9, 0.9]))
+def test_it_never_decreases_and_falls_to_zero():
+    scores, ious = np.repeat([0.2, 0.4, 0.6, 0.8], 20), np.repeat([0.5, 0.3, 0.3, 0.9], 20)
+    knots = fit_calibration(scores, ious)
+    assert knots == [[0.0, 0.2, 0.4, 0.6, 0.8], pytest.approx([0.0, *[1.1 / 3] * 3, 0.9], abs=1e-5)]
+    values = apply_calibration(torch.tensor([0.0, 0.1, 0.2, 0.7, 0.8, 1.0]), knots)
+    torch.testing.assert_close(values, torch.tensor([0.0, 0.55 / 3, 1.1 / 3, (1.1 / 3 + 0.9) / 2, 0.9, 0.9]))
     scores = torch.rand(3)
     assert apply_calibration(scores, None) is scores and len(apply_calibration(torch.zeros(0), knots)) == 0
-    with pytest.raises(ValueError, match="different scores"):
+    with pytest.raises(ValueError, match="at least 50 refined masks, there are 2"):
         fit_calibration([0.5, 0.5], [0.1, 0.2])
 
 
@@ -59,7 +61,7 @@ def test_other_values_of_the_field_are_errors(value):
 
 
 def test_the_command_calibrates_a_saved_model(tmp_path, capsys):
-    data = make.shapes(tmp_path / "shapes", train=1, validation=4)
+    data = make.shapes(tmp_path / "shapes", train=1, validation=8)
     names = dict(enumerate(json.loads((data / "id2label.json").read_text()).values()))
     torch.manual_seed(0)
     tiny_model(id2label=names, num_labels=len(names)).save_pretrained(tmp_path / "model")
@@ -76,5 +78,10 @@ def test_the_command_calibrates_a_saved_model(tmp_path, capsys):
     predictor = Predictor(model, load_processor(str(tmp_path / "model")), "panoptic")
     scores, ious = scores_and_ious(predictor, split)
     assert calibration_error(scores, ious) < 0.02 and min(knots[1]) <= min(scores)
+    with pytest.raises(SystemExit, match="leave out streaming"):
+        mpformer(["calibrate", "--model_name_or_path", str(tmp_path / "model"), *flags, "--streaming", "true"])
+    assert load_checkpoint(str(tmp_path / "model"), {}).config.prompt_calibration is None, (
+        "other weights after training"
+    )
     with pytest.raises(SystemExit, match="must be the folder of a saved model, got None"):
         mpformer(["calibrate", *flags])

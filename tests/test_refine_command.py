@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.ndimage import binary_fill_holes
@@ -14,6 +15,7 @@ from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.cli.refine import prompt_of
 from mpformer_hf.data.folders.coco import read_coco_json
 from mpformer_hf.data.folders.yolo import read_labels_file
+from mpformer_hf.data.folders.yolo_boxes import read_class_names
 from mpformer_hf.images import read_image
 from mpformer_hf.inference import Predictor
 from mpformer_hf.label_maps import encode_rle
@@ -65,7 +67,7 @@ def test_boxes_become_masks(files, capsys):
     output = capsys.readouterr()
     assert "the model has no class unicorn" in output.err
     assert "b.png: annotation 4: Box 0 is outside of the image" in output.err
-    assert "b.png: annotation 5: it has neither a mask nor a box" in output.err
+    assert "b.png: annotation 5: has neither a mask nor a box" in output.err
     assert "3 of 6 annotations refined, 2 with problems" in output.out
     assert after["images"] == before["images"] and after["categories"] == CATEGORIES
     rows = after["annotations"]
@@ -103,8 +105,57 @@ def test_what_is_refined_is_the_mask_or_the_box():
     triangle = {"bbox": [10, 10, 20, 15], "segmentation": [[10, 10, 30, 10, 10, 25]]}
     assert prompt_of(triangle, (40, 60), boxes_only=True).sum() == 20 * 15
     assert 0.4 < prompt_of(triangle, (40, 60), boxes_only=False).sum() / (20 * 15) < 0.6
-    with pytest.raises(ValueError, match="its mask is 9x9, the image 40x60"):
+    with pytest.raises(ValueError, match="has an RLE of 9x9, the image is 40x60"):
         prompt_of({"segmentation": {"size": [9, 9], "counts": [0, 81]}}, (40, 60), boxes_only=False)
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "far outside of the image"),
+        ({"size": [40, 60], "counts": [10, 5]}, "has an RLE of 15 pixels"),
+        ({"size": [40, 60]}, "without size and counts"),
+        ("abc", "neither polygons nor RLE"),
+    ],
+)
+def test_broken_masks_are_listed(files, capsys, mask, message):
+    folder, content = files
+    content["annotations"][2]["segmentation"] = mask
+    (folder / "boxes.json").write_text(json.dumps(content))
+    after = run(folder)["annotations"]
+    assert "annotation 2: has a" in (error := capsys.readouterr().err) and message in error
+    assert after[2] == content["annotations"][2]
+
+
+def test_files_that_do_not_fit(files):
+    folder, content = files
+    rows = content["annotations"]
+    for changed, message in (
+        ({"annotations": [{**row, "id": 1} for row in rows]}, "annotations must have different ids"),
+        ({"annotations": [{k: v for k, v in row.items() if k != "id"} for row in rows]}, "must have different ids"),
+        ({"images": [content["images"][0], {**content["images"][1], "id": "0"}]}, "images must have different ids"),
+        ({"annotations": [{**rows[0], "segments_info": []}]}, "has panoptic annotations"),
+        ({"images": [{**row, "height": 60, "width": 40} for row in content["images"]]}, "is 40x60 .* are for 60x40"),
+    ):
+        (folder / "boxes.json").write_text(json.dumps({**content, **changed}))
+        with pytest.raises(SystemExit, match=message):
+            run(folder)
+        assert not (folder / "out" / "annotations.json").exists()
+
+
+def test_invalid_options_leave_nothing_behind(files):
+    folder, _ = files
+    for flags, message in ((["--rounds", "0"], "rounds must be"), (["--scale", "0"], "scale must be")):
+        with pytest.raises(SystemExit, match=message):
+            run(folder, *flags)
+        assert not (folder / "out").exists()
+    names = (folder / name for name in ("model", "boxes.json", "photos", "photos/out"))
+    with pytest.raises(SystemExit, match="is in the folder of the images"):
+        mpformer(["refine", *map(str, names)])
+    tiny_model(num_labels=2, mask_piloting=False).save_pretrained(folder / "model")
+    with pytest.raises(SystemExit, match="has no pilot"):
+        run(folder)
+    assert not (folder / "out").exists()
 
 
 def test_a_file_for_training_must_have_masks(files):
@@ -154,10 +205,27 @@ def test_invalid_labels_of_yolo(yolo):
         ("0.5 0.5 0.5 0.1 0.1", "has class 0.5, expected an integer"),
         ("0 0.5 0.5 0.1", "has 3 coordinates"),
         ("0 0.5 0.5 7 0.1 0.2 0.3", "has coordinates outside of 0 to 1"),
+        (b"\xff\xfe0", "a.txt is not a text file"),
     ):
-        (yolo / "labels" / "a.txt").write_text(text)
+        (yolo / "labels" / "a.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(SystemExit, match=message):
             mpformer(["refine", *names])
+    for text, message in (
+        ("names: cones", "has no names"),
+        ("names: {-1: cat, 0: dog}", "ids of at least 0"),
+        ("nothing: 1", "has no names"),
+    ):
+        (yolo / "data.yaml").write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            mpformer(["refine", *names])
+    (yolo / "data.yaml").write_text("names: [cat, unicorn]\n")
+    (yolo / "photos" / "a.jpg").write_bytes((yolo / "photos" / "a.png").read_bytes())
+    with pytest.raises(SystemExit, match="Two images of .* have the labels .*a.txt"):
+        mpformer(["refine", *names])
+    (yolo / "photos" / "a.jpg").unlink()
+    (yolo / "photos" / "b.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"photos/b.png: .*not an image"):
+        mpformer(["refine", *names])
     for file in ("a", "b"):
         (yolo / "labels" / f"{file}.txt").unlink()
     with pytest.raises(SystemExit, match=r"labels has no labels of the images in .*photos, such as a.txt"):
@@ -171,3 +239,20 @@ def test_classes_of_yolo_without_names_are_those_of_the_model(yolo, capsys):
     assert "so its classes are those of the model" in capsys.readouterr().err
     content = json.loads((yolo / "out" / "annotations.json").read_text())
     assert [row["name"] for row in content["categories"]] == ["cat", "dog"]
+
+
+def test_other_forms_of_yolo(yolo, caplog):
+    """Classes in a folder above, ids with gaps, polygons with a confidence, labels without an image."""
+    labels = yolo / "labels" / "train"
+    labels.mkdir()
+    (labels / "a.txt").write_text("7 0.1 0.1 0.5 0.1 0.5 0.6 0.1 0.6 0.93\n")
+    (labels / "lost.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (yolo / "data.yaml").write_text("names: {0: unicorn, 7: cat}\n")
+    mpformer(["refine", *(str(part) for part in (yolo / "model", labels, yolo / "photos", yolo / "out"))])
+    assert "lost.txt has no image; there are 1 of these" in caplog.text
+    names = yaml.safe_load((yolo / "out" / "data.yaml").read_text())["names"]
+    assert names == {0: "unicorn", 7: "cat"}
+    assert [category for category, _ in read_labels_file(yolo / "out" / "labels" / "a.txt", 40, 60)] == [7]
+    (yolo / "data.yaml").unlink()
+    (yolo / "classes.txt").write_text("\ufeffcat \ndog\n\n", encoding="utf-8")
+    assert read_class_names(labels) == {0: "cat", 1: "dog"}

@@ -70,9 +70,11 @@ def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation
     if "num_queries" in fields:
         new += ["queries_features.", "queries_embedder."]
     try:
-        return load_weights(name, tuple(new), ignore_mismatched_sizes=True, **fields)
+        model = load_weights(name, tuple(new), ignore_mismatched_sizes=True, **fields)
     except ValueError as error:
         raise ValueError(f"model_name_or_path and model_fields: {error}") from error
+    model.config.prompt_calibration = None  # that of other weights
+    return model
 
 
 def find_preprocessing(args: ModelArguments) -> dict:

@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("model_name_or_path", "output_dir"):
         if not getattr(args, name):
             raise ValueError(f"Give --{name}.")
-    if not data.dataset_name:
-        raise ValueError("Name a dataset with --dataset_name.")
+    if not data.dataset_name or data.streaming:
+        raise ValueError("Name a dataset with --dataset_name, and leave out streaming.")
     if data.task == "semantic":
         raise ValueError("audit is for objects: task must be instance or panoptic.")
     output = check_new_folder(Path(args.output_dir))

@@ -7,6 +7,7 @@ masks), refined, and compared with it. The result is `prompt_calibration` in the
 an earlier one; nothing else changes. Needs `pip install "mpformer-hf[data]"`.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def main(argv: list[str] | None = None) -> None:
     file = Path(args.model_name_or_path or "") / "config.json"
     if not args.model_name_or_path or not file.is_file():
         raise ValueError(f"model_name_or_path must be the folder of a saved model, got {args.model_name_or_path!r}.")
-    if not data.dataset_name:
-        raise ValueError("Name a dataset with --dataset_name.")
+    if not data.dataset_name or data.streaming:
+        raise ValueError("Name a dataset with --dataset_name, and leave out streaming.")
+    if data.eval_split == data.train_split:
+        print("note: on images that the model was trained on, calibrated scores are too high", file=sys.stderr)
     model = load_model(args.model_name_or_path)
     model.config.prompt_calibration = None  # raw scores
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
@@ -55,4 +58,4 @@ def main(argv: list[str] | None = None) -> None:
     )
     write_json({**read_json(file), "prompt_calibration": knots}, file)
     print(f"{len(scores)} masks of {len(split)} images, mean IoU {sum(ious) / len(ious):.3f}")
-    print(f"expected calibration error {before:.3f} before, {after:.3f} after, on the same masks")
+    print(f"expected calibration error {before:.3f} before, {after:.3f} after, on the masks it was fitted to")

@@ -12,13 +12,14 @@ an annotation without a usable box or mask, which is listed. Categories are the 
 class of others counts as unknown, and all classes are tried. `--overlays` writes pictures of what was given (left) and
 refined (right). An interrupted run resumes. A model refines the kinds of masks that its training had: see
 `pilot_noise`. For YOLO's files also writes refined/labels, the same files with polygons, and refined/data.yaml. Their
-classes are named by data.yaml or classes.txt, else they are the model's.
+classes are named by data.yaml or classes.txt, else they are the model's. They need `pip install "mpformer-hf[yolo]"`.
 """
 
 import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -26,13 +27,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from ..boxes import mask_boxes
+from ..data.coco_masks import decode_segmentation
 from ..data.folders.coco import read_coco_json
 from ..data.folders.yolo_boxes import read_class_names, read_yolo_boxes
-from ..data.formats.format import Category, ImageRecord
-from ..data.formats.yolo import Yolo
+from ..data.formats.format import ImageRecord
+from ..data.formats.yolo import Yolo, write_data_yaml
 from ..data.predictions import write_image
 from ..files import check_new_folder, lock_folder, read_json, write_json
 from ..images import read_image
@@ -41,6 +42,7 @@ from ..label_maps import encode_rle
 from ..loading import fingerprint, load_model, load_processor
 from ..progress import progress
 from ..prompting import UNKNOWN, boxes_to_masks
+from ..ranges import check_range
 from ..visualization import draw_segmentation
 
 CHANGED = ("segmentation", "area", "bbox", "score", "predicted_category")
@@ -54,19 +56,12 @@ def prompt_of(annotation: dict, size: tuple[int, int], boxes_only: bool) -> torc
     """
     mask = None if boxes_only else annotation.get("segmentation")
     if mask:
-        rle = mask
-        if isinstance(mask, list):
-            rle = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
-        elif isinstance(mask["counts"], list):
-            rle = coco_mask.frPyObjects(mask, *size)
-        if list(rle["size"]) != list(size):
-            raise ValueError(f"its mask is {rle['size'][0]}x{rle['size'][1]}, the image {size[0]}x{size[1]}")
-        decoded = torch.from_numpy(coco_mask.decode(rle))
+        decoded = torch.from_numpy(decode_segmentation(mask, *size))
         if decoded.any():
-            return decoded
+            return decoded.to(torch.uint8)
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
-        raise ValueError("it has neither a mask nor a box")
+        raise ValueError("has neither a mask nor a box")
     x, y, width, height = box
     return boxes_to_masks(torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32), size)[0]
 
@@ -106,8 +101,11 @@ def refine_image(
         if mask.any():
             fields[str(annotation["id"])] = refined_fields(mask, info, id2label)
         else:
-            problems.append(f"annotation {annotation['id']}: the model finds no pixel; it is left as it is")
-    before = [{"id": i, "label_id": max(label, 0)} for i, label in enumerate(classes)]
+            problems.append(f"annotation {annotation['id']}: the model finds no pixel, so it is left as it is")
+    before = [
+        {"id": i, "label_id": info["label_id"] if label == UNKNOWN else label}
+        for i, (label, info) in enumerate(zip(classes, found["segments_info"], strict=True))
+    ]
     return fields, problems, ({"segmentation": masks.bool(), "segments_info": before}, found)
 
 
@@ -122,12 +120,29 @@ def write_overlay(image: torch.Tensor, before: dict, after: dict, predictor: Pre
     write_image(pair, path)
 
 
+def read_sized_image(file: Path, row: dict) -> torch.Tensor:
+    """An image, uint8 `[3, H, W]`.
+
+    Raises:
+        ValueError: it cannot be read, or is not of the size of its row in the file.
+    """
+    try:
+        image = read_image(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}.") from error
+    stated, size = (row.get("height"), row.get("width")), tuple(image.shape[1:])
+    if None not in stated and stated != size:
+        raise ValueError(
+            f"{file} is {size[0]}x{size[1]} (height x width, turned as its EXIF data says), its annotations are for "
+            f"{stated[0]}x{stated[1]}."
+        )
+    return image
+
+
 def write_yolo_labels(content: dict, output: Path) -> None:
     """Write annotations as YOLO's polygons. What was not refined keeps its polygon, or gets that of its box; what has
     neither is left out."""
-    names = {row["id"]: row["name"] for row in content["categories"]}
-    categories = [Category(i, names.get(i, str(i)), True) for i in range(max(names) + 1)]
-    writer, by_image, records = Yolo(output, "instance", categories, 0.0), defaultdict(list), []
+    writer, by_image = Yolo(output, "instance", [], 0.0), defaultdict(list)
     for annotation in content["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
     for row in content["images"]:
@@ -136,11 +151,10 @@ def write_yolo_labels(content: dict, output: Path) -> None:
             with contextlib.suppress(ValueError):  # reported before
                 masks.append(prompt_of(annotation, size, boxes_only=False).bool())
                 segments.append({"label_id": annotation["category_id"], "score": 1.0})
-        name = str(Path(row["file_name"]).with_suffix(""))
-        records.append(ImageRecord(row["id"], row["file_name"], name, *size))
+        record = ImageRecord(row["id"], row["file_name"], str(Path(row["file_name"]).with_suffix("")), *size)
         result = {"segmentation": torch.stack(masks) if masks else torch.zeros(0, *size), "segments_info": segments}
-        writer.write(records[-1], result)
-    writer.finish(records)
+        writer.write(record, result)
+    write_data_yaml({row["id"]: row["name"] for row in content["categories"]}, output)
 
 
 def read_annotations(path: Path, images: Path, id2label: dict[int, str]) -> dict:
@@ -150,11 +164,29 @@ def read_annotations(path: Path, images: Path, id2label: dict[int, str]) -> dict
         ValueError: it is invalid.
     """
     if not path.is_dir():
-        return read_coco_json(path, masks_required=False)
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist.")
+        content = read_coco_json(path, masks_required=False)
+        check_ids(content, path)
+        return content
+    Yolo(path, "instance", [], 0.0)  # needs scikit-image
     names = read_class_names(path)
     if names is None:
         print(f"note: {path} has no data.yaml or classes.txt, so its classes are those of the model", file=sys.stderr)
     return read_yolo_boxes(path, images, id2label if names is None else names)
+
+
+def check_ids(content: dict, file: Path) -> None:
+    """
+    Raises:
+        ValueError: an image or annotation has no id of its own, or segments are those of a panoptic file.
+    """
+    for kind in ("images", "annotations"):
+        ids = [row.get("id") for row in content[kind]]
+        if None in ids or len(set(map(str, ids))) < len(ids):
+            raise ValueError(f"{file}: {kind} must have different ids.")
+    if any("segments_info" in row for row in content["annotations"]):
+        raise ValueError(f"{file} has panoptic annotations; refine is for objects: instances with boxes or masks.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -174,7 +206,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--boxes_only", action="store_true", help="refine from the boxes, also where there are masks")
     parser.add_argument("--overlays", action="store_true", help="also write pictures before and after")
     args = parser.parse_args(argv)
+    check_range("rounds", args.rounds, "[1, inf)")
+    check_range("scale", args.scale, "(0, 16]")
+    if args.output.resolve().is_relative_to(args.images.resolve()):
+        raise ValueError(f"{args.output} is in the folder of the images; choose another output folder.")
     predictor = Predictor(load_model(args.model).eval(), load_processor(args.model))
+    if not predictor.model.config.mask_piloting:
+        raise ValueError(f"{args.model} has no pilot (mask_piloting is False), so it cannot refine masks.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
     missing = [row["file_name"] for row in content["images"] if not (args.images / row["file_name"]).is_file()]
     if missing:
@@ -197,13 +236,13 @@ def main(argv: list[str] | None = None) -> None:
     by_image, refined, problems = defaultdict(list), {}, 0
     for annotation in content["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
-    for row in progress(content["images"], "refine", unit="image"):
-        file = args.output / "results" / f"{row['id']}.json"
+    for number, row in enumerate(progress(content["images"], "refine", unit="image")):
+        file = args.output / "results" / f"{number}.json"
         if not file.is_file():
-            image = read_image(args.images / row["file_name"])
+            image = read_sized_image(args.images / row["file_name"], row)
             fields, found, results = refine_image(predictor, image, by_image[row["id"]], labels, args)
             if args.overlays:
-                path = args.output / "overlays" / f"{Path(row['file_name']).stem}_{row['id']}.png"
+                path = args.output / "overlays" / f"{Path(row['file_name']).stem}_{number}.png"
                 write_overlay(image, *results, predictor, path)
             write_json({"annotations": fields, "problems": found}, file, indent=None)
         done = read_json(file)

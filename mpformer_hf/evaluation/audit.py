@@ -131,12 +131,13 @@ def audit_image(
 
 
 def find_moved_masks(predictor: Predictor, image: Tensor, annotations: list[Annotation]) -> list[Finding]:
-    """Annotations and what the pilot makes of them; one finding for each."""
+    """Annotations and what the pilot makes of them; one finding for each, unless the model finds no pixel."""
     if not annotations:
         return []
     given = torch.from_numpy(np.stack([annotation.mask for annotation in annotations]))
     refined = predictor.refine(image, masks=given, labels=[annotation.label_id for annotation in annotations])
     ious, found = pair_ious(refined["segmentation"], given), refined["segmentation"].numpy()
+    rows = zip(annotations, found, refined["segments_info"], ious, strict=True)
     return [
         Finding(
             "mask",
@@ -146,20 +147,23 @@ def find_moved_masks(predictor: Predictor, image: Tensor, annotations: list[Anno
             mask,
             f"IoU of the annotation with the refined mask {iou:.2f}, score of the refined mask {row['score']:.2f}",
         )
-        for annotation, mask, row, iou in zip(annotations, found, refined["segments_info"], ious, strict=True)
+        for annotation, mask, row, iou in rows
+        if mask.any()
     ]
 
 
 def find_wrong_classes(
     annotations: list[Annotation], objects: list[PredictedObject], ious: np.ndarray
 ) -> list[Finding]:
-    """Annotations whose object is predicted with another class; `ious` are `[objects, annotations]`."""
+    """Annotations whose object is predicted with another class; of each class the highest score counts. `ious` are
+    `[objects, annotations]`; objects are ordered by score."""
     findings = []
     for column, annotation in enumerate(annotations):
-        if not len(objects) or ious[:, column].max() < SAME_OBJECT:
+        near = [objects[row] for row in np.flatnonzero(ious[:, column] >= SAME_OBJECT)]
+        if not near:
             continue
-        found = objects[int(ious[:, column].argmax())]
-        own, best = found.scores.get(annotation.label_id, 0.0), found.scores[found.label_id]
+        found, own = near[0], max(other.scores.get(annotation.label_id, 0.0) for other in near)
+        best = found.scores[found.label_id]
         if found.label_id != annotation.label_id:
             text = f"score of the predicted class {best:.2f}, of the annotated one {own:.2f}"
             findings.append(Finding("class", best - own, annotation, found.label_id, annotation.mask, text))

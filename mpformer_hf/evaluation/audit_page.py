@@ -159,7 +159,8 @@ def write_audit_page(
     if findings:
         tables = count_table(classes, ["class", "annotations", *KINDS])
         tables += count_table([(name, [count]) for name, count in images], ["image", "findings"])
-        heading = f"The {number(len(figures), 'finding')} of the highest suspicion"
-        parts.append(f'<div class="columns">{tables}</div><h2>{heading}</h2>')
+        parts.append(f'<div class="columns">{tables}</div>')
+    if figures:
+        parts.append(f"<h2>The {number(len(figures), 'finding')} of the highest suspicion</h2>")
         parts.append(f'{buttons(findings[: len(figures)], labels)}<div class="pictures">{"".join(figures)}</div>')
     write_page(file, title, parts)

@@ -22,10 +22,14 @@ def read_labels_lines(file: Path) -> list[tuple[int, int, list[float]]]:
     """Number, class and numbers after it of each line that is not empty.
 
     Raises:
-        ValueError: a line is not numbers, or its class is not an integer.
+        ValueError: the file is not text, a line is not numbers, or its class is not an integer.
     """
     lines = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text file") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:

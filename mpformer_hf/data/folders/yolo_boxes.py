@@ -1,5 +1,6 @@
 """YOLO labels of detection as COCO annotations, for `mpformer refine`."""
 
+import logging
 from pathlib import Path
 
 import yaml
@@ -9,46 +10,80 @@ from ...files import IMAGE_SUFFIXES, files_below
 from ...images import displayed_size, image_errors
 from .yolo import polygon_of, read_labels_lines
 
+logger = logging.getLogger(__name__)
+
 
 def read_class_names(labels: Path) -> dict[int, str] | None:
-    """Names by class: of `data.yaml` in the folder of labels or up to two folders above, or of `classes.txt` beside the
-    labels; None if there is neither.
+    """Names by class: of `data.yaml` or `classes.txt` in the folder of labels or up to two folders above; None if there
+    is neither.
 
     Raises:
-        ValueError: data.yaml has no names.
+        ValueError: a file has no valid names.
     """
-    for file in (folder / "data.yaml" for folder in (labels, labels.parent, labels.parent.parent)):
-        if file.is_file():
-            try:
-                names = yaml.safe_load(file.read_text(encoding="utf-8"))["names"]
-                pairs = names.items() if isinstance(names, dict) else enumerate(names)
-                return {int(i): str(name) for i, name in pairs}
-            except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-                raise ValueError(f"{file} has no names, a list or a mapping of ids to names.") from error
-    file = labels / "classes.txt"
-    return dict(enumerate(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else None
+    for folder in (labels, labels.parent, labels.parent.parent):
+        for file, read in ((folder / "data.yaml", names_of_yaml), (folder / "classes.txt", names_of_lines)):
+            if file.is_file():
+                return read(file)
+    return None
+
+
+def names_of_yaml(file: Path) -> dict[int, str]:
+    """Names of `data.yaml`, a list or a mapping of ids to names."""
+    try:
+        names = yaml.safe_load(file.read_text(encoding="utf-8-sig"))["names"]
+        names = names if isinstance(names, dict) else dict(enumerate(list(names) if not isinstance(names, str) else 0))
+        names = {int(i): str(name) for i, name in names.items()}
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} has no names, a list or a mapping of ids to names.") from error
+    if not names or min(names) < 0:
+        raise ValueError(f"{file} must have names with ids of at least 0.")
+    return names
+
+
+def names_of_lines(file: Path) -> dict[int, str]:
+    """Names of `classes.txt`, a line each."""
+    return dict(enumerate(line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines()))
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """(width, height) of an image, turned as its EXIF data says.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with image_errors(), Image.open(file) as image:
+            return displayed_size(image)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}.") from error
 
 
 def read_yolo_boxes(labels: Path, images: Path, names: dict[int, str]) -> dict:
     """Images of a folder, and the annotations of the text files of the same names in the folder of labels, in the form
     of a COCO file; `category_id` is YOLO's class.
 
-    A line is a box, `class x y width height`, with the centre relative to the image, perhaps with a confidence as
-    detectors write it; or a polygon.
+    A line is a box, `class x y width height`, with the centre relative to the image, or a polygon; perhaps with a
+    confidence at its end, as detectors write it.
 
     Raises:
-        ValueError: there is no image or no file of labels, or a line is invalid.
+        ValueError: there is no image or no file of labels, two images have the same, or a line is invalid.
     """
     files = [file for file in sorted(files_below(images)) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise ValueError(f"{images} has no image.")
+    texts = [(labels / file.relative_to(images)).with_suffix(".txt") for file in files]
+    twice = next((text for text in texts if texts.count(text) > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two images of {images} have the labels {twice}.")
+    without = sorted(file for file in files_below(labels) if file.suffix == ".txt" and file not in {*texts})
+    without = [file for file in without if file.name != "classes.txt"]
+    if without:
+        logger.warning("%s has no image; there are %d of these.", without[0], len(without))
     rows, annotations = [], []
-    for image_id, file in enumerate(files):
+    for image_id, (file, text) in enumerate(zip(files, texts, strict=True)):
         name = file.relative_to(images)
-        with image_errors(), Image.open(file) as image:
-            width, height = displayed_size(image)
+        width, height = size_of(file)
         rows.append({"id": image_id, "file_name": name.as_posix(), "height": height, "width": width})
-        text = (labels / name).with_suffix(".txt")
         for number, category, values in read_labels_lines(text) if text.is_file() else ():
             if category not in names:
                 raise ValueError(f"line {number} of {text} has class {category}; the classes are {sorted(names)}.")
@@ -57,7 +92,8 @@ def read_yolo_boxes(labels: Path, images: Path, names: dict[int, str]) -> dict:
                 x, y, w, h = (value * side for value, side in zip(values, (width, height) * 2, strict=False))
                 row["bbox"] = [x - w / 2, y - h / 2, w, h]
             else:
-                row["segmentation"] = [polygon_of(values, number, text, height, width)]
+                coordinates = values[:-1] if len(values) > 6 and len(values) % 2 else values  # without a confidence
+                row["segmentation"] = [polygon_of(coordinates, number, text, height, width)]
             annotations.append(row)
     if not annotations:
         raise ValueError(f"{labels} has no labels of the images in {images}, such as {files[0].stem}.txt.")

@@ -51,7 +51,11 @@ class Yolo(PredictionFormat):
         return (path[:-1, ::-1] - 0.5).clip(0, (mask.shape[1], mask.shape[0]))
 
     def finish(self, records: list[ImageRecord]) -> list[Path]:
-        names = {i: category.name for i, category in enumerate(self.categories)}
-        content = {"path": ".", "train": "images", "val": "images", "names": names}
-        write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), self.folder / "data.yaml")
+        write_data_yaml({i: category.name for i, category in enumerate(self.categories)}, self.folder)
         return [self.folder / "labels"]
+
+
+def write_data_yaml(names: dict[int, str], folder: Path) -> None:
+    """Write `data.yaml` with the names of the classes; images are expected in `images/`."""
+    content = {"path": ".", "train": "images", "val": "images", "names": names}
+    write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), folder / "data.yaml")
