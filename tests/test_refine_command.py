@@ -133,7 +133,7 @@ def test_files_that_do_not_fit(files):
     for changed, message in (
         ({"annotations": [{**row, "id": 1} for row in rows]}, "annotations must have different ids"),
         ({"annotations": [{k: v for k, v in row.items() if k != "id"} for row in rows]}, "must have different ids"),
-        ({"images": [content["images"][0], {**content["images"][1], "id": "0"}]}, "images must have different ids"),
+        ({"images": [*content["images"], {**content["images"][1], "id": "1"}]}, "images must have different ids"),
         ({"annotations": [{**rows[0], "segments_info": []}]}, "has panoptic annotations"),
         ({"images": [{**row, "height": 60, "width": 40} for row in content["images"]]}, "is 40x60 .* are for 60x40"),
     ):
@@ -220,9 +220,10 @@ def test_invalid_labels_of_yolo(yolo):
             mpformer(["refine", *names])
     (yolo / "data.yaml").write_text("names: [cat, unicorn]\n")
     (yolo / "photos" / "a.jpg").write_bytes((yolo / "photos" / "a.png").read_bytes())
-    with pytest.raises(SystemExit, match="Two images of .* have the labels .*a.txt"):
+    with pytest.raises(SystemExit, match=r"Two images of .* have the labels .*a.txt"):
         mpformer(["refine", *names])
     (yolo / "photos" / "a.jpg").unlink()
+    (yolo / "labels" / "a.txt").write_text("")
     (yolo / "photos" / "b.png").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=r"photos/b.png: .*not an image"):
         mpformer(["refine", *names])
