@@ -133,7 +133,10 @@ def test_files_that_do_not_fit(files):
     for changed, message in (
         ({"annotations": [{**row, "id": 1} for row in rows]}, "annotations must have different ids"),
         ({"annotations": [{k: v for k, v in row.items() if k != "id"} for row in rows]}, "must have different ids"),
-        ({"images": [*content["images"], {**content["images"][1], "id": "1"}]}, "images must have different ids"),
+        (
+            {"images": [*content["images"], {**content["images"][1], "id": "1", "file_name": "c.png"}]},
+            "images must have different ids",
+        ),
         ({"annotations": [{**rows[0], "segments_info": []}]}, "has panoptic annotations"),
         ({"images": [{**row, "height": 60, "width": 40} for row in content["images"]]}, "is 40x60 .* are for 60x40"),
     ):
@@ -224,9 +227,11 @@ def test_invalid_labels_of_yolo(yolo):
         mpformer(["refine", *names])
     (yolo / "photos" / "a.jpg").unlink()
     (yolo / "labels" / "a.txt").write_text("")
+    photo = (yolo / "photos" / "b.png").read_bytes()
     (yolo / "photos" / "b.png").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=r"photos/b.png: .*not an image"):
         mpformer(["refine", *names])
+    (yolo / "photos" / "b.png").write_bytes(photo)
     for file in ("a", "b"):
         (yolo / "labels" / f"{file}.txt").unlink()
     with pytest.raises(SystemExit, match=r"labels has no labels of the images in .*photos, such as a.txt"):
