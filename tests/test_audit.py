@@ -63,7 +63,7 @@ def test_a_moved_mask():
         result((true, 0, 0.9), (box(30, 30, 40, 60), 1, 0.8)),
     )
     assert [finding.kind for finding in findings] == ["mask", "mask"]
-    assert findings[0].annotation is annotations[0] and findings[0].suspicion == pytest.approx(0.9 * (1 - 1 / 3))
+    assert findings[0].annotation is annotations[0] and findings[0].suspicion == pytest.approx(0.9 - 1 / 3)
     assert findings[1].suspicion == 0 and (findings[0].mask == true).all()
 
 
@@ -72,9 +72,21 @@ def test_a_wrong_class():
     predicted = result((near, 1, 0.9), (mask, 0, 0.2), (mask, 1, 0.1))
     annotations, findings = audit([ObjectMask(mask, 0)], predicted, result((mask, 0, 0.9)))
     assert findings[0].kind == "class" and findings[0].label_id == 1 and findings[0].annotation is annotations[0]
-    assert findings[0].suspicion == pytest.approx(0.7) and (findings[0].mask == mask).all()
+    assert findings[0].suspicion == pytest.approx(0.9 * 0.8) and (findings[0].mask == mask).all()
     _, findings = audit([ObjectMask(mask, 1)], predicted, result((mask, 1, 0.9)))
-    assert "class" not in {finding.kind for finding in findings}
+    assert findings[0].suspicion == pytest.approx(0.2 * 0.1), "the predicted class is the annotated one"
+
+
+def test_a_doubtful_prediction_does_not_hide_a_certain_one():
+    mask, near = box(0, 0, 20, 20), box(0, 0, 20, 14)
+    predicted = result((near, 1, 0.95), (mask, 0, 0.02))
+    _, findings = audit([ObjectMask(mask, 0)], predicted, result((mask, 0, 0.9)))
+    assert findings[0].kind == "class" and findings[0].suspicion == pytest.approx(0.95 * 0.98)
+
+
+def test_a_mask_that_is_refined_to_nothing_is_no_finding():
+    _, findings = audit([ObjectMask(box(0, 0, 9, 9), 0)], result(), result((np.zeros(SIZE, bool), 0, 0.4)))
+    assert findings == []
 
 
 def test_a_missing_object():

@@ -137,7 +137,7 @@ def test_files_that_do_not_fit(files):
             {"images": [*content["images"], {**content["images"][1], "id": "1", "file_name": "c.png"}]},
             "images must have different ids",
         ),
-        ({"annotations": [{**rows[0], "segments_info": []}]}, "has panoptic annotations"),
+        ({"annotations": [{**rows[0], "file_name": "a.png", "segments_info": []}]}, "has panoptic annotations"),
         ({"images": [{**row, "height": 60, "width": 40} for row in content["images"]]}, "is 40x60 .* are for 60x40"),
     ):
         (folder / "boxes.json").write_text(json.dumps({**content, **changed}))

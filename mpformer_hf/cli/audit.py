@@ -41,7 +41,7 @@ class AuditArguments(CheckedArguments):
 
     model_name_or_path: str | None = option(None, "Saved model with a pilot: folder or Hub name.")
     output_dir: str | None = option(None, "New folder.")
-    min_suspicion: float = option(0.3, "Findings with less are left out.", within="[0, 1]")
+    min_suspicion: float = option(0.2, "Findings with less are left out.", within="[0, 1]")
     num_pictures: int = option(60, "Findings that are drawn on the page.", within="[0, 10000]")
 
 

@@ -2,8 +2,10 @@
 
 Four kinds of findings, each with a suspicion in [0, 1]:
 
-- mask: the pilot, given the annotation as prompt, moves far from it: score of the refined mask x (1 - IoU of both);
-- class: the prediction of this object, made without the annotation, is of another class: difference of both scores;
+- mask: the pilot, given the annotation as prompt, moves far from it: score of the refined mask (if the model is
+  calibrated, the IoU that such masks have with the truth on average) minus its IoU with the annotation;
+- class: the prediction of this object, made without the annotation, is of another class: score of the other class x
+  (1 - score of the annotated one);
 - missing: an object is predicted, but not annotated: its score x the share of it that no annotation covers;
 - duplicate: two annotations of one class are of the same object: their IoU.
 """
@@ -141,7 +143,7 @@ def find_moved_masks(predictor: Predictor, image: Tensor, annotations: list[Anno
     return [
         Finding(
             "mask",
-            row["score"] * (1 - iou),
+            max(0.0, row["score"] - iou),
             annotation,
             annotation.label_id,
             mask,
@@ -162,11 +164,14 @@ def find_wrong_classes(
         near = [objects[row] for row in np.flatnonzero(ious[:, column] >= SAME_OBJECT)]
         if not near:
             continue
-        found, own = near[0], max(other.scores.get(annotation.label_id, 0.0) for other in near)
-        best = found.scores[found.label_id]
-        if found.label_id != annotation.label_id:
-            text = f"score of the predicted class {best:.2f}, of the annotated one {own:.2f}"
-            findings.append(Finding("class", best - own, annotation, found.label_id, annotation.mask, text))
+        scores: dict[int, float] = {}
+        for found in near:
+            scores |= {label: max(score, scores.get(label, 0.0)) for label, score in found.scores.items()}
+        own = scores.pop(annotation.label_id, 0.0)
+        if scores:
+            label = max(scores, key=scores.get)
+            text = f"score of this class {scores[label]:.2f}, of the annotated one {own:.2f}"
+            findings.append(Finding("class", scores[label] * (1 - own), annotation, label, annotation.mask, text))
     return findings
 
 
