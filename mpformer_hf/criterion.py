@@ -19,6 +19,7 @@ from .mask_piloting import Pilot
 from .matcher import Assignment, HungarianMatcher, Prediction
 from .point_sampling import ByteMasks, sample_features
 from .targets import Targets
+from .transfer import to_device
 
 IGNORE_INDEX = -100  # label that cross-entropy ignores
 
@@ -158,11 +159,12 @@ class MPFormerCriterion(nn.Module):
         total = sum(targets.counts)
         matched = sum(min(count, queries) for count in targets.counts)
         weight = matched + self.config.no_object_weight * (batch * queries - matched)
-        norms = prediction.class_logits.new_tensor([total, weight, total * pilot_groups])
+        floor = torch.tensor([1.0, torch.finfo(torch.float32).tiny, 1.0])
+        values = torch.tensor([total, weight, total * pilot_groups], dtype=torch.float32)
+        norms, floor = to_device(torch.stack((values, floor)), prediction.class_logits.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norms)
             norms = norms / torch.distributed.get_world_size()
-        floor = norms.new_tensor([1.0, torch.finfo(norms.dtype).tiny, 1.0])
         return torch.maximum(norms, floor)
 
     def point_counts(self) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from .configuration_mpformer import MPFormerConfig
 from .pilot_noise import CELL_NOISES, change_masks, is_geometric, replace_labels, target_centres
 from .targets import Targets
+from .transfer import to_device
 
 
 @dataclass
@@ -116,7 +117,8 @@ def build_pilot(
     first_row, first_target = (counts.cumsum(0) - counts) * groups, counts.cumsum(0) - counts
     row = torch.arange(len(image)) - first_row[image]
     group, within = row // counts[image], row % counts[image]
-    batch_index, slot, target = torch.stack((image, group * largest + within, first_target[image] + within)).to(device)
+    rows = torch.stack((image, group * largest + within, first_target[image] + within))
+    batch_index, slot, target = to_device(rows, device)
 
     heads = config.num_attention_heads if config.pilot_per_head_noise else 1
     levels = masks[:, None]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .configuration_mpformer import MPFormerConfig
 from .point_sampling import ByteMasks, sample_features
 from .targets import Targets
+from .transfer import to_device
 
 
 @dataclass
@@ -131,12 +132,7 @@ class HungarianMatcher:
             for prediction in predictions
             for image in range(len(targets.counts))
         ]
-        tables = [table.numpy() for table in copy_to_host(costs)]
-        images = len(targets.counts)
-        return [
-            assign(tables[index * images : (index + 1) * images], targets.counts, device)
-            for index in range(len(predictions))
-        ]
+        return assign([table.numpy() for table in copy_to_host(costs)], targets.counts, device)
 
 
 def copy_to_host(costs: list[Tensor]) -> list[Tensor]:
@@ -148,17 +144,21 @@ def copy_to_host(costs: list[Tensor]) -> list[Tensor]:
     return [part.view(cost.shape) for part, cost in zip(parts, costs, strict=True)]
 
 
-def assign(costs: list, counts: list[int], device: torch.device) -> Assignment:
-    """Solve the assignment problems of one prediction.
+def assign(costs: list, counts: list[int], device: torch.device) -> list[Assignment]:
+    """Solve the assignment problems of all predictions, and copy the solutions to the device together.
 
     Args:
-        costs: per image an array `[Q, T]`.
+        costs: arrays `[Q, T]`, of each prediction those of its images.
         counts: number of targets of each image.
-        device: device of the result.
+        device: device of the results.
     """
-    pairs, offset = [], 0
-    for image, (cost, count) in enumerate(zip(costs, counts, strict=True)):
-        query, target = (torch.from_numpy(index) for index in linear_sum_assignment(cost))
-        pairs.append(torch.stack((torch.full_like(query, image), query, target + offset)))
-        offset += count
-    return Assignment(*torch.cat(pairs, dim=1).to(device), counts=[pair.shape[1] for pair in pairs])
+    pairs, images = [], len(counts)
+    first = [sum(counts[:image]) for image in range(images)]
+    for index, cost in enumerate(costs):
+        query, target = (torch.from_numpy(solution) for solution in linear_sum_assignment(cost))
+        image = index % images
+        pairs.append(torch.stack((torch.full_like(query, image), query, target + first[image])))
+    parts = [pairs[start : start + images] for start in range(0, len(pairs), images)]
+    sizes = [[pair.shape[1] for pair in part] for part in parts]
+    solved = to_device(torch.cat(pairs, dim=1), device).split([sum(size) for size in sizes], dim=1)
+    return [Assignment(*part, counts=size) for part, size in zip(solved, sizes, strict=True)]

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from PIL import Image
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -249,33 +250,44 @@ class FineTuner:
         """
         accumulation = self.optimization.gradient_accumulation_steps
         sums: dict[str, torch.Tensor] = {}
-        images, norm = 0, None
+        used, losses = [], {}
         for _ in range(accumulation):
             inputs, rows = next(batches)
             if isinstance(inputs, ValueError):  # an invalid row
                 raise inputs
-            inputs = send_to_device(inputs, self.accelerator.device)
-            images += len(rows)
+            inputs = send_to_device(inputs, self.accelerator.device, non_blocking=True)
+            used += rows
             with self.accelerator.accumulate(self.model):
                 with self.accelerator.autocast():
                     output = self.model(**inputs)
                 for name, loss in (("loss", output.loss), *output.loss_dict.items()):
                     sums[name] = sums.get(name, 0) + loss.detach().float() / accumulation
-                if not torch.isfinite(output.loss):
-                    names = ", ".join(map(str, rows))
-                    raise FloatingPointError(
-                        f"The loss is {output.loss.item()} in step {self.step}, training rows {names}."
-                    )
                 self.accelerator.backward(output.loss)
                 if self.accelerator.sync_gradients:
                     limit = self.optimization.max_grad_norm or math.inf
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+                    losses = self.read_losses({**sums, "grad_norm": norm}, used)  # before the weights change
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(self.unwrapped_model())
-        values = torch.stack(list(sums.values())).tolist()  # one device-to-host transfer
-        return dict(zip(sums, values, strict=True)), images, float(norm)
+        norm = losses.pop("grad_norm")
+        return losses, len(used), norm
+
+    def read_losses(self, values: dict[str, torch.Tensor], rows: list[int]) -> dict[str, float]:
+        """Values of scalars on the device, in one transfer: the only time in a step, besides matching, that the host
+        waits for the device.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        whole = (x.full_tensor() if isinstance(x, DTensor) else x for x in values.values())  # the norm, with FSDP
+        stacked = torch.stack([x.float().reshape(()) for x in whole])
+        losses = dict(zip(values, stacked.tolist(), strict=True))
+        if not math.isfinite(losses["loss"]):
+            names = ", ".join(map(str, rows))
+            raise FloatingPointError(f"The loss is {losses['loss']} in step {self.step}, training rows {names}.")
+        return losses
 
     def unwrapped_model(self) -> MPFormerForUniversalSegmentation:
         """The model without wrappers; with FSDP, an unsharded copy of its current state."""

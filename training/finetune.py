@@ -153,6 +153,8 @@ def training_loader(args: Arguments, split, processor, accelerator: Accelerator,
         "batch_size": args.optimization.per_device_train_batch_size,
         "collate_fn": batches.collate_with_rows,
         "num_workers": args.data.dataloader_num_workers,
+        "persistent_workers": args.data.dataloader_num_workers > 0,
+        "pin_memory": accelerator.device.type == "cuda",  # copies from pinned memory do not wait
         "generator": torch.Generator().manual_seed(args.run.seed),  # the global one is for the model
     }
     if not args.data.streaming:
