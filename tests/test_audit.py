@@ -15,6 +15,7 @@ from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.folders.coco import read_coco_json
 from mpformer_hf.data.segments import ObjectMask, Segments, from_objects
 from mpformer_hf.evaluation.audit import audit_image, predicted_objects
+from mpformer_hf.evaluation.audit_page import choose_drawn
 from scripts import audit_scores, plant_errors
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
@@ -136,6 +137,14 @@ def saved(tmp_path_factory):
     argv = [data, folder / "planted", "--task", "panoptic", "--share", "0.6", "--splits", "train", "validation"]
     plant_errors.main([str(part) for part in argv])
     return folder
+
+
+def test_pictures_are_of_all_kinds_and_the_first_ones():
+    findings = [{"kind": "class"}] * 6 + [{"kind": "mask"}, {"kind": "class"}, {"kind": "mask"}, {"kind": "mask"}]
+    findings = [{**finding, "place": place} for place, finding in enumerate(findings)]
+    assert [finding["place"] for finding in choose_drawn(findings, 4)] == [0, 1, 6, 8]
+    assert [finding["place"] for finding in choose_drawn(findings, 8)] == [0, 1, 2, 3, 4, 6, 8, 9]
+    assert choose_drawn(findings, 99) == findings and choose_drawn([], 5) == []
 
 
 def test_planted_errors_are_what_they_say(saved):

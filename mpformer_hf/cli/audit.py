@@ -25,7 +25,7 @@ from ..data.formats.coco import Cvat
 from ..data.formats.format import Category, ImageRecord
 from ..data.labels import check_classes
 from ..evaluation.audit import KINDS, annotations_of, audit_image
-from ..evaluation.audit_page import describe_finding, draw_finding, write_audit_page
+from ..evaluation.audit_page import choose_drawn, describe_finding, draw_finding, write_audit_page
 from ..evaluation.task_metrics import number
 from ..files import check_new_folder, write_json
 from ..inference import InferenceOptions, Predictor
@@ -70,10 +70,10 @@ def main(argv: list[str] | None = None) -> None:
         findings += [describe_finding(x, row, split) for x in found if x.suspicion >= args.min_suspicion]
     findings.sort(key=lambda finding: -finding["suspicion"])
     pictures = []
-    for finding in progress(findings[: args.num_pictures], "draw", unit="picture"):
+    for finding in progress(choose_drawn(findings, args.num_pictures), "draw", unit="picture"):
         image, segments = split[finding["row"]]
         annotations, _ = annotations_of(segments, split.labels.things)
-        pictures.append(draw_finding(image, annotations, finding, split.labels))
+        pictures.append((finding, draw_finding(image, annotations, finding, split.labels)))
     write_json(findings, output / "audit.json", indent=None)
     write_suggestions(findings, split, output)
     title = f"Audit of {Path(data.dataset_name).name}, {data.eval_split}, by {Path(args.model_name_or_path).name}"

@@ -28,7 +28,7 @@ MEANINGS = {
     "missing": "predicted, but not annotated",
     "duplicate": "annotated twice",
 }
-MOST_IMAGES = 20  # of the table of images
+MOST_IMAGES = 10  # of the table of images
 
 
 def describe_finding(finding: Finding, row: int, dataset: SegmentationDataset) -> dict:
@@ -55,6 +55,16 @@ def describe_finding(finding: Finding, row: int, dataset: SegmentationDataset) -
         "segmentation": {"size": rle["size"], "counts": compress_counts(rle["counts"])},
         "text": finding.text,
     }
+
+
+def choose_drawn(findings: list[dict], count: int) -> list[dict]:
+    """Findings to draw, in their order: the first ones of each kind in equal numbers, then the first of the others."""
+    kinds = {finding["kind"] for finding in findings}
+    ranks, of_kind = [], Counter()
+    for position, finding in enumerate(findings):
+        of_kind[finding["kind"]] += 1
+        ranks.append((of_kind[finding["kind"]] * len(kinds) > count, position))
+    return [findings[position] for position in sorted(position for _, position in sorted(ranks)[:count])]
 
 
 def draw_finding(image: Tensor, annotations: list[Annotation], finding: dict, labels: Labels) -> DrawnSides:
@@ -126,7 +136,12 @@ def count_table(rows: list[tuple[str, list[int]]], head: list[str]) -> str:
 
 
 def write_audit_page(
-    file: Path, title: str, findings: list[dict], annotations: Counter, pictures: list[DrawnSides], labels: Labels
+    file: Path,
+    title: str,
+    findings: list[dict],
+    annotations: Counter,
+    pictures: list[tuple[dict, DrawnSides]],
+    labels: Labels,
 ) -> None:
     """Write the page.
 
@@ -135,7 +150,7 @@ def write_audit_page(
         title: heading of the page.
         findings: of `describe_finding`, the most suspicious first.
         annotations: number of annotations of each class.
-        pictures: of the first findings, in their order.
+        pictures: findings and their pictures.
         labels: classes of the dataset.
     """
     by_class = Counter(
@@ -146,10 +161,7 @@ def write_audit_page(
         for label in sorted(labels.things)
     ]
     images = Counter(finding["file_name"] for finding in findings).most_common(MOST_IMAGES)
-    figures = [
-        picture_figure(sides, describe(finding), finding["kind"])
-        for sides, finding in zip(pictures, findings, strict=False)
-    ]
+    figures = [picture_figure(sides, describe(finding), finding["kind"]) for finding, sides in pictures]
     text = (
         f"{number(len(findings), 'finding')} in {number(annotations.total(), 'annotation')}. Left: annotations, the "
         "one in question with a red contour. Right: the suggestion. Click a button to show one kind or class only, and "
@@ -161,6 +173,8 @@ def write_audit_page(
         tables += count_table([(name, [count]) for name, count in images], ["image", "findings"])
         parts.append(f'<div class="columns">{tables}</div>')
     if figures:
-        parts.append(f"<h2>The {number(len(figures), 'finding')} of the highest suspicion</h2>")
-        parts.append(f'{buttons(findings[: len(figures)], labels)}<div class="pictures">{"".join(figures)}</div>')
+        parts.append(f"<h2>{number(len(figures), 'finding')} of the highest suspicion, of each kind</h2>")
+        parts.append(
+            f'{buttons([finding for finding, _ in pictures], labels)}<div class="pictures">{"".join(figures)}</div>'
+        )
     write_page(file, title, parts)
