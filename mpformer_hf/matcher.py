@@ -9,6 +9,7 @@ M matched pairs, P points.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -18,6 +19,8 @@ from .configuration_mpformer import MPFormerConfig
 from .point_sampling import ByteMasks, sample_features
 from .targets import Targets
 from .transfer import to_device
+
+LIMIT = 2**27  # logits at a time, 512 MB
 
 
 @dataclass
@@ -56,17 +59,17 @@ def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean binary cross-entropy and dice loss of every query with every target.
 
     Args:
-        logits: `[Q, P]`.
-        truth: `[T, P]` in [0, 1].
+        logits: `[..., Q, P]`.
+        truth: `[..., T, P]` in [0, 1].
 
     Returns:
-        two `[Q, T]`.
+        two `[..., Q, T]`.
     """
-    overlap = logits @ truth.T
+    overlap = logits @ truth.mT
     cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - overlap) / logits.shape[-1]
     probability = logits.sigmoid()
-    total = probability.sum(-1, keepdim=True) + truth.sum(-1)
-    return cross_entropy, 1 - (2 * (probability @ truth.T) + 1) / (total + 1)
+    total = probability.sum(-1, keepdim=True) + truth.sum(-1)[..., None, :]
+    return cross_entropy, 1 - (2 * (probability @ truth.mT) + 1) / (total + 1)
 
 
 class HungarianMatcher:
@@ -80,20 +83,20 @@ class HungarianMatcher:
         self.config = config
 
     def cost(self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
-        """Cost of every query with every target of one image.
+        """Cost of every query with every target of its image, for some images and predictions at once.
 
         Args:
-            class_logits: `[Q, K + 1]`.
-            mask_logits: `[Q, P]`, at the points.
-            labels: int64 `[T]`.
-            truth: float `[T, P]` in [0, 1], ground-truth masks at the points.
+            class_logits: `[B, R, K + 1]`; R queries, of one or of several predictions.
+            mask_logits: `[B, R, P]`, at the points.
+            labels: int64 `[B, T]`.
+            truth: float `[B, T, P]` in [0, 1], ground-truth masks at the points.
 
         Returns:
-            `[Q, T]`.
+            `[B, R, T]`.
         """
         config = self.config
         cross_entropy, dice = mask_costs(mask_logits, truth)
-        class_cost = -class_logits.softmax(-1)[:, labels]
+        class_cost = -class_logits.softmax(-1).gather(-1, labels[:, None].expand(-1, class_logits.shape[1], -1))
         return config.class_weight * class_cost + config.mask_weight * cross_entropy + config.dice_weight * dice
 
     @torch.no_grad()
@@ -121,18 +124,41 @@ class HungarianMatcher:
         points = torch.rand(1, self.config.train_num_points, 2, device=device, generator=generator)
         features = sample_features(mask_features, points.expand(len(mask_features), -1, -1))  # [B, P, D]
         sampled = truth.sample(torch.arange(len(targets.masks), device=device), points)
-        truths, labels = sampled.split(targets.counts), targets.labels.split(targets.counts)
-        costs = [
-            self.cost(
-                prediction.class_logits[image],
-                prediction.mask_embeddings[image] @ features[image].T,
-                labels[image],
-                truths[image],
-            )
-            for prediction in predictions
-            for image in range(len(targets.counts))
-        ]
-        return assign([table.numpy() for table in copy_to_host(costs)], targets.counts, device)
+        rows = to_device(padded_rows(targets.counts), device)  # [B, T]
+        classes = torch.cat([p.class_logits for p in predictions], dim=1)  # [B, predictions * Q, K + 1]
+        embeddings = torch.cat([p.mask_embeddings for p in predictions], dim=1)
+        queries, costs = predictions[0].class_logits.shape[1], []
+        parts = parts_of(device, len(rows), embeddings.shape[1], queries, features.shape[1])
+        for images, part in parts:
+            used = rows[images, : max(targets.counts[images])]
+            logits = embeddings[images, part] @ features[images].mT
+            costs.append(self.cost(classes[images, part], logits, targets.labels[used], sampled[used]))
+        tables: dict[tuple[int, int], np.ndarray] = {}
+        for (images, part), block in zip(parts, copy_to_host(costs), strict=True):
+            for image, table in zip(range(images.start, images.stop), block.numpy(), strict=True):
+                for first in range(part.start, part.stop, queries):
+                    own = table[first - part.start : first - part.start + queries, : targets.counts[image]]
+                    tables[first // queries, image] = own
+        return assign([tables[key] for key in sorted(tables)], targets.counts, device)
+
+
+def padded_rows(counts: list[int]) -> Tensor:
+    """Rows of the targets of each image, int64 `[B, T]`; unused places are row 0."""
+    columns = torch.arange(max(counts))
+    sizes = torch.tensor(counts)[:, None]
+    return torch.where(columns < sizes, columns + sizes.cumsum(0) - sizes, 0)
+
+
+def parts_of(device: torch.device, images: int, rows: int, queries: int, points: int) -> list[tuple[slice, slice]]:
+    """Images and rows whose costs are computed together: on a CPU those of one prediction of an image, which stay in
+    its cache; elsewhere as many images as have `LIMIT` logits."""
+    one = device.type == "cpu"
+    image_step, row_step = (1, queries) if one else (max(1, LIMIT // max(1, rows * points)), rows)
+    return [
+        (slice(image, min(image + image_step, images)), slice(row, row + row_step))
+        for image in range(0, images, image_step)
+        for row in range(0, rows, row_step)
+    ]
 
 
 def copy_to_host(costs: list[Tensor]) -> list[Tensor]:

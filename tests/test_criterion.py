@@ -191,8 +191,8 @@ def test_matching_accepts_nan_predictions():
 def test_another_cost_can_be_used():
     class ByIndex(HungarianMatcher):
         def cost(self, class_logits, mask_logits, labels, truth):
-            queries, targets = torch.arange(len(class_logits)), torch.arange(len(labels))
-            return (queries[:, None] - 3 - targets).abs().float()  # target t prefers query t + 3
+            queries, targets = torch.arange(class_logits.shape[1]), torch.arange(labels.shape[1])
+            return (queries[:, None] - 3 - targets).abs().float()[None]  # target t prefers query t + 3
 
     criterion = MPFormerCriterion(tiny_config())
     criterion.matcher = ByIndex(criterion.config)
@@ -211,8 +211,8 @@ def test_loss_weights_are_read_from_the_config():
         return criterion([prediction], features, targets, generator=torch.Generator().manual_seed(0))
 
     def costs():
-        truth = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
-        return criterion.matcher.cost(prediction.class_logits[0], torch.ones(8, 16), targets.labels, truth)
+        truth = torch.rand(1, 2, 16, generator=torch.Generator().manual_seed(0))
+        return criterion.matcher.cost(prediction.class_logits, torch.ones(1, 8, 16), targets.labels[None], truth)
 
     before, cost_before = losses(), costs()
     criterion.config.class_weight = criterion.config.mask_weight = criterion.config.dice_weight = 0.0
