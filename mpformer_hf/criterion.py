@@ -127,23 +127,44 @@ class MPFormerCriterion(nn.Module):
             mask, dice = (torch.cat(losses) for losses in zip(*pairs, strict=True))
         else:
             mask, dice = self.mask_losses(loss_groups, mask_features, targets, truth, generator)
-        named = {}
-        for index, group in enumerate(loss_groups):
-            losses = {"mask": mask[index] / group.mask_norm, "dice": dice[index] / group.mask_norm}
-            if "cross_entropy" in group.weights:
-                losses["cross_entropy"] = self.class_loss(group, targets)
-            named |= {f"loss_{kind}{group.suffix}": losses[kind] * weight for kind, weight in group.weights.items()}
-        return named
+        norms = torch.stack([group.mask_norm for group in loss_groups])
+        losses = {"mask": mask / norms, "dice": dice / norms, "cross_entropy": self.class_losses(loss_groups, targets)}
+        kinds = list(losses)
+        weights = torch.tensor([[group.weights.get(kind, 0.0) for group in loss_groups] for kind in kinds])
+        weighted = torch.stack([losses[kind] for kind in kinds]) * to_device(weights, mask.device)
+        scalars = dict(zip(kinds, (row.unbind() for row in weighted), strict=True))
+        return {
+            f"loss_{kind}{group.suffix}": scalars[kind][index]
+            for index, group in enumerate(loss_groups)
+            for kind in group.weights
+        }
 
-    def class_loss(self, group: LossGroup, targets: Targets) -> Tensor:
-        """Weighted cross-entropy of the queries of a group, divided by its `class_norm`."""
-        logits, pairs = group.prediction.class_logits, group.assignment
-        labels = targets.labels.new_full(logits.shape[:2], group.unmatched_label)
-        labels[pairs.batch_index, pairs.query] = targets.labels[pairs.target]
-        weight = logits.new_ones(logits.shape[-1])
-        weight[-1] = self.config.no_object_weight
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight, reduction="sum")
-        return loss / group.class_norm
+    def class_losses(self, loss_groups: list[LossGroup], targets: Targets) -> Tensor:
+        """Weighted cross-entropy of the queries of each group, divided by its `class_norm`, `[groups]`; 0 where the
+        group has no such loss. Groups with equally many queries are computed together."""
+        sums: dict[int, Tensor] = {}
+        by_queries: dict[tuple, list[int]] = {}
+        for index, group in enumerate(loss_groups):
+            if "cross_entropy" in group.weights:
+                key = (group.prediction.class_logits.shape[1], group.unmatched_label)
+                by_queries.setdefault(key, []).append(index)
+        for (_, unmatched), indices in by_queries.items():
+            groups = [loss_groups[index] for index in indices]
+            logits = torch.stack([group.prediction.class_logits for group in groups])  # [G, B, N, K + 1]
+            labels = targets.labels.new_full(logits.shape[:-1], unmatched)
+            pairs = [group.assignment for group in groups]
+            which = torch.arange(len(groups)).repeat_interleave(torch.tensor([sum(a.counts) for a in pairs]))
+            batch_index, query, target = (
+                torch.cat([getattr(a, name) for a in pairs]) for name in ("batch_index", "query", "target")
+            )
+            labels[to_device(which, labels.device), batch_index, query] = targets.labels[target]
+            weight = logits.new_ones(logits.shape[-1])
+            weight[-1] = self.config.no_object_weight
+            loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weight, reduction="none")
+            loss = loss.view(len(groups), -1).sum(1) / torch.stack([group.class_norm for group in groups])
+            sums |= dict(zip(indices, loss.unbind(), strict=True))
+        zero = loss_groups[0].mask_norm.new_zeros(())
+        return torch.stack([sums.get(index, zero) for index in range(len(loss_groups))])
 
     def normalisers(self, prediction: Prediction, targets: Targets, pilot_groups: int) -> Tensor:
         """Denominators of the losses, averaged over all processes: number of targets; sum of the class weights of the
@@ -205,8 +226,28 @@ class MPFormerCriterion(nn.Module):
             points = self.candidate_points(len(mask_features), device, generator)
             features = sample_features(mask_features, points)
             with torch.no_grad():
-                rows = torch.arange(len(targets.masks), device=device).split(targets.counts)
-                truths = torch.cat([truth.sample(r, part) for r, part in zip(rows, points.split(1), strict=True)])
+                truths = sample_targets(truth, targets, points)
             losses = UncertainPointLosses.apply(embeddings, features, truths, target, per_image, *self.point_counts())
         cross_entropy, dice = (loss.new_zeros(len(loss_groups)).index_add(0, group_index, loss) for loss in losses)
         return cross_entropy, dice
+
+
+def sample_targets(truth: ByteMasks, targets: Targets, points: Tensor) -> Tensor:
+    """Ground-truth masks at the points of their images, float32 `[T, P]`: on a CPU image after image, whose points are
+    located once; elsewhere all together.
+
+    Args:
+        truth: masks of the targets.
+        targets: ground truth of the batch.
+        points: float `[B, P, 2]`.
+    """
+    step, ends = 1 if points.device.type == "cpu" else len(points), [0]
+    for count in targets.counts:
+        ends.append(ends[-1] + count)
+    image = torch.arange(len(points)).repeat_interleave(torch.tensor(targets.counts))
+    image, rows = to_device(image, points.device), torch.arange(ends[-1], device=points.device)
+    parts = []
+    for first in range(0, len(points), step):
+        own = slice(ends[first], ends[min(first + step, len(points))])
+        parts.append(truth.sample(rows[own], points[first : first + step], image[own] - first))
+    return torch.cat(parts)

@@ -362,7 +362,7 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         if targets is not None:
             with_loss = predictions if config.use_auxiliary_loss else predictions[-1:]
             loss_dict = self.criterion(with_loss, mask_features, targets, outputs.pilot, generator)
-            loss = sum(loss_dict.values())
+            loss = torch.stack(list(loss_dict.values())).sum()
 
         def matching_logits(prediction: Prediction) -> dict[str, Tensor]:
             matching = prediction.select(slice(outputs.num_pilot_queries, None))

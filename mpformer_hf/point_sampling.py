@@ -46,12 +46,13 @@ class ByteMasks:
             pairs[:, :-1] + 4 * pairs[:, 1:]
         ).flatten()  # bits: upper left, upper right, lower left and right
 
-    def sample(self, rows: Tensor, points: Tensor) -> Tensor:
+    def sample(self, rows: Tensor, points: Tensor, image: Tensor | None = None) -> Tensor:
         """Bilinear samples.
 
         Args:
             rows: int64 `[M]`, indices of the masks.
-            points: float `[M, P, 2]` or `[1, P, 2]`, in [0, 1].
+            points: float `[M, P, 2]`, `[1, P, 2]`, or with `image` `[B, P, 2]`, in [0, 1].
+            image: int64 `[M]`, points of each mask.
 
         Returns:
             float32 `[M, P]`.
@@ -60,8 +61,10 @@ class ByteMasks:
         x, y = x * self.width + 0.5, y * self.height + 0.5  # windows are shifted by one pixel
         left, top = x.floor(), y.floor()
         fx, fy = x - left, y - top
-        start = rows * ((self.height + 1) * (self.width + 1))
-        window = self.windows[start[:, None] + (top.long() * (self.width + 1) + left.long())]
+        start, cell = rows * ((self.height + 1) * (self.width + 1)), top.long() * (self.width + 1) + left.long()
+        if image is not None and len(points) > 1:
+            cell, fx, fy = cell[image], fx[image], fy[image]
+        window = self.windows[start[:, None] + cell]
         upper = torch.lerp((window & 1).float(), ((window >> 1) & 1).float(), fx)
         lower = torch.lerp(((window >> 2) & 1).float(), (window >> 3).float(), fx)
         return torch.lerp(upper, lower, fy)
