@@ -9,6 +9,8 @@ Shape letters: B batch, D mask feature channels, T targets of the batch, M masks
 C candidate points, P points of the loss.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -16,23 +18,73 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .point_sampling import ByteMasks
+from .transfer import to_device
 
-CHUNK = 2**22  # candidate logits at a time: 16 MB
+CHUNK = 2**22  # candidate logits at a time on a CPU: 16 MB; 16 times as many on other devices
+
+
+@dataclass
+class Chunk:
+    """Masks whose losses are computed together.
+
+    Attributes:
+        images: B images.
+        rows: int64 `[B, m]`, masks of each image. Images with fewer masks than others have unused places, which are
+            those of any mask.
+        used: float32 `[B, m]`, 0 in unused places and 1 elsewhere.
+    """
+
+    images: slice
+    rows: Tensor
+    used: Tensor
+
+
+def make_chunks(counts: list[int], length: int, device: torch.device) -> tuple[list[Chunk], Tensor]:
+    """Chunks of all masks, and the place of each mask among all places of the chunks, int64 `[M]`. On a CPU a chunk is
+    of one image; elsewhere of as many as fit, so that the number of operators hardly depends on the batch.
+
+    Args:
+        counts: masks of each image, in whose order the masks are.
+        length: logits of a mask, for the size of the chunks.
+        device: of the results, which are copied to it together.
+    """
+    on_cpu, largest = device.type == "cpu", max(counts, default=0)
+    size = max(1, (CHUNK if on_cpu else 16 * CHUNK) // max(1, length))  # masks of a chunk
+    step = 1 if on_cpu else max(1, size // max(1, largest))
+    first = torch.tensor([0, *counts]).cumsum(0)[:-1]
+    images, rows, used = [], [], []
+    for start in range(0, len(counts), step):
+        part = slice(start, min(start + step, len(counts)))
+        sizes = torch.tensor(counts[part])[:, None]
+        for column in range(0, int(sizes.max()), size):
+            columns = torch.arange(column, min(column + size, int(sizes.max())))
+            images.append(part)
+            used.append(columns < sizes)
+            rows.append(torch.where(used[-1], columns + first[part, None], 0))
+    place_of = torch.cat([x.flatten() for x in used] or [torch.zeros(0)]).nonzero()[:, 0]
+    mask_of = torch.cat([x.flatten() for x in rows] or [torch.zeros(0, dtype=torch.int64)])[place_of]
+    places = torch.empty_like(place_of)
+    places[mask_of] = place_of
+    everything = [places, *(x.flatten() for x in rows), *(x.flatten().long() for x in used)]
+    places, *parts = to_device(torch.cat(everything), device).split([x.numel() for x in everything])
+    shaped = [x.view(like.shape) for x, like in zip(parts, rows + used, strict=True)]
+    rows, used = shaped[: len(rows)], [x.float() for x in shaped[len(rows) :]]
+    return [Chunk(*chunk) for chunk in zip(images, rows, used, strict=True)], places
 
 
 def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean binary cross-entropy and dice loss over points.
 
     Args:
-        logits: `[M, P]`.
-        truth: `[M, P]` in [0, 1].
+        logits: `[..., P]`.
+        truth: `[..., P]` in [0, 1].
 
     Returns:
-        two `[M]`.
+        two `[...]`.
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(-1)
     probability = logits.sigmoid()
-    dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
+    dice = 1 - (2 * (probability * truth).sum(-1) + 1) / (probability.sum(-1) + truth.sum(-1) + 1)
     return cross_entropy, dice
 
 
@@ -67,19 +119,20 @@ class UncertainPointLosses(torch.autograd.Function):
         Returns:
             cross-entropy and dice loss, `[M]` each.
         """
-        ctx.counts, ctx.random = counts, random
-        all_selected = target.new_empty(len(embeddings), uncertain, dtype=torch.int32)
-        sampled = embeddings.new_empty(len(embeddings), uncertain + random)
-        cross_entropy, dice = embeddings.new_empty(2, len(embeddings))
-        for image, part in chunks(counts, features):
-            logits = embeddings[part] @ features[image].T
-            uncertainty = -logits[:, : logits.shape[1] - random].abs()
-            selected = uncertainty.topk(uncertain, dim=1, sorted=False).indices
-            all_selected[part] = selected
-            sampled[part] = torch.cat((logits.gather(1, selected), logits[:, logits.shape[1] - random :]), dim=1)
-            sampled_truth = truth_at(truth, target[part], selected, random)
-            cross_entropy[part], dice[part] = point_losses(sampled[part], sampled_truth)
-        ctx.save_for_backward(embeddings, features, truth, target, all_selected, sampled)
+        candidates = features.shape[1]
+        chunks, places = make_chunks(counts, candidates, embeddings.device)
+        losses, saved = [embeddings.new_zeros(2, 0)], []
+        for chunk in chunks:
+            logits = embeddings[chunk.rows] @ features[chunk.images].mT
+            uncertainty = -logits[..., : candidates - random].abs()
+            selected = uncertainty.topk(uncertain, dim=-1, sorted=False).indices
+            sampled = torch.cat((logits.gather(-1, selected), logits[..., candidates - random :]), dim=-1)
+            sampled_truth = truth_at(truth, target[chunk.rows], selected, random)
+            losses.append(torch.stack(point_losses(sampled, sampled_truth)).flatten(1))
+            saved += [selected.to(torch.int32), sampled]
+        ctx.chunks, ctx.random = chunks, random
+        ctx.save_for_backward(embeddings, features, truth, target, places, *saved)
+        cross_entropy, dice = torch.cat(losses, dim=1)[:, places]
         return cross_entropy, dice
 
     @staticmethod
@@ -91,20 +144,21 @@ class UncertainPointLosses(torch.autograd.Function):
     @staticmethod
     def gradients(ctx, grads: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Gradients of embeddings and features."""
-        embeddings, features, truth, target, all_selected, sampled = ctx.saved_tensors
-        grad_embeddings, grad_features = torch.empty_like(embeddings), torch.zeros_like(features)
-        for image, part in chunks(ctx.counts, features):
-            selected, logits = all_selected[part].long(), sampled[part].requires_grad_()
-            sampled_truth = truth_at(truth, target[part], selected, ctx.random)
+        embeddings, features, truth, target, places, *saved = ctx.saved_tensors
+        both, candidates = torch.stack(grads), features.shape[1]
+        parts, grad_features = [embeddings.new_zeros(0, embeddings.shape[1])], torch.zeros_like(features)
+        for chunk, selected, logits in zip(ctx.chunks, saved[::2], saved[1::2], strict=True):
+            selected, logits = selected.long(), logits.detach().requires_grad_()
+            sampled_truth = truth_at(truth, target[chunk.rows], selected, ctx.random)
             with torch.enable_grad():
                 losses = point_losses(logits, sampled_truth)
-            (grad,) = torch.autograd.grad(losses, logits, [grad[part] for grad in grads])
-            grad_logits = grad.new_zeros(len(grad), features.shape[1])  # at all candidates
-            grad_logits.scatter_(1, selected, grad[:, : selected.shape[1]])
-            grad_logits[:, grad_logits.shape[1] - ctx.random :] = grad[:, selected.shape[1] :]
-            grad_embeddings[part] = grad_logits @ features[image]
-            grad_features[image].addmm_(grad_logits.T, embeddings[part])
-        return grad_embeddings, grad_features
+            (grad,) = torch.autograd.grad(losses, logits, list(both[:, chunk.rows] * chunk.used))
+            grad_logits = grad.new_zeros(*grad.shape[:-1], candidates)  # at all candidates
+            grad_logits.scatter_(-1, selected, grad[..., : selected.shape[-1]])
+            grad_logits[..., candidates - ctx.random :] = grad[..., selected.shape[-1] :]
+            parts.append((grad_logits @ features[chunk.images]).flatten(0, 1))
+            grad_features[chunk.images].baddbmm_(grad_logits.mT, embeddings[chunk.rows])
+        return torch.cat(parts)[places], grad_features
 
 
 def point_losses_per_mask(
@@ -126,8 +180,8 @@ def point_losses_per_mask(
     """
     candidates, uncertain, random = points
 
-    def chunk_losses(embeddings: Tensor, map_: Tensor, target: Tensor) -> Tensor:
-        masks = torch.einsum("md,dhw->mhw", embeddings, map_)[:, None]
+    def chunk_losses(embeddings: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        masks = torch.einsum("bmd,bdhw->bmhw", embeddings, maps).flatten(0, 1)[:, None]
         with torch.no_grad():
             drawn = torch.rand(len(masks), candidates + random, 2, device=masks.device)
             logits = sample_masks(masks, drawn[:, :candidates])
@@ -137,13 +191,16 @@ def point_losses_per_mask(
             point_truth = truth.sample(target, points)
         return torch.stack(point_losses(sample_masks(masks, points), point_truth))
 
+    chunks, places = make_chunks(counts, maps[0, 0].numel(), maps.device)
     losses = [
-        checkpoint(chunk_losses, embeddings[part], maps[image], target[part], use_reentrant=False)
-        for image, part in chunks(counts, maps[0, 0].flatten()[None])
+        checkpoint(
+            chunk_losses, embeddings[chunk.rows], maps[chunk.images], target[chunk.rows].flatten(), use_reentrant=False
+        )
+        for chunk in chunks
     ]
     if not losses:
         return embeddings.sum(1), embeddings.sum(1)
-    cross_entropy, dice = torch.cat(losses, dim=1)
+    cross_entropy, dice = torch.cat(losses, dim=1)[:, places]
     return cross_entropy, dice
 
 
@@ -152,19 +209,15 @@ def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(masks, 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
 
 
-def chunks(counts: list[int], features: Tensor) -> list[tuple[int, slice]]:
-    """Chunks (image, masks) with at most `CHUNK` candidate logits, on a GPU eight times as many."""
-    limit = CHUNK if features.device.type == "cpu" else 8 * CHUNK
-    size, parts, end = max(1, limit // max(1, features.shape[1])), [], 0
-    for image, count in enumerate(counts):
-        start, end = end, end + count
-        parts += [(image, slice(first, min(first + size, end))) for first in range(start, end, size)]
-    return parts
-
-
 def truth_at(truth: Tensor, target: Tensor, selected: Tensor, random: int) -> Tensor:
-    """Ground truth `[M, U + random]` of each mask at its selected candidates, int64 `[M, U]`, and the random points."""
+    """Ground truth `[..., U + random]` of masks at their selected candidates, int64 `[..., U]`, and the random points.
+
+    Args:
+        truth: `[T, C]`.
+        target: int64 `[...]`, row of each mask.
+        selected: candidates of each mask.
+        random: number of last candidates.
+    """
     candidates = truth.shape[1]
-    return torch.cat(
-        (truth.take(selected + target[:, None] * candidates), truth[:, candidates - random :][target]), dim=1
-    )
+    chosen = truth.take(selected + target[..., None] * candidates)
+    return torch.cat((chosen, truth[:, candidates - random :][target]), dim=-1)

@@ -335,9 +335,16 @@ def operator_rows(args: argparse.Namespace, rounds: int) -> dict:
             sampled = torch.cat((logits.gather(1, selected), logits[:, -random:]), dim=1)
             return torch.stack(mask_losses.point_losses(sampled, mask_losses.truth_at(truth, target, selected, random)))
 
+        chunks, _ = mask_losses.make_chunks(counts, features.shape[1], features.device)
         parts = [
-            checkpoint(chunk_losses, embeddings[part], features[image], target[part], use_reentrant=False)
-            for image, part in mask_losses.chunks(counts, features)
+            checkpoint(
+                chunk_losses,
+                embeddings[chunk.rows[0]],
+                features[chunk.images][0],
+                target[chunk.rows[0]],
+                use_reentrant=False,
+            )
+            for chunk in chunks
         ]
         return torch.cat(parts, dim=1)
 
