@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .boxes import mask_boxes
+from .transfer import to_device
 
 CENTRE_NOISE = 0.1  # of the sides of the box
 
@@ -22,7 +23,7 @@ def target_centres(masks: Tensor, generator: torch.Generator | None) -> Tensor:
     Returns:
         float `[T, 2]`, (x, y) relative to the image, in [0, 1].
     """
-    boxes, size = mask_boxes(masks).float(), torch.tensor(masks.shape[:0:-1], device=masks.device)
+    boxes, size = mask_boxes(masks).float(), to_device(torch.tensor(masks.shape[:0:-1]), masks.device)
     shift = uniform((len(masks), 2), -CENTRE_NOISE, CENTRE_NOISE, masks, generator) * (boxes[:, 2:] - boxes[:, :2])
     return (((boxes[:, :2] + boxes[:, 2:]) / 2 + shift) / size).clamp(0, 1)
 
@@ -205,7 +206,9 @@ def change_masks(masks: Tensor, noises: tuple[str, ...], scale: float, generator
     changed = masks
     for noise in dict.fromkeys(noises):
         if noise != CLEAN and (scale > 0 or noise == "box"):
-            own = torch.isin(drawn, torch.tensor([i for i, x in enumerate(noises) if x == noise], device=masks.device))
+            own = torch.zeros_like(drawn, dtype=torch.bool)
+            for index in (i for i, x in enumerate(noises) if x == noise):
+                own |= drawn == index
             changed = torch.where(own[:, None, None], GEOMETRIC_NOISES[noise](masks, scale, generator), changed)
     return changed
 

@@ -1,5 +1,7 @@
 """Losses at uncertain points against formed masks, and their gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -67,3 +69,33 @@ def test_no_mask_at_all_still_reaches_every_input():
     losses = UncertainPointLosses.apply(empty, features, truth[:0], target[:0], [0, 0, 0], UNCERTAIN, RANDOM)
     torch.stack(losses).sum().backward()
     assert not features.grad.any() and not embeddings.grad.any()
+
+
+def test_images_in_one_chunk_have_the_same_losses_and_gradients(monkeypatch):
+    """As on a GPU, where images with fewer masks have unused places."""
+    make_chunks, on_cpu = room.make_chunks, []
+    embeddings, features, truth, target = case()
+    weights, results = torch.rand(2, 8, dtype=torch.float64), []
+    for device in ("cpu", "other"):
+        monkeypatch.setattr(room, "to_device", lambda host, device: host)
+        monkeypatch.setattr(room, "make_chunks", lambda c, n, _, d=device: make_chunks(c, n, SimpleNamespace(type=d)))
+        on_cpu.append(len(room.make_chunks(COUNTS, 40, None)[0]))
+        losses = UncertainPointLosses.apply(embeddings, features, truth, target, COUNTS, UNCERTAIN, RANDOM)
+        gradients = torch.autograd.grad((torch.stack(losses) * weights).sum(), (embeddings, features))
+        results.append((*losses, *gradients))
+    assert on_cpu == [2, 1]
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_every_mask_has_one_place(monkeypatch):
+    monkeypatch.setattr(room, "to_device", lambda host, device: host)
+    for chunk in (1, 40, 100, 2**22):
+        monkeypatch.setattr(room, "CHUNK", chunk)
+        for device in ("cpu", "other"):
+            chunks, places = room.make_chunks([3, 0, 5, 1], 40, SimpleNamespace(type=device))
+            rows = torch.cat([part.rows.flatten() for part in chunks])
+            used = torch.cat([part.used.flatten() for part in chunks])
+            assert rows[places].tolist() == list(range(9)) and used.sum() == 9 and (used[places] == 1).all()
+            images = [i for part in chunks for i in range(part.images.start, part.images.stop) for _ in part.rows[0]]
+            assert [images[place] for place in places] == [0] * 3 + [2] * 5 + [3]
