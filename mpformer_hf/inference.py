@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .matcher import mask_costs
 from .postprocessing import ResizeGeometry, resize_in_chunks, resize_masks
-from .prompting import EncodedImage, boxes_to_masks, check_prompts, prepare_masks
+from .prompting import EncodedImage, boxes_to_masks, check_prompts, enlarge_boxes, prepare_masks
 from .ranges import check_range
 from .windows import (
     Box,
@@ -132,6 +132,7 @@ class Predictor:
         boxes: Tensor | None = None,
         labels: Sequence[int] | Tensor | None = None,
         rounds: int = 1,
+        limits: Tensor | None = None,
     ) -> dict:
         """Refine boxes or rough masks, see `prompting.py`.
 
@@ -141,6 +142,8 @@ class Predictor:
             boxes: `[P, 4]`, (x0, y0, x1, y1) in pixels of the image, x1 and y1 exclusive.
             labels: class of each prompt; -1 or None: not known.
             rounds: number of rounds, see `MPFormerForUniversalSegmentation.refine`.
+            limits: boxes `[P, 4]` that the refined masks do not leave; default: none for masks, and boxes enlarged by a
+                tenth of their sides.
 
         Returns:
             the form of an instance result, on the CPU: `segmentation`, bool `[P, H, W]`, and `segments_info` with `id`,
@@ -154,6 +157,7 @@ class Predictor:
         if boxes is not None:
             boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
             boxes_to_masks(boxes, geometry.target)  # errors are in pixels of the image
+            limits = enlarge_boxes(boxes) if limits is None else limits
             (height, width), (own_height, own_width) = geometry.image, geometry.target
             boxes = boxes * boxes.new_tensor([width / own_width, height / own_height] * 2)
         if masks is not None:
@@ -162,9 +166,12 @@ class Predictor:
             masks = prepare_masks(masks, geometry)
         refined = self.model.refine(encoded.features, masks, boxes, labels, rounds)
         found = [part.cpu() > 0 for _, part in resize_in_chunks(refined.mask_logits, geometry)]
+        segmentation = torch.cat(found) if found else torch.zeros(0, *geometry.target, dtype=torch.bool)
+        if limits is not None:
+            segmentation = segmentation & boxes_to_masks(limits, geometry.target).bool()
         rows = zip(refined.label_ids.tolist(), refined.scores.tolist(), strict=True)
         return {
-            "segmentation": torch.cat(found) if found else torch.zeros(0, *geometry.target, dtype=torch.bool),
+            "segmentation": segmentation,
             "segments_info": [
                 {"id": index, "label_id": label, "score": round(score, 6)} for index, (label, score) in enumerate(rows)
             ],

@@ -22,6 +22,7 @@ from .transformer_decoder import DecoderMemory, compute_masks
 
 UNKNOWN = -1  # label of a prompt whose class is not known
 MOST_QUERIES = 300  # pilot queries of one pass
+MARGIN = 0.1  # of a box's sides, by which the mask may leave it
 
 
 @dataclass
@@ -97,6 +98,13 @@ def boxes_to_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
         inside.append((pixel >= first) & (pixel < stop))
     rows, columns = inside
     return (rows[:, :, None] & columns[:, None]).to(torch.uint8)
+
+
+def enlarge_boxes(boxes: Tensor) -> Tensor:
+    """Boxes `[P, 4]` with sides that are `MARGIN` of the width and height further out: what is beyond is not of the
+    object that a box is given for."""
+    margin = MARGIN * (boxes[:, 2:] - boxes[:, :2])
+    return torch.cat((boxes[:, :2] - margin, boxes[:, 2:] + margin), dim=1)
 
 
 def check_prompts(masks: Tensor, labels: Tensor | None, size: tuple[int, int], num_labels: int) -> Tensor:

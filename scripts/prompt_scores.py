@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
             scores.add(prompts.kind, "given", pair_ious(prompts.given, prompts.truth), areas)
             for rounds in args.rounds:
                 start = time.perf_counter()
-                found = predictor.refine(encoded, prompts.given, labels=prompts.labels, rounds=rounds)
+                found = predictor.refine(encoded, **prompts.arguments, rounds=rounds)
                 shares += [(time.perf_counter() - start) / full] if rounds == 1 else []
                 ious = pair_ious(found["segmentation"], prompts.truth)
                 scores.add(prompts.kind, f"{rounds} round" + "s" * (rounds > 1), ious, areas)

@@ -36,3 +36,10 @@ def test_a_hundred_queries_of_a_large_image_stay_below_a_gigabyte_and_a_half(tas
     process.join(120)
     shape, peak = here.recv()
     assert shape == (1024, 2048) and 10 < peak < 1536
+
+
+def test_memory_of_devices(monkeypatch):
+    assert peak_memory(torch.device("mps")) is None, "not available, rather than that of the host"
+    for kind in ("cuda", "xpu"):
+        monkeypatch.setattr(getattr(torch, kind), "max_memory_allocated", lambda device: 3 * 2**20)
+        assert peak_memory(torch.device(kind)) == 3

@@ -14,6 +14,7 @@ from mpformer_hf.prompting import (
     RefinedMasks,
     boxes_to_masks,
     class_chunks,
+    enlarge_boxes,
     masks_of_logits,
     prepare_masks,
     refine_masks,
@@ -179,8 +180,11 @@ def test_the_predictor_maps_prompts_to_the_processed_image(model):
     assert found["segments_info"][0].keys() == {"id", "label_id", "score"}
     encoded = predictor.encode(photo)
     assert torch.equal(predictor.refine(encoded, boxes=box, labels=[1])["segmentation"], found["segmentation"])
-    same = predictor.refine(encoded, masks=boxes_to_masks(box, (32, 128)), labels=[1])
-    assert torch.equal(same["segmentation"], found["segmentation"])
+    same = predictor.refine(encoded, masks=boxes_to_masks(box, (32, 128)), labels=[1])["segmentation"]
+    inside = boxes_to_masks(enlarge_boxes(box), (32, 128)).bool()
+    assert inside.sum() == 76 * 20 and torch.equal(same & inside, found["segmentation"])
+    anywhere = predictor.refine(encoded, boxes=box, labels=[1], limits=[[0, 0, 128, 32]])
+    assert torch.equal(anywhere["segmentation"], same)
     larger = predictor.encode(photo, scale=2.0)
     assert larger.geometry.image == (128, 128) and larger.features.size == (128, 128)
     assert predictor.refine(larger, boxes=box, labels=[1])["segmentation"].shape == (1, 32, 128)

@@ -70,7 +70,7 @@ def test_models_and_optimizers_of_recipes(name):
     groups = parameter_groups(model, optimization)
     counted = sum(p.numel() for group in groups for p in group["params"])
     assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert build_optimizer(model, optimization).defaults["lr"] == optimization.learning_rate
+    assert build_optimizer(model, optimization, torch.device("cpu")).defaults["lr"] == optimization.learning_rate
     if name in OFFICIAL:
         rates = {(group["lr"], group["weight_decay"]) for group in groups}
         frozen_norms = optimization.freeze_batch_norm
@@ -98,7 +98,7 @@ def test_recipes_that_start_from_a_checkpoint_build_from_one(name, tmp_path):
         == len(model.model.transformer_module.queries_features.weight)
     )
     assert model.config.num_labels == 80 and args.run.max_detections == (300 if name.startswith("nu") else 100)
-    assert args.optimization.max_train_steps == 5000 and build_optimizer(model, args.optimization)
+    assert args.optimization.max_train_steps == 5000 and build_optimizer(model, args.optimization, torch.device("cpu"))
 
 
 # The release's table: steps, and where the rate falls to a tenth, or None for the polynomial decay.

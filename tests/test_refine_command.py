@@ -81,7 +81,9 @@ def test_boxes_become_masks(files, capsys):
     predictor = Predictor(load_model(str(folder / "model")).eval(), load_processor(str(folder / "model")))
     given = torch.zeros(3, 40, 60)
     given[0, 5:25, 5:25], given[1, 10:30, 30:50], given[2, 10:25, 10:30] = 1, 1, 1
-    expected = predictor.refine(read_image(folder / "photos" / "a.png"), masks=given, labels=[0, -1, 0])
+    limits = [[3, 3, 27, 27], [28, 8, 52, 32], [0, 0, 60, 40]]  # boxes enlarged by a tenth, none for the polygon
+    photo = read_image(folder / "photos" / "a.png")
+    expected = predictor.refine(photo, masks=given, labels=[0, -1, 0], limits=limits)
     assert [row["segmentation"] for row in rows[:3]] == [encode_rle(mask.numpy()) for mask in expected["segmentation"]]
     assert sorted(file.name for file in (folder / "out" / "overlays").iterdir()) == ["a_0.png", "b_1.png"]
 
@@ -103,8 +105,10 @@ def test_it_resumes_and_refuses_other_settings(files):
 
 def test_what_is_refined_is_the_mask_or_the_box():
     triangle = {"bbox": [10, 10, 20, 15], "segmentation": [[10, 10, 30, 10, 10, 25]]}
-    assert prompt_of(triangle, (40, 60), boxes_only=True).sum() == 20 * 15
-    assert 0.4 < prompt_of(triangle, (40, 60), boxes_only=False).sum() / (20 * 15) < 0.6
+    given, limit = prompt_of(triangle, (40, 60), boxes_only=True)
+    assert given.sum() == 20 * 15 and limit.tolist() == [8, 8.5, 32, 26.5]
+    given, limit = prompt_of(triangle, (40, 60), boxes_only=False)
+    assert 0.4 < given.sum() / (20 * 15) < 0.6 and limit.tolist() == [0, 0, 60, 40]
     with pytest.raises(ValueError, match="has an RLE of 9x9, the image is 40x60"):
         prompt_of({"segmentation": {"size": [9, 9], "counts": [0, 81]}}, (40, 60), boxes_only=False)
 
@@ -187,9 +191,8 @@ def test_boxes_of_yolo_become_polygons(yolo, capsys):
     content = json.loads((yolo / "out" / "annotations.json").read_text())
     assert content["categories"] == [{"id": 0, "name": "cat"}, {"id": 1, "name": "unicorn"}]
     predictor = Predictor(load_model(str(yolo / "model")).eval(), load_processor(str(yolo / "model")))
-    given = torch.zeros(2, 40, 60)
-    given[0, 5:25, 5:25], given[1, 10:30, 30:50] = 1, 1
-    expected = predictor.refine(read_image(yolo / "photos" / "a.png"), masks=given, labels=[0, -1])["segmentation"]
+    boxes = [[5, 5, 25, 25], [30, 10, 50, 30]]
+    expected = predictor.refine(read_image(yolo / "photos" / "a.png"), boxes=boxes, labels=[0, -1])["segmentation"]
     assert [row["segmentation"] for row in content["annotations"][:2]] == [encode_rle(x.numpy()) for x in expected]
     rows = read_labels_file(yolo / "out" / "labels" / "a.txt", 40, 60)
     assert [category for category, _ in rows] == [0, 1]

@@ -123,7 +123,7 @@ def test_optimizer_groups_are_the_official_ones():
 )
 def test_schedules(fields, expected):
     args = OptimizationArguments(learning_rate=2.0, **fields)
-    optimizer = build_optimizer(tiny_model(), args)
+    optimizer = build_optimizer(tiny_model(), args, torch.device("cpu"))
     scheduler = build_scheduler(optimizer, args, 100)
     rates = []
     for _ in range(100):

@@ -110,7 +110,7 @@ class OptimizationArguments(CheckedArguments):
     """AdamW and its schedule; defaults are the official recipe."""
 
     _argument_group_name = "optimization"
-    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm", "torch_compile")
+    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm", "torch_compile", "tf32", "deformable_attention")
 
     learning_rate: float = option(1e-4, "Peak learning rate.", within="(0, inf)")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.", within="[0, inf)")
@@ -146,6 +146,10 @@ class OptimizationArguments(CheckedArguments):
         None, "Evaluate and save a moving average of the weights, e.g. 0.999.", within="[0, 1)"
     )
     torch_compile: bool = option(False, "Compile backbone and decoders; pays off in long runs at one image size.")
+    tf32: bool = option(False, "Faster products of float32 on NVIDIA GPUs, with 10 bits of mantissa.")
+    deformable_attention: Literal["auto", "fused", "torch"] = option(
+        "auto", "Triton kernels, operators of torch, or by the device."
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -121,7 +121,7 @@ class FineTuner:
         if optimization.ema_decay is not None:
             average = get_ema_multi_avg_fn(optimization.ema_decay)
             self.ema = AveragedModel(model, accelerator.device, multi_avg_fn=average, use_buffers=True)
-        optimizer = build_optimizer(model, optimization)
+        optimizer = build_optimizer(model, optimization, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         streamed = isinstance(train_loader.dataset, torch.utils.data.IterableDataset)
         self.loader = train_loader if streamed else accelerator.prepare(train_loader)
@@ -196,7 +196,8 @@ class FineTuner:
             self.accelerator.log(row, step=self.step)
             if main:
                 cost = {"seconds": round(seconds, 4), "images_per_second": round(speed, 3)}
-                cost["peak_memory_mib"] = round(peak_memory(self.accelerator.device))
+                peak = peak_memory(self.accelerator.device)
+                cost["peak_memory_mib"] = None if peak is None else round(peak)
                 log.write(json.dumps({"step": self.step, **row, **cost}) + "\n")
                 log.flush()
             self.scheduler.step()

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader
 
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.dataset import materialize_stream, open_dataset
 from mpformer_hf.data.splits import check_splits, check_training_images
+from mpformer_hf.deformable_attention import use_implementation
 from mpformer_hf.evaluation.evaluator import evaluation_loader
 from mpformer_hf.evaluation.task_metrics import format_score
 from mpformer_hf.files import write_json
@@ -59,9 +60,12 @@ def main(argv: list[str] | None = None) -> dict:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=optimization.gradient_accumulation_steps, sync_with_dataloader=False
         ),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of gradients
         log_with=run_args.report_to.split(",") if run_args.report_to else None,
         project_dir=run_args.output_dir,
     )
+    torch.set_float32_matmul_precision("high" if optimization.tf32 else "highest")
+    use_implementation(optimization.deformable_attention)
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
     if run_args.push_to_hub and accelerator.is_main_process:
         check_login()

@@ -7,10 +7,13 @@ import psutil
 import torch
 
 
-def peak_memory(device: torch.device) -> float:
-    """Peak in MiB: of allocated tensors on a GPU, else of the resident memory of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+def peak_memory(device: torch.device) -> float | None:
+    """Peak in MiB: of allocated tensors on a CUDA, ROCm or XPU device, of the resident memory of this process on a CPU.
+    None on other devices, whose allocators do not report a peak (MPS)."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).max_memory_allocated(device) / 2**20
+    if device.type != "cpu":
+        return None
     status = Path("/proc/self/status")
     if status.is_file():  # `getrusage` includes the parent's memory
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024

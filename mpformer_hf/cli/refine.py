@@ -41,15 +41,16 @@ from ..inference import Predictor
 from ..label_maps import encode_rle
 from ..loading import fingerprint, load_model, load_processor
 from ..progress import progress
-from ..prompting import UNKNOWN, boxes_to_masks
+from ..prompting import UNKNOWN, boxes_to_masks, enlarge_boxes
 from ..ranges import check_range
 from ..visualization import draw_segmentation
 
 CHANGED = ("segmentation", "area", "bbox", "score", "predicted_category")
 
 
-def prompt_of(annotation: dict, size: tuple[int, int], boxes_only: bool) -> torch.Tensor:
-    """The mask of an annotation, or its filled box; uint8 `[H, W]`.
+def prompt_of(annotation: dict, size: tuple[int, int], boxes_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mask of an annotation, or its filled box, uint8 `[H, W]`; and the box that the refined mask may not leave,
+    `[4]`, which is the full image where a mask is given.
 
     Raises:
         ValueError: it has neither.
@@ -58,12 +59,13 @@ def prompt_of(annotation: dict, size: tuple[int, int], boxes_only: bool) -> torc
     if mask:
         decoded = torch.from_numpy(decode_segmentation(mask, *size))
         if decoded.any():
-            return decoded.to(torch.uint8)
+            return decoded.to(torch.uint8), torch.tensor([0.0, 0.0, size[1], size[0]])
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
         raise ValueError("has neither a mask nor a box")
     x, y, width, height = box
-    return boxes_to_masks(torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32), size)[0]
+    given = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32)
+    return boxes_to_masks(given, size)[0], enlarge_boxes(given)[0]
 
 
 def refined_fields(mask: torch.Tensor, info: dict, id2label: dict[int, str]) -> dict:
@@ -94,8 +96,10 @@ def refine_image(
             problems.append(f"annotation {annotation['id']}: {error}")
     if not used:
         return {}, problems, ({"segmentation": np.zeros((0, *size), bool), "segments_info": []},) * 2
-    masks, classes = torch.stack(prompts), [labels.get(row["category_id"], UNKNOWN) for row in used]
-    found = predictor.refine(predictor.encode(image, args.scale), masks=masks, labels=classes, rounds=args.rounds)
+    masks, limits = (torch.stack(part) for part in zip(*prompts, strict=True))
+    classes = [labels.get(row["category_id"], UNKNOWN) for row in used]
+    encoded = predictor.encode(image, args.scale)
+    found = predictor.refine(encoded, masks=masks, labels=classes, rounds=args.rounds, limits=limits)
     id2label, fields = predictor.model.config.id2label, {}
     for annotation, mask, info in zip(used, found["segmentation"], found["segments_info"], strict=True):
         if mask.any():
@@ -149,7 +153,7 @@ def write_yolo_labels(content: dict, output: Path) -> None:
         size, masks, segments = (row["height"], row["width"]), [], []
         for annotation in by_image[row["id"]]:
             with contextlib.suppress(ValueError):  # reported before
-                masks.append(prompt_of(annotation, size, boxes_only=False).bool())
+                masks.append(prompt_of(annotation, size, boxes_only=False)[0].bool())
                 segments.append({"label_id": annotation["category_id"], "score": 1.0})
         record = ImageRecord(row["id"], row["file_name"], str(Path(row["file_name"]).with_suffix("")), *size)
         result = {"segmentation": torch.stack(masks) if masks else torch.zeros(0, *size), "segments_info": segments}

@@ -47,6 +47,12 @@ class PromptedObjects:
     truth: Tensor
     labels: list[int]
 
+    @property
+    def arguments(self) -> dict:
+        """Arguments of `Predictor.refine`."""
+        given = {"boxes": mask_boxes(self.given)} if self.kind == "box" else {"masks": self.given}
+        return {**given, "labels": self.labels}
+
 
 def objects_of_images(split: SegmentationDataset, title: str) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
     """Images of a split that have objects, uint8 `[3, H, W]`, their masks, uint8 `[P, H, W]`, and classes. Crowds and
@@ -81,7 +87,7 @@ def scores_and_ious(predictor: Predictor, split: SegmentationDataset) -> tuple[l
     for image, masks, labels in objects_of_images(split, "calibrate"):
         encoded = predictor.encode(image)
         for prompts in prompts_of(masks, labels, generator):
-            found = predictor.refine(encoded, prompts.given, labels=prompts.labels)
+            found = predictor.refine(encoded, **prompts.arguments)
             scores += [row["score"] for row in found["segments_info"]]
             ious += pair_ious(found["segmentation"], prompts.truth)
     return scores, ious
