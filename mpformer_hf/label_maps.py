@@ -64,7 +64,20 @@ def resize_map(map_: Tensor, size: tuple[int, int]) -> Tensor:
 def split_segments(
     map_: Tensor, id_to_class: dict[int, int] | None, do_reduce_labels: bool, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Convert a map to one mask per id.
+    """Convert a map to one mask per id; arguments as those of `split_ids`.
+
+    Returns:
+        bool `[T, H, W]` and int64 `[T]`, by ascending id.
+    """
+    ids, classes = split_ids(map_, id_to_class, do_reduce_labels, ignore_index)
+    masks = [layer == ids[:, None, None] for layer in map_.view(-1, *map_.shape[-2:])]
+    return torch.stack(masks).any(0) if len(masks) > 1 else masks[0], classes
+
+
+def split_ids(
+    map_: Tensor, id_to_class: dict[int, int] | None, do_reduce_labels: bool, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
+    """Ids of a map that have a class, in ascending order, and their classes.
 
     Args:
         map_: int32 or int64 `[H, W]`, or `[L, H, W]` with each id in one layer.
@@ -73,7 +86,7 @@ def split_segments(
         ignore_index: the id that is void, in maps of classes; None: no id is. Not used with `id_to_class`.
 
     Returns:
-        bool `[T, H, W]` and int64 `[T]`, by ascending id.
+        `[T]` of the map's dtype, and int64 `[T]`.
     """
     ids = map_.unique()
     if ignore_index is not None and id_to_class is None:
@@ -86,9 +99,7 @@ def split_segments(
     if do_reduce_labels:
         keep &= classes != 0
         classes = classes - 1
-    ids, classes = ids[keep], classes[keep]
-    masks = [layer == ids[:, None, None] for layer in map_.view(-1, *map_.shape[-2:])]
-    return torch.stack(masks).any(0) if len(masks) > 1 else masks[0], classes
+    return ids[keep], classes[keep]
 
 
 def compress_counts(counts: list[int]) -> str:

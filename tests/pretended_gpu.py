@@ -399,7 +399,9 @@ def engine_step(model, batch, device, dtype):
     """The project's own `FineTuner.optimize` on a batch that lies on the host, with accelerate's part stood in for."""
     from types import SimpleNamespace
 
+    from mpformer_hf import MPFormerImageProcessor
     from training.engine import FineTuner
+    from training.packing import Unpacker, pack
 
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
@@ -414,8 +416,17 @@ def engine_step(model, batch, device, dtype):
         clip_grad_norm_=clip,
     )
     options = SimpleNamespace(gradient_accumulation_steps=1, max_grad_norm=0.01)
+    generator = torch.Generator().manual_seed(7)
+    labels = [x.tolist() for x in batch["class_labels"]]
+    draw = functools.partial(torch.randint, generator=generator)
+    images = [draw(0, 256, (3, 64, 96), dtype=torch.uint8) for _ in labels]
+    maps = [draw(0, len(own) + 1, (64, 96), dtype=torch.int32) for own in labels]
+    tables = [dict(enumerate(own, 1)) for own in labels]
+    batch = pack(images, maps, tables, 32)
+    unpack = Unpacker(MPFormerImageProcessor(), torch.device("cpu"))
+    unpack.mean, unpack.std = (x.to(device, non_blocking=True) for x in (unpack.mean, unpack.std))
     tuner = SimpleNamespace(
-        optimization=options, accelerator=accelerator, model=model, optimizer=optimizer, step=1, ema=None
+        optimization=options, accelerator=accelerator, model=model, optimizer=optimizer, step=1, ema=None, unpack=unpack
     )
     torch.manual_seed(5)
     tuner.read_losses = functools.partial(FineTuner.read_losses, tuner)
@@ -492,7 +503,6 @@ def main() -> int:
                     got = fake(pretend(batch["pixel_values"])).masks_queries_logits
                 wrong = (got.values_ - want).abs().max().item()
             elif kind == "engine":
-                batch["pixel_mask"] = torch.ones(len(counts), 64, 96, dtype=torch.int64)
                 loss, grads = engine_step(plain, batch, "cpu", dtype)
                 fake = pretend(fake)
                 with FromLists(seen), seen:

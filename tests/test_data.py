@@ -16,6 +16,7 @@ from mpformer_hf.evaluation.evaluator import EvaluationDataset
 from tests import datasets_on_disk as make
 from training.arguments import TransformArguments
 from training.batches import SeededSampler, TrainingDataset
+from training.packing import Unpacker
 
 
 def opened(folder, task="semantic", split="train", **fields):
@@ -119,7 +120,7 @@ def test_batches_for_training_and_evaluation(tmp_path):
     processor = MPFormerImageProcessor(size={"height": 96, "width": 96})
     args = TransformArguments(augmentation="lsj", crop_size=[64, 96])
     batches = TrainingDataset(data, args, processor)
-    batch = batches.collate([batches[0, 5], batches[1, 6]])
+    batch = Unpacker(processor, torch.device("cpu"))(batches.collate([batches[0, 5], batches[1, 6]]))
     assert batch["pixel_values"].shape == (2, 3, 64, 96)
     for masks, classes in zip(batch["mask_labels"], batch["class_labels"], strict=True):
         assert masks.shape == (len(classes), 64, 96) and masks.any((1, 2)).all() and (masks.sum(0) <= 1).all()

@@ -13,6 +13,7 @@ from mpformer_hf.evaluation.task_metrics import instance_reference
 from tests import datasets_on_disk as make
 from training.arguments import TransformArguments
 from training.batches import TrainingDataset
+from training.packing import Unpacker
 
 
 def opened(folder, task="instance", split="train", **fields):
@@ -38,7 +39,8 @@ def test_masks_of_overlapping_objects_reach_the_model(tmp_path):
     data = opened(make.overlapping_objects(tmp_path / "d"))
     arguments = TransformArguments(augmentation="none", horizontal_flip=False)
     batches = TrainingDataset(data, arguments, MPFormerImageProcessor())
-    batch = batches.collate([batches[0, 1], batches[1, 1]])
+    unpack = Unpacker(MPFormerImageProcessor(), torch.device("cpu"))
+    batch = unpack(batches.collate([batches[0, 1], batches[1, 1]]))
     expected, labels, _ = masks_of(data[0][1])
     assert batch["class_labels"][0].tolist() == labels[:2] and len(batch["class_labels"][1]) == 0
     np.testing.assert_array_equal(batch["mask_labels"][0][:, :40, :60].numpy(), np.stack(expected[:2]))
@@ -46,7 +48,7 @@ def test_masks_of_overlapping_objects_reach_the_model(tmp_path):
         data, TransformArguments(augmentation="lsj", crop_size=[64, 64]), MPFormerImageProcessor()
     )
     for draw in range(8):  # cropped together, and what is cropped away is dropped
-        batch = batches.collate([batches[0, draw]])
+        batch = unpack(batches.collate([batches[0, draw]]))
         assert batch["mask_labels"][0].flatten(1).any(1).all() and batch["mask_labels"][0].shape[1:] == (64, 64)
 
 

@@ -9,9 +9,10 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.dataset import SegmentationDataset
-from mpformer_hf.data.segments import VOID, Segments
+from mpformer_hf.data.segments import Segments
 
 from .arguments import TransformArguments
+from .packing import pack
 from .transforms import augment, build_transform
 
 
@@ -41,12 +42,12 @@ class SeededSampler(Sampler):
 
 
 class TrainingDataset(Dataset):
-    """Augmented images with segments; `collate` makes model inputs.
+    """Augmented images with segments; `collate` makes packed batches.
 
     Args:
         dataset: the split.
         transforms: augmentation.
-        processor: normalises, pads and converts segments to masks.
+        processor: images are padded as it does.
     """
 
     def __init__(self, dataset: SegmentationDataset, transforms: TransformArguments, processor: MPFormerImageProcessor):
@@ -82,11 +83,10 @@ class TrainingDataset(Dataset):
         return self.collate(examples), [example[3] for example in examples]
 
     def collate(self, examples: list) -> dict:
-        """`pixel_values`, `pixel_mask`, `mask_labels`, `class_labels` of the model."""
+        """A packed batch, see `packing.py`."""
         images, maps, tables = (list(column) for column in zip(*(example[:3] for example in examples), strict=True))
-        fixed = {"do_resize": False, "ignore_index": VOID, "do_reduce_labels": False}  # the classes are final
-        inputs = self.processor(images, maps, tables, **fixed, return_tensors="pt")
-        return dict(inputs)
+        divisor = 1 if self.processor.stretch_to_divisor else self.processor.size_divisor or 1
+        return pack(images, maps, tables, divisor)
 
 
 class StreamedTrainingDataset(IterableDataset):

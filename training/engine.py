@@ -28,6 +28,7 @@ from .checkpoints import load_checkpoint, save_checkpoint, save_model
 from .lora import add_adapters
 from .memory import peak_memory
 from .optimization import build_optimizer, build_scheduler
+from .packing import Unpacker
 from .plateau import PlateauCheck
 from .run_folder import EVALUATIONS, LOG, RESULTS
 from .sharding import broadcast_buffers, gather_parameters, prepare_sharding
@@ -81,7 +82,7 @@ class FineTuner:
         model, processor: the model to train and its image processor.
         optimization, run_args: the recipe.
         accelerator: prepares model, optimizer and data.
-        train_loader: endless batches of model inputs and row numbers; of a stream, those of this process.
+        train_loader: endless packed batches and row numbers; of a stream, those of this process.
         eval_loader: see `evaluation_loader`.
         output: the output folder.
         total: number of optimizer steps.
@@ -128,7 +129,7 @@ class FineTuner:
         self.scheduler = build_scheduler(self.optimizer.optimizer, optimization, total)
         self.step, self.best, self.evaluations_since_best, self.results = 0, None, 0, {}
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0}
-        self.plateau = PlateauCheck()
+        self.plateau, self.unpack = PlateauCheck(), Unpacker(processor, accelerator.device)
         if checkpoint is not None:
             self.resume(checkpoint)
 
@@ -256,7 +257,7 @@ class FineTuner:
             inputs, rows = next(batches)
             if isinstance(inputs, ValueError):  # an invalid row
                 raise inputs
-            inputs = send_to_device(inputs, self.accelerator.device, non_blocking=True)
+            inputs = self.unpack(send_to_device(inputs, self.accelerator.device, non_blocking=True))
             used += rows
             with self.accelerator.accumulate(self.model):
                 with self.accelerator.autocast():
