@@ -6,6 +6,7 @@ kernels of `deformable_triton.py` do the same in one pass.
 """
 
 import math
+import os
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IMPLEMENTATIONS = ("auto", "fused", "torch")
-chosen = "auto"
+chosen = None
 
 
 def use_implementation(name: str) -> None:
-    """Choose the operator of all models of this process.
+    """Choose the operator of all models of this process; so does the environment variable
+    `MPFORMER_DEFORMABLE_ATTENTION`.
 
     Args:
         name: `"fused"`, the Triton kernels; `"torch"`, operators of torch; `"auto"`, the kernels on CUDA devices with
@@ -38,6 +40,8 @@ def use_implementation(name: str) -> None:
 
 def is_fused(value: Tensor) -> bool:
     """Whether the Triton kernels are used for values of this device and dtype."""
+    if chosen is None:
+        use_implementation(os.environ.get("MPFORMER_DEFORMABLE_ATTENTION", "auto"))
     if chosen == "torch" or value.dtype == torch.float64 or torch.compiler.is_exporting():
         return False
     return chosen == "fused" or (value.device.type == "cuda" and torch.version.hip is None and has_triton())

@@ -59,6 +59,9 @@ def test_the_implementation_is_chosen_by_device_and_switch(monkeypatch):
     assert not is_fused(on_cpu)
     with pytest.raises(ValueError, match="must be one of auto, fused, torch, got 'cuda'"):
         use_implementation("cuda")
+    monkeypatch.setattr(deformable_attention, "chosen", None)
+    monkeypatch.setenv("MPFORMER_DEFORMABLE_ATTENTION", "fused")
+    assert is_fused(on_cpu)
     monkeypatch.setattr(deformable_attention, "has_triton", lambda: False)
     with pytest.raises(ValueError, match="needs Triton"):
         use_implementation("fused")

@@ -110,7 +110,7 @@ class OptimizationArguments(CheckedArguments):
     """AdamW and its schedule; defaults are the official recipe."""
 
     _argument_group_name = "optimization"
-    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm", "torch_compile", "tf32", "deformable_attention")
+    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm", "torch_compile", "tf32")
 
     learning_rate: float = option(1e-4, "Peak learning rate.", within="(0, inf)")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.", within="[0, inf)")
@@ -147,9 +147,6 @@ class OptimizationArguments(CheckedArguments):
     )
     torch_compile: bool = option(False, "Compile backbone and decoders; pays off in long runs at one image size.")
     tf32: bool = option(False, "Faster products of float32 on NVIDIA GPUs, with 10 bits of mantissa.")
-    deformable_attention: Literal["auto", "fused", "torch"] = option(
-        "auto", "Triton kernels, operators of torch, or by the device."
-    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.dataset import materialize_stream, open_dataset
 from mpformer_hf.data.splits import check_splits, check_training_images
-from mpformer_hf.deformable_attention import use_implementation
 from mpformer_hf.evaluation.evaluator import evaluation_loader
 from mpformer_hf.evaluation.task_metrics import format_score
 from mpformer_hf.files import write_json
@@ -65,7 +64,6 @@ def main(argv: list[str] | None = None) -> dict:
         project_dir=run_args.output_dir,
     )
     torch.set_float32_matmul_precision("high" if optimization.tf32 else "highest")
-    use_implementation(optimization.deformable_attention)
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
     if run_args.push_to_hub and accelerator.is_main_process:
         check_login()
