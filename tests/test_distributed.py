@@ -1,5 +1,6 @@
 """Two processes with half of the batch each give the loss and the gradients of one with the whole batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -54,3 +55,31 @@ def test_two_processes_fine_tune_a_saved_checkpoint_with_unused_weights(kind, sh
     argv = flags(shapes, tmp_path / "out", **options, max_eval_samples=1, per_device_train_batch_size=1)
     run_together([sys.executable, "-m", "training.finetune", *argv], processes=2)
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_torchrun_restarts_after_a_process_died_and_the_run_resumes(shapes, tmp_path):
+    """As training/accelerate/slurm.sh starts it, with two processes on the CPU."""
+    argv = flags(shapes, tmp_path / "out", max_train_steps=6, checkpointing_steps=2, max_eval_samples=1)
+    launcher = ["--nnodes", "1", "--nproc_per_node", "2", "--max-restarts", "1", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.killed_once", str(tmp_path / "mark")]
+    own = {
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, argv)]
+    done = subprocess.run(
+        [*command, "--resume_from_checkpoint", "latest"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "mark").exists(), "a process died"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["steps"] == 6
