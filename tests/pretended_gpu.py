@@ -412,6 +412,7 @@ def engine_step(model, batch, device, dtype):
         accumulate=lambda m: contextlib.nullcontext(),
         autocast=autocast,
         sync_gradients=True,
+        scaler=None,
         backward=lambda loss: loss.backward(),
         clip_grad_norm_=clip,
     )

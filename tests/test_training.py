@@ -295,8 +295,25 @@ def test_frozen_batch_norms_are_in_no_group():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"The loss is nan in step \d+, training rows \d, \d\."):
+    with pytest.raises(FloatingPointError, match=r"The .* is (nan|inf) in step \d+, training rows \d, \d\."):
         finetune.main(flags(shapes, tmp_path / "a", learning_rate=1e30, max_grad_norm=1e9, max_train_steps=8))
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient norm"])
+def test_weights_do_not_change_in_a_step_that_is_not_finite(shapes, tmp_path, monkeypatch, broken):
+    weights, read_losses = {}, engine.FineTuner.read_losses
+
+    def broken_losses(tuner, values, rows):
+        key = {"loss": "loss", "gradient norm": "grad_norm"}[broken]
+        weights.update({name: p.detach().clone() for name, p in tuner.model.named_parameters()})
+        weights["tuner"] = tuner
+        return read_losses(tuner, {**values, key: torch.tensor(float("inf"))}, rows)
+
+    monkeypatch.setattr(engine.FineTuner, "read_losses", broken_losses)
+    with pytest.raises(FloatingPointError, match=rf"The {broken} is inf in step 1, training rows \d, \d\."):
+        finetune.main(flags(shapes, tmp_path / "a"))
+    tuner = weights.pop("tuner")
+    assert all(torch.equal(weights[name], p) for name, p in tuner.model.named_parameters())
 
 
 def test_a_failing_evaluation_keeps_the_weights(shapes, tmp_path, monkeypatch):

@@ -281,14 +281,16 @@ class FineTuner:
         waits for the device.
 
         Raises:
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss, or without a gradient scaler the gradient norm, is not finite.
         """
         whole = (x.full_tensor() if isinstance(x, DTensor) else x for x in values.values())  # the norm, with FSDP
         stacked = torch.stack([x.float().reshape(()) for x in whole])
         losses = dict(zip(values, stacked.tolist(), strict=True))
-        if not math.isfinite(losses["loss"]):
-            names = ", ".join(map(str, rows))
-            raise FloatingPointError(f"The loss is {losses['loss']} in step {self.step}, training rows {names}.")
+        checked = {"loss": "loss"} | ({} if self.accelerator.scaler else {"grad_norm": "gradient norm"})
+        for key, name in checked.items():  # a scaler leaves out steps whose gradients are not finite
+            if not math.isfinite(losses[key]):
+                where = f"step {self.step}, training rows {', '.join(map(str, rows))}"
+                raise FloatingPointError(f"The {name} is {losses[key]} in {where}.")
         return losses
 
     def unwrapped_model(self) -> MPFormerForUniversalSegmentation:
