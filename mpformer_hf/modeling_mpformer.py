@@ -386,7 +386,8 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         """Features of one image, float `[1, 3, H, W]`, for `refine`."""
         _, mask_features, levels = self.model.pixel_level_module(pixel_values)
         memory = self.model.transformer_module.prepare(mask_features, levels)
-        return ImageFeatures(mask_features, memory, tuple(pixel_values.shape[-2:]))
+        matching = self.model.transformer_module.matching_states(memory)
+        return ImageFeatures(mask_features, memory, matching, tuple(pixel_values.shape[-2:]))
 
     def refine(
         self,

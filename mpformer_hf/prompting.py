@@ -18,7 +18,7 @@ from .configuration_mpformer import MPFormerConfig
 from .mask_piloting import Pilot, build_pilot
 from .postprocessing import ResizeGeometry
 from .targets import Targets
-from .transformer_decoder import DecoderMemory, compute_masks
+from .transformer_decoder import DecoderMemory, QueryStates, compute_masks
 
 UNKNOWN = -1  # label of a prompt whose class is not known
 MOST_QUERIES = 300  # pilot queries of one pass
@@ -32,11 +32,13 @@ class ImageFeatures:
     Attributes:
         mask_features: `[1, mask_feature_size, H / 4, W / 4]`.
         memory: what the queries attend to.
+        matching: states of the matching queries in each layer, which prompts attend to.
         size: (H, W) of the padded image in pixels.
     """
 
     mask_features: Tensor
     memory: DecoderMemory
+    matching: list[QueryStates]
     size: tuple[int, int]
 
 
@@ -192,7 +194,7 @@ def refine_once(model: nn.Module, features: ImageFeatures, masks: Tensor, labels
     embeddings = features.mask_features.new_zeros(len(masks), features.mask_features.shape[1])
     for classes in class_chunks(model.config.num_labels, len(masks), bool(unknown.any())) if len(masks) else []:
         pilot = prompt_pilot(masks, labels, classes, shapes, model.config)
-        decoded = model.model.transformer_module.decode(features.memory, pilot)
+        decoded = model.model.transformer_module.decode(features.memory, pilot, matching=features.matching)
         states, found = (
             x[0, : pilot.num_queries].unflatten(0, (len(classes), len(masks)))
             for x in (decoded.normed_states[-1], decoded.mask_embeddings[-1])

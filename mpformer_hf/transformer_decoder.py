@@ -98,6 +98,19 @@ def attend(
     return out.transpose(1, 2).flatten(2), returned
 
 
+@dataclass
+class QueryStates:
+    """Inputs of a layer's self-attention.
+
+    Attributes:
+        states: `[B, N, C]`.
+        position: `[N, C]`, `[B, N, C]` or None.
+    """
+
+    states: Tensor
+    position: Tensor | None
+
+
 class MPFormerSelfAttention(nn.Module):
     """Self-attention of the queries; positions are added to queries and keys."""
 
@@ -110,12 +123,23 @@ class MPFormerSelfAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(
-        self, hidden: Tensor, position: Tensor | None, attention_mask: Tensor | None, attentions_from: int | None
+        self,
+        hidden: Tensor,
+        position: Tensor | None,
+        attention_mask: Tensor | None,
+        attentions_from: int | None,
+        others: QueryStates | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, N, C]` -> `[B, N, C]`, and the weights of the queries from `attentions_from` on, or None."""
-        hidden_with_pos = hidden if position is None else hidden + position
-        dropout = self.dropout if self.training else 0.0
-        query, key, value = self.q_proj(hidden_with_pos), self.k_proj(hidden_with_pos), self.v_proj(hidden)
+        """`[B, N, C]` -> `[B, N, C]`, and the weights of the queries from `attentions_from` on, or None. Queries also
+        attend to `others`, which come after them."""
+        hidden_with_pos = attended_with_pos = hidden if position is None else hidden + position
+        attended, dropout = hidden, self.dropout if self.training else 0.0
+        if others is not None:
+            with_pos = others.states if others.position is None else others.states + others.position
+            attended, attended_with_pos = (
+                torch.cat(pair, 1) for pair in ((hidden, others.states), (hidden_with_pos, with_pos))
+            )
+        query, key, value = self.q_proj(hidden_with_pos), self.k_proj(attended_with_pos), self.v_proj(attended)
         out, weights = attend(query, key, value, self.heads, attention_mask, dropout, attentions_from)
         return self.out_proj(out), weights
 
@@ -181,6 +205,7 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
         self_attention_mask: Tensor | None,
         position: Tensor | None,
         attentions_from: int | None,
+        others: QueryStates | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
@@ -190,6 +215,7 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
             self_attention_mask: bool `[B, 1, N, N]` or None, True = may attend.
             position: `[N, C]` or None.
             attentions_from: also return the self-attention weights of the queries from this one on.
+            others: queries that self-attention attends to besides.
 
         Returns:
             `[B, N, C]`, and the self-attention weights or None.
@@ -198,7 +224,8 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
         update = self.cross_attn(self._pre_norm(norm, hidden), position, key, value, cross_attention_mask)
         hidden = self._residual(norm, hidden, update)
         norm = self.self_attn_layer_norm
-        update, weights = self.self_attn(self._pre_norm(norm, hidden), position, self_attention_mask, attentions_from)
+        states = self._pre_norm(norm, hidden)
+        update, weights = self.self_attn(states, position, self_attention_mask, attentions_from, others)
         hidden = self._residual(norm, hidden, update)
         norm = self.final_layer_norm
         expanded = self._dropout(self.activation(self.fc1(self._pre_norm(norm, hidden))))
@@ -242,15 +269,17 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
         pilot: Pilot | None,
         output_hidden_states: bool,
         output_attentions: bool,
+        matching: list[QueryStates] | None = None,
     ) -> DecoderOutput:
         """
         Args:
-            hidden: `[B, N, C]`, queries `[pilot | matching]`.
+            hidden: `[B, N, C]`, queries `[pilot | matching]`; only the pilot's with `matching`.
             position: `[N, C]`, `[B, N, C]` or None.
             memory: see `DecoderMemory`.
             pilot: attention masks of the pilot queries, or None.
             output_hidden_states, output_attentions: also return the hidden states and the self-attention weights of
                 the matching queries. Gradients of the loss reach them.
+            matching: states of the matching queries in each layer, which do not depend on the pilot's.
         """
         normed, embeddings, states, attentions = [], [], [], []
         num_pilot = 0 if pilot is None else pilot.num_queries
@@ -263,14 +292,15 @@ class MPFormerMaskedAttentionDecoder(nn.Module):
             embeddings.append(self.mask_predictor(normed[-1]))
             return hidden
 
-        self_attention_mask = None if pilot is None else pilot.self_attention_mask
+        self_attention_mask = None if pilot is None else pilot.self_attention_mask[:, :, : hidden.shape[1]]
         attentions_from = num_pilot if output_attentions else None
         hidden = predict(hidden)
         for index, layer in enumerate(self.layers):
             level = index % len(memory.keys)
             mask = cross_attention_mask(embeddings[-1], memory.mask_features[level], pilot, index, level)
             key, value = memory.keys[level], memory.values[level]
-            hidden, weights = layer(hidden, key, value, mask, self_attention_mask, position, attentions_from)
+            others = None if matching is None else matching[index]
+            hidden, weights = layer(hidden, key, value, mask, self_attention_mask, position, attentions_from, others)
             hidden = predict(hidden)
             attentions.append(weights)
         return DecoderOutput(
@@ -388,8 +418,10 @@ class MPFormerTransformerModule(nn.Module):
         pilot: Pilot | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        matching: list[QueryStates] | None = None,
     ) -> DecoderOutput:
-        """Run the decoder; `memory` is that of `prepare`, other arguments as those of `forward`."""
+        """Run the decoder; `memory` is that of `prepare`, other arguments as those of `forward`. With the states of the
+        `matching` queries in each layer, see `matching_states`, only the pilot's queries are computed."""
         queries = torch.arange(self.queries_features.num_embeddings, device=memory.keys[0].device)
         hidden = self.queries_features(queries).expand(memory.keys[0].shape[0], -1, -1)
         position = None if self.queries_embedder is None else self.queries_embedder(queries)
@@ -397,4 +429,21 @@ class MPFormerTransformerModule(nn.Module):
             contents = self.pilot_class_embedder(pilot.noisy_labels) * pilot.valid[..., None]
             hidden = torch.cat((contents.to(hidden.dtype), hidden), dim=1)
             position = add_pilot_positions(position, pilot, hidden)
-        return self.decoder(hidden, position, memory, pilot, output_hidden_states, output_attentions)
+        if matching is not None:
+            hidden = hidden[:, : pilot.num_queries]
+            position = None if position is None else position[..., : pilot.num_queries, :]
+        return self.decoder(hidden, position, memory, pilot, output_hidden_states, output_attentions, matching)
+
+    def matching_states(self, memory: DecoderMemory) -> list[QueryStates]:
+        """Inputs of each layer's self-attention for the matching queries, without a pilot."""
+        found: list[QueryStates] = []
+        hooks = [
+            layer.self_attn.register_forward_pre_hook(lambda _, inputs: found.append(QueryStates(*inputs[:2])))
+            for layer in self.decoder.layers
+        ]
+        try:
+            self.decode(memory)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
