@@ -18,7 +18,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    set_seed,
+)
 from torch.utils.data import DataLoader
 
 from mpformer_hf.cli.main import run_command
@@ -59,6 +64,7 @@ def main(argv: list[str] | None = None) -> dict:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=optimization.gradient_accumulation_steps, sync_with_dataloader=False
         ),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of gradients
         log_with=run_args.report_to.split(",") if run_args.report_to else None,
         project_dir=run_args.output_dir,
