@@ -187,6 +187,10 @@ class Pretend(TorchDispatchMode):
         return run(func, args, kwargs or {}, self)
 
 
+QUICK = (
+    *("train noise shift_scale per head", "train noise box", "train bf16 gradient checkpointing", "train no targets"),
+    *("train one image without", "train pilot positions", "optimize, 2 images", "optimize, 8 images"),
+)
 F = nn.functional
 HALF = {
     F.linear,
@@ -440,6 +444,7 @@ def main() -> int:
     parser.add_argument("--sites", action="store_true", help="list every place that waits")
     parser.add_argument("--waits", type=int, default=6, help="allowed synchronisations of a training step")
     parser.add_argument("--kernels", type=int, default=1200, help="allowed kernels of matching and losses")
+    parser.add_argument("--quick", action="store_true", help="some cases only")
     parser.add_argument("--only", default="", help="cases whose title has this")
     args = parser.parse_args()
     from mpformer_hf.configuration_mpformer import PILOT_NOISES
@@ -483,7 +488,8 @@ def main() -> int:
         ),
     ]
     failed = 0
-    for title, fields, dtype, kind, counts in [c for c in cases if args.only in c[0]]:
+    cases = [case for case in cases if args.only in case[0] and (not args.quick or case[0] in QUICK)]
+    for title, fields, dtype, kind, counts in cases:
         fields = dict(fields)
         checkpoint, host = fields.pop("checkpoint", False), fields.pop("host", False)
         torch.manual_seed(0)
