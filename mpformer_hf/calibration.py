@@ -23,7 +23,7 @@ def fit_calibration(scores: Sequence[float], ious: Sequence[float]) -> list[list
         `[scores, IoUs]` of the knots, the scores increasing.
 
     Raises:
-        ValueError: there are fewer than 50 masks.
+        ValueError: there are fewer than 50 masks, or all scores are 0.
     """
     if len(scores) < LEAST_MASKS:
         raise ValueError(f"A calibration needs at least {LEAST_MASKS} refined masks, there are {len(scores)}.")
@@ -31,6 +31,8 @@ def fit_calibration(scores: Sequence[float], ious: Sequence[float]) -> list[list
     groups = [group for group in np.array_split(order, MOST_KNOTS) if len(group)]
     x, y = (np.array([np.mean(np.asarray(values)[group]) for group in groups]) for values in (scores, ious))
     x, group_of = np.unique(x.round(6), return_inverse=True)
+    if x[-1] == 0:
+        raise ValueError("All scores are 0: the model finds no pixel of the prompts, there is nothing to calibrate.")
     sizes = np.bincount(group_of, weights=[len(group) for group in groups])
     means = np.bincount(group_of, weights=y * [len(group) for group in groups]) / sizes
     fitted = isotonic_regression(means, weights=sizes).x

@@ -44,6 +44,9 @@ def test_it_never_decreases_and_falls_to_zero():
     assert apply_calibration(scores, None) is scores and len(apply_calibration(torch.zeros(0), knots)) == 0
     with pytest.raises(ValueError, match="at least 50 refined masks, there are 2"):
         fit_calibration([0.5, 0.5], [0.1, 0.2])
+    with pytest.raises(ValueError, match="All scores are 0"):
+        fit_calibration([0.0] * 60, [0.0] * 60)
+    assert MPFormerConfig(prompt_calibration=fit_calibration([0.5] * 60, [0.2] * 60)).prompt_calibration is not None
 
 
 def test_the_raw_score_is_the_expected_iou():
