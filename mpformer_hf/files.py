@@ -76,8 +76,8 @@ def read_json(path: Path):
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 
 
-def lock_folder(folder: Path) -> FileLock:
-    """Create a folder if it does not exist and lock it. The lock ends with the process.
+def lock_folder(folder: Path, part: str = "") -> FileLock:
+    """Create a folder if it does not exist and lock it, or a part of its content. The lock ends with the process.
 
     Raises:
         ValueError: it is a file, or another process uses it.
@@ -85,11 +85,11 @@ def lock_folder(folder: Path) -> FileLock:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Output folder {folder} is a file; choose another one.")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / f"{LOCK}{part}")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"Output folder {folder} is used by another process.") from error
+        raise ValueError(f"Output folder {folder}{part} is used by another process.") from error
     return lock
 
 
@@ -99,6 +99,6 @@ def check_new_folder(path: Path) -> Path:
     Raises:
         ValueError: it exists and is not an empty folder.
     """
-    if path.exists() and (not path.is_dir() or any(file.name != LOCK for file in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not file.name.startswith(LOCK) for file in path.iterdir())):
         raise ValueError(f"{path} is not an empty folder; choose another output folder.")
     return path

@@ -34,7 +34,7 @@ from mpformer_hf.exporting import OUTPUTS, export
 from mpformer_hf.files import write_json
 from mpformer_hf.loading import load_model, load_processor
 
-from .benchmark import BACKBONES
+from .benchmark.models import BACKBONES
 
 
 class Runtime(nn.Module):

@@ -399,8 +399,9 @@ def step(model, batch, device, dtype, clip=True):
     return output.loss.detach(), grads
 
 
-def engine_step(model, batch, device, dtype):
-    """The project's own `FineTuner.optimize` on a batch that lies on the host, with accelerate's part stood in for."""
+def engine_step(model, batch, device, dtype, ema):
+    """The project's own `FineTuner.optimize` on a batch that lies on the host, with accelerate's part stood in for, and
+    a moving average of the weights."""
     from types import SimpleNamespace
 
     from mpformer_hf import MPFormerImageProcessor
@@ -431,7 +432,14 @@ def engine_step(model, batch, device, dtype):
     unpack = Unpacker(MPFormerImageProcessor(), torch.device("cpu"))
     unpack.mean, unpack.std = (x.to(device, non_blocking=True) for x in (unpack.mean, unpack.std))
     tuner = SimpleNamespace(
-        optimization=options, accelerator=accelerator, model=model, optimizer=optimizer, step=1, ema=None, unpack=unpack
+        optimization=options,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        step=2,
+        ema=ema,
+        unpack=unpack,
+        unwrapped_model=lambda: model,
     )
     torch.manual_seed(5)
     tuner.read_losses = functools.partial(FineTuner.read_losses, tuner)
@@ -449,6 +457,7 @@ def main() -> int:
     args = parser.parse_args()
     from mpformer_hf.configuration_mpformer import PILOT_NOISES
     from tests.tiny import batch_of, tiny_model
+    from training.moving_average import MovingAverage
 
     cases = [("inference " + b, dict(backbone=b), None, "infer", (2, 3)) for b in ("resnet", "swin", "convnext")]
     cases += [(f"train {b}", dict(backbone=b), None, "train", (2, 3)) for b in ("resnet", "swin", "convnext")]
@@ -510,10 +519,11 @@ def main() -> int:
                     got = fake(pretend(batch["pixel_values"])).masks_queries_logits
                 wrong = (got.values_ - want).abs().max().item()
             elif kind == "engine":
-                loss, grads = engine_step(plain, batch, "cpu", dtype)
-                fake = pretend(fake)
+                ema, own = (MovingAverage(model, 0.5, torch.device("cpu")) for model in (plain, fake))
+                loss, grads = engine_step(plain, batch, "cpu", dtype, ema)
+                fake, own.module = pretend(fake), pretend(own.module)
                 with FromLists(seen), seen:
-                    got, _ = engine_step(fake, batch, NAME, dtype)
+                    got, _ = engine_step(fake, batch, NAME, dtype, own)
                 wrong = abs(got.item() - loss.item()) / abs(loss.item())
             else:
                 loss, grads = step(plain, batch, "cpu", dtype)

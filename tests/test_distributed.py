@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TimmBackboneConfig
 
+from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation
 from tests.distributed_step import step
 from tests.runs import flags, run_together
 from tests.test_backbones import tiny_model as backbone_model
-from tests.tiny import batch_of, tiny_model
+from tests.tiny import SIZES, batch_of, tiny_model
 
 
 @pytest.mark.parametrize("counts", [(3, 0, 5, 1), (0, 0, 2, 2)], ids=["uneven", "one without targets"])
@@ -48,9 +50,22 @@ def test_two_processes_equal_one(counts, tmp_path):
         torch.testing.assert_close(result["grads"][name], grad, rtol=1e-3, atol=1e-5 * largest.item())
 
 
-@pytest.mark.parametrize("kind", ["swin", "dinov2"])
-def test_two_processes_fine_tune_a_saved_checkpoint_with_unused_weights(kind, shapes, tmp_path):
-    backbone_model(kind).save_pretrained(tmp_path / "model")
+def test_two_processes_fine_tune_saved_checkpoints(tmp_path):
+    """DDP waits for a gradient of each trainable parameter, in each step."""
+    kinds = ["convnext", "dinov2", "resnet", "swin", "timm"]
+    for kind in kinds[:-1]:
+        backbone_model(kind).save_pretrained(tmp_path / kind)
+    timm = TimmBackboneConfig(backbone="efficientnet_lite0", out_indices=[-4, -3, -2, -1])
+    MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=timm, num_labels=4, **SIZES)).save_pretrained(
+        tmp_path / "timm"
+    )
+    for told in run_together([sys.executable, "-m", "tests.distributed_checkpoints", tmp_path], processes=2):
+        assert [line for line in told.splitlines() if line in kinds] == kinds
+
+
+def test_two_processes_fine_tune_a_saved_swin(shapes, tmp_path):
+    """Its last norm has no gradient."""
+    backbone_model("swin").save_pretrained(tmp_path / "model")
     options = {"model_name_or_path": tmp_path / "model", "model_fields": "{}", "max_train_steps": 3, "eval_steps": 3}
     argv = flags(shapes, tmp_path / "out", **options, max_eval_samples=1, per_device_train_batch_size=1)
     run_together([sys.executable, "-m", "training.finetune", *argv], processes=2)

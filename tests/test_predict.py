@@ -15,6 +15,8 @@ from pycocotools import mask as coco_mask
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import predict as script
 from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.files import lock_folder
+from mpformer_hf.inference import Predictor
 from tests import datasets_on_disk as make
 from tests.runs import run_together
 from tests.tiny import tiny_model
@@ -235,9 +237,34 @@ def test_two_processes_share_the_work(saved, photos, tmp_path):
     assert read(tmp_path / "out" / "predictions.json") == read(tmp_path / "alone" / "predictions.json")
 
 
+def test_shards_write_to_one_folder_and_a_run_without_shard_completes_it(saved, photos, tmp_path, monkeypatch, capsys):
+    run(saved, photos, tmp_path / "alone")
+    for shard in ("2/5", "1/5", "5/5", "3/5", "4/5"):
+        run(saved, photos, tmp_path / "out", "--shard", shard)
+        images = 0 if shard == "5/5" else 1
+        assert f"{images} of {images} images of shard {shard} are in" in capsys.readouterr().out
+        assert not (tmp_path / "out" / "predictions.json").exists()
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "results").iterdir()}
+    assert len(made) == 4
+    monkeypatch.setattr(Predictor, "__call__", None)  # nothing is segmented again
+    run(saved, photos, tmp_path / "out")
+    assert read(tmp_path / "out" / "predictions.json") == read(tmp_path / "alone" / "predictions.json")
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+
+
+def test_two_runs_of_one_shard_do_not_write_at_the_same_time(saved, photos, tmp_path):
+    with lock_folder(tmp_path / "out", "-shard-1-of-2"):
+        with pytest.raises(SystemExit, match="out-shard-1-of-2 is used by another process"):
+            run(saved, photos, tmp_path / "out", "--shard", "1/2")
+        run(saved, photos, tmp_path / "out", "--shard", "2/2")
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
+        (["photos", "--shard", "0/4"], "--shard must be like 3/16"),
+        (["photos", "--shard", "5/4"], "--shard must be like 3/16"),
+        (["photos", "--shard", "2"], "--shard must be like 3/16"),
         (["photos", "--every", "0"], "--every and --batch_size must be at least 1"),
         (["photos", "--scales", "0"], "scales must be greater than 0"),
         (["photos", "--threshold", "nan"], r"threshold must be at least 0 and at most 1"),

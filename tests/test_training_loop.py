@@ -110,7 +110,7 @@ def test_trackers_get_losses_scores_and_pictures(shapes, tmp_path):
 def test_the_compile_flag_compiles_the_model_without_its_criterion(shapes, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: compiled.append(type(self).__name__))
-    finetune.main(flags(shapes, tmp_path / "a", torch_compile=True, max_train_steps=1, max_eval_samples=1))
+    finetune.main(flags(shapes, tmp_path / "a", torch_compile="model", max_train_steps=1, max_eval_samples=1))
     assert compiled == ["MPFormerModel"]
 
 

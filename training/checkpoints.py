@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.files import read_json, remove, write_json
 
 from .lora import merge_adapters
+from .moving_average import MovingAverage
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def find_checkpoint(output: Path, resume: str | None) -> Path | None:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output: Path, step: int, state: dict, ema: nn.Module | None, limit: int
+    accelerator: Accelerator, output: Path, step: int, state: dict, ema: MovingAverage | None, limit: int
 ) -> None:
     """Save a checkpoint under a temporary name, rename it, and delete all but the newest ones.
 
@@ -125,7 +125,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         write_json({**state, "random_state": random_state()}, temporary / STATE)
         if ema is not None:
-            save_file({name: tensor.contiguous() for name, tensor in ema.state_dict().items()}, temporary / EMA)
+            save_file({name: tensor.contiguous() for name, tensor in ema.module.state_dict().items()}, temporary / EMA)
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         write_json({str(file.relative_to(temporary)): checksum(file) for file in files}, temporary / CHECKSUMS)
         delete(final)  # exists if the run resumed from an earlier checkpoint
@@ -153,7 +153,7 @@ def delete(checkpoint: Path) -> None:
         shutil.rmtree(renamed)
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: nn.Module | None) -> dict:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: MovingAverage | None) -> dict:
     """Load accelerate's state and the moving average of a verified checkpoint; returns the other state of the run.
 
     Raises:
@@ -165,10 +165,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: nn.Module |
         raise ValueError(f"{checkpoint} was saved {'without' if ema is not None else 'with'} ema_decay.")
     try:
         accelerator.load_state(str(checkpoint))
+        if ema is not None:
+            ema.module.load_state_dict(load_file(checkpoint / EMA))
     except Exception as error:  # whatever torch, safetensors and accelerate raise for files that they do not accept
         raise ValueError(f"{checkpoint} could not be loaded: {next(iter(str(error).splitlines()), error)}") from error
-    if ema is not None:
-        ema.load_state_dict(load_file(checkpoint / EMA))
     state = read_state(checkpoint)
     saved = state.pop("random_state")
     if accelerator.is_main_process and random_state() != saved:  # accelerate does not report such a failure

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from PIL import Image
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
@@ -25,13 +24,16 @@ from mpformer_hf.progress import progress
 
 from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import load_checkpoint, save_checkpoint, save_model
+from .compiling import compile_model
 from .lora import add_adapters
 from .memory import peak_memory
+from .moving_average import MovingAverage
 from .optimization import build_optimizer, build_scheduler
 from .packing import Unpacker
 from .plateau import PlateauCheck
 from .run_folder import EVALUATIONS, LOG, RESULTS
 from .sharding import broadcast_buffers, gather_parameters, prepare_sharding
+from .waiting import WaitingCheck
 
 
 def images_per_step(args: OptimizationArguments, processes: int) -> int:
@@ -116,12 +118,10 @@ class FineTuner:
             model.gradient_checkpointing_enable()
         # With FSDP, evaluation and saving use an unsharded copy of the model.
         self.unsharded = copy.deepcopy(model).to(accelerator.device) if prepare_sharding(accelerator) else None
-        if optimization.torch_compile:
-            model.model.compile()
+        compile_model(model.model, optimization.torch_compile)
         self.ema = None
         if optimization.ema_decay is not None:
-            average = get_ema_multi_avg_fn(optimization.ema_decay)
-            self.ema = AveragedModel(model, accelerator.device, multi_avg_fn=average, use_buffers=True)
+            self.ema = MovingAverage(model, optimization.ema_decay, accelerator.device)
         optimizer = build_optimizer(model, optimization, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         streamed = isinstance(train_loader.dataset, torch.utils.data.IterableDataset)
@@ -130,6 +130,7 @@ class FineTuner:
         self.step, self.best, self.evaluations_since_best, self.results = 0, None, 0, {}
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0}
         self.plateau, self.unpack = PlateauCheck(), Unpacker(processor, accelerator.device)
+        self.waiting, self.waited = WaitingCheck(train_loader.num_workers), 0.0
         if checkpoint is not None:
             self.resume(checkpoint)
 
@@ -191,12 +192,14 @@ class FineTuner:
             speed = images * self.accelerator.num_processes / seconds
             bar.update()
             bar.set_postfix(loss=f"{losses['loss']:.2f}", images_s=f"{speed:.2f}")
-            if warning := self.plateau.update(losses):
-                self.accelerator.print(f"step {self.step}: {warning}")
+            for warning in (self.plateau.update(losses), self.waiting.update(self.waited, seconds)):
+                if warning:
+                    self.accelerator.print(f"step {self.step}: {warning}")
             row = {**losses, "grad_norm": norm, "lr": max(self.scheduler.get_last_lr())}
             self.accelerator.log(row, step=self.step)
             if main:
-                cost = {"seconds": round(seconds, 4), "images_per_second": round(speed, 3)}
+                cost = {"seconds": round(seconds, 4), "data_seconds": round(self.waited, 4)}
+                cost["images_per_second"] = round(speed, 3)
                 peak = peak_memory(self.accelerator.device)
                 cost["peak_memory_mib"] = None if peak is None else round(peak)
                 log.write(json.dumps({"step": self.step, **row, **cost}) + "\n")
@@ -252,9 +255,11 @@ class FineTuner:
         """
         accumulation = self.optimization.gradient_accumulation_steps
         sums: dict[str, torch.Tensor] = {}
-        used, losses = [], {}
+        used, losses, self.waited = [], {}, 0.0
         for _ in range(accumulation):
+            start = time.perf_counter()
             inputs, rows = next(batches)
+            self.waited += time.perf_counter() - start
             if isinstance(inputs, ValueError):  # an invalid row
                 raise inputs
             inputs = self.unpack(send_to_device(inputs, self.accelerator.device, non_blocking=True))
@@ -272,7 +277,7 @@ class FineTuner:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update_parameters(self.unwrapped_model())
+            self.ema.update(self.unwrapped_model(), first=self.step == 1)
         norm = losses.pop("grad_norm")
         return losses, len(used), norm
 

@@ -22,6 +22,7 @@ from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
+    find_executable_batch_size,
     set_seed,
 )
 from torch.utils.data import DataLoader
@@ -65,11 +66,14 @@ def main(argv: list[str] | None = None) -> dict:
             num_steps=optimization.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of gradients
+        kwargs_handlers=[  # with views into buckets, gradients are not stored twice
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=optimization.static_graph)
+        ],
         log_with=run_args.report_to.split(",") if run_args.report_to else None,
         project_dir=run_args.output_dir,
     )
     torch.set_float32_matmul_precision("high" if optimization.tf32 else "highest")
+    torch.backends.cudnn.benchmark = optimization.cudnn_benchmark
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
     if run_args.push_to_hub and accelerator.is_main_process:
         check_login()
@@ -79,7 +83,45 @@ def main(argv: list[str] | None = None) -> dict:
             stack.callback(lock_run(run_args.output_dir).release)
             prepare_folder(Path(run_args.output_dir), flags, run_args.resume_from_checkpoint)
         accelerator.wait_for_everyone()
-        return train(args, accelerator, flags, Path(run_args.output_dir))
+        start = train_in_memory if optimization.find_batch_size else train
+        return start(args, accelerator, flags, Path(run_args.output_dir))
+
+
+def train_in_memory(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) -> dict:
+    """`train`, started again, after the device ran out of memory, with fewer images per forward pass and as many more
+    passes per step, so that the images of a step stay the same.
+
+    Raises:
+        ValueError: there are several processes, which would wait for the one that failed, or one image is too large.
+    """
+    if accelerator.num_processes > 1:
+        raise ValueError("find_batch_size is for one process; give --per_device_train_batch_size.")
+    images = images_per_step(args.optimization, 1)
+    size = args.optimization.per_device_train_batch_size
+
+    def smaller() -> int:
+        nonlocal size
+        size = max((n for n in range(1, size) if images % n == 0), default=0)
+        passes = (
+            f"{size} images per forward pass and {images // size} passes per step" if size else "nothing left to try"
+        )
+        accelerator.print(f"Out of memory; now {passes}")
+        return size
+
+    def attempt(batch_size: int) -> dict:
+        accelerator.free_memory()  # of the attempt before
+        sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": images // batch_size}
+        accelerator.gradient_accumulation_steps = images // batch_size
+        own = replace(args, optimization=replace(args.optimization, **sizes))
+        return train(own, accelerator, flags, output)
+
+    find = find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=smaller)
+    try:
+        return find(attempt)()
+    except RuntimeError as error:
+        if size:
+            raise
+        raise ValueError("A forward and backward pass of one image does not fit into memory.") from error
 
 
 def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) -> dict:
@@ -136,6 +178,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         delete_old(output, tuner.step, run_args.save_total_limit)
         write_json(flags, output / ARGUMENTS)
     results = tuner.train()
+    if args.optimization.find_batch_size:
+        results["per_device_train_batch_size"] = args.optimization.per_device_train_batch_size
     skipped = train_split.skipped + eval_split.skipped
     if skipped:
         results |= {"skipped_images": skipped}

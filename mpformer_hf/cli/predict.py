@@ -5,6 +5,7 @@ mpformer predict outputs/yours "photos/*.jpg" predictions --write overlays --fli
 mpformer predict outputs/yours drive.mp4 predictions --every 5 --write video
 mpformer predict outputs/yours you/your-dataset predictions --split test
 accelerate launch --num_processes 4 -m mpformer_hf.cli.predict outputs/yours photos/ predictions
+mpformer predict outputs/yours you/your-dataset predictions --shard 3/16
 
 Writes overlays/NAME.png (pictures), for semantic segmentation maps/NAME.png (class ids, with 16 bits for more than 256
 classes), results/NAME.json (segments; for instances with masks as RLE) and the chosen formats: by default for instances
@@ -12,13 +13,18 @@ COCO's results list, predictions.json, with `images.json` for the numbers of ima
 panoptic results a COCO panoptic file, predictions.json, with PNG maps in predictions/. An interrupted run resumes: an
 image is complete when its results/NAME.json, which is written last, is of the same pixels, and the folder of the same
 model and settings. Images that cannot be read are skipped and listed; the exit code is 1 if no image was segmented.
+`--shard 3/16` segments the third of 16 parts of the images; jobs of different shards may run at the same time and write
+to one folder. When they have ended, the same command without `--shard` finds complete images and writes the files of
+all images.
 """
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -62,6 +68,20 @@ def batches_by_size(
     yield from waiting.values()
 
 
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Index from 0 and number of shards of `"3/16"`, the third of 16; of None, the only one.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    if text is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"--shard must be like 3/16, the third of 16 parts, got {text!r}.")
+    return int(found[1]) - 1, int(found[2])
+
+
 def skip(skipped: list[str], name: str, error: Exception | str) -> None:
     """Report an image that is skipped."""
     skipped.append(name)
@@ -77,6 +97,9 @@ def predict(args: argparse.Namespace) -> None:
     if args.every < 1 or args.batch_size < 1:
         raise ValueError("--every and --batch_size must be at least 1.")
     options = InferenceOptions(args.flip, args.scales, args.window, args.overlap, args.threshold)
+    shard, shards = parse_shard(args.shard)
+    if shards > 1 and "video" in args.write:
+        raise ValueError("--write video needs all frames: give it without --shard.")
     rate = None
     if "video" in args.write:
         if Path(args.source).suffix.lower() not in VIDEO_SUFFIXES:
@@ -103,7 +126,8 @@ def predict(args: argparse.Namespace) -> None:
     writers = [FORMATS[name](args.output, task, categories, threshold) for name in formats]
     check_output(args.output, settings)
     state.wait_for_everyone()  # all processes have checked the folder before one writes
-    lock = lock_folder(args.output) if state.is_main_process else None
+    part = f"-shard-{shard + 1}-of-{shards}" if shards > 1 else ""
+    lock = lock_folder(args.output, part) if state.is_main_process else None
     if state.is_main_process:
         write_json(settings, args.output / "settings.json")
     state.wait_for_everyone()
@@ -115,7 +139,9 @@ def predict(args: argparse.Namespace) -> None:
         pictures.append("overlays")  # what the video is made of
 
     def images_of_process() -> Iterator[SourceImage]:
-        for index, image in enumerate(progress(source, "predict", unit="image", disable=not state.is_main_process)):
+        own = islice(source, shard, None, shards)
+        total = len(range(shard, len(source), shards)) if isinstance(source, list) else None
+        for index, image in enumerate(progress(own, "predict", total, unit="image", disable=not state.is_main_process)):
             if image_ids is not None:
                 image.image_id = image_ids.get(Path(image.file_name).name)
             identities[image.name] = (image.image_id, image.file_name)
@@ -138,17 +164,20 @@ def predict(args: argparse.Namespace) -> None:
     unread = set(gather_object(skipped))  # also waits for all processes
     if state.is_main_process:
         complete = {name: identity for name, identity in identities.items() if name not in unread}
-        files = finish(args.output, complete, writers)
+        files = finish(args.output, complete, writers) if shards == 1 else []
         if rate is not None and complete:
             with write_atomically(args.output / "overlays.mp4") as temporary:
                 write_video([args.output / "overlays" / f"{name}.png" for name in complete], temporary, rate)
             print(f"video: {args.output / 'overlays.mp4'}")
-        print(f"{len(complete)} of {len(identities)} images are in {args.output}")
+        of_shard = f" of shard {args.shard}" if shards > 1 else ""
+        print(f"{len(complete)} of {len(identities)} images{of_shard} are in {args.output}")
+        if of_shard and writers:
+            print("files of all images: run the same command without --shard when all shards have ended")
         for file in files:
             print(f"results of all images: {file}")
         lock.release()
     state.end_training()  # ends the process group: a process that exits with one may abort
-    if state.is_main_process and not complete:
+    if state.is_main_process and not complete and (identities or shards == 1):  # a shard may have no image
         raise ValueError(f"None of the {len(identities)} images could be segmented.")
 
 
@@ -197,6 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=4, help="images of equal size per forward pass")
     parser.add_argument("--every", type=int, default=1, help="use every n-th image or frame only")
     parser.add_argument("--split", default="test", help="split of a dataset")
+    parser.add_argument("--shard", help="segment a part of the images only: 3/16 is the third of 16 parts")
     advanced = parser.add_argument_group("test-time augmentation and large images")
     advanced.add_argument("--flip", action="store_true", help="also predict the mirrored image")
     advanced.add_argument("--scales", nargs="+", type=float, default=[1.0], help="relative image sizes to predict")

@@ -1,0 +1,84 @@
+"""Training on a GPU: whole steps, memory, waits and kernels of our model and transformers', the operator, loading.
+
+python -m scripts.benchmark --preset gpu --output_file training/results/benchmark_gpu.json
+python -m scripts.benchmark --preset gpu --backbones r50 --batches 1 4 --precisions bf16 --side 512
+
+A step is forward and backward pass, clipping of gradients and AdamW (fused). Models of one row have the same weights
+and inputs and take turns in one process, after three steps of each: ours with the pilot, without, with the pilot and
+compiled (not with `--eager_only`), and transformers' Mask2Former. Memory is the peak above the loaded models and their
+optimizer states. Waits and kernels of a step are counted by torch's profiler. A row that does not fit says so;
+the largest batch is that of a step with the pilot. The operator is deformable attention of one encoder layer: bytes
+and launches by counting, time, and bytes per second beside those of a copy. On a CPU it runs too, to try the command.
+"""
+
+import argparse
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from mpformer_hf.files import write_json
+
+from .gpu_loading import loading_row
+from .gpu_operator import operator_rows, traffic_rows
+from .gpu_steps import PRECISIONS, largest_batch, step_row
+from .models import BACKBONES, DEVICE
+
+COLUMNS = ("images_per_second", "ratio", "memory_mib", "waits", "kernels")
+
+
+def print_table(title: str, rows: dict[str, dict], columns: tuple[str, ...]) -> None:
+    """Print a markdown table: a line for each row, a dash for what was not measured."""
+    print(f"\n| {title} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, row in rows.items():
+        cells = ("-" if row.get(column) is None else row[column] for column in columns)
+        print(f"| {name} | {' | '.join(map(str, cells))} |", flush=True)
+
+
+def main(argv: list[str]) -> dict:
+    """Measure and print everything; returns the content of the JSON file."""
+    parser = argparse.ArgumentParser(
+        "python -m scripts.benchmark --preset gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=list(BACKBONES))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="images of a step")
+    parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=list(PRECISIONS))
+    parser.add_argument("--side", type=int, default=1024, help="side of the images in pixels")
+    parser.add_argument("--targets", type=int, default=20, help="objects of an image")
+    parser.add_argument("--rounds", type=int, default=10, help="timed steps of each model")
+    parser.add_argument("--workers", type=int, default=4, help="loader workers")
+    parser.add_argument("--eager_only", action="store_true", help="do not compile a model")
+    parser.add_argument("--output_file", type=Path, help="JSON of the results, written after each row")
+    args = parser.parse_args(argv)
+    result = {
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{platform.machine()}, CPU",
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "side": args.side,
+        "targets": args.targets,
+        "loading": loading_row(args.side, args.targets, args.workers, args.rounds),
+        "operator_bytes": traffic_rows(args.side, args.batches[-1]),
+        "operator": operator_rows(args.side, args.batches[0], args.rounds),
+        "steps": [],
+        "largest_batch": [],
+    }
+    print_table("loading", {f"{args.workers} workers": result["loading"]}, tuple(result["loading"]))
+    for key, batch_size in (("operator_bytes", args.batches[-1]), ("operator", args.batches[0])):
+        columns = tuple(dict.fromkeys(name for row in result[key].values() for name in row))
+        print_table(f"{key}, batch {batch_size}", result[key], columns)
+    for backbone in args.backbones:
+        for precision in args.precisions:
+            batches = list(args.batches)
+            if DEVICE.type == "cuda":
+                batches.append(largest_batch(backbone, precision, args))
+                result["largest_batch"].append({"backbone": backbone, "precision": precision, "images": batches[-1]})
+            for batch_size in sorted({size for size in batches if size}):
+                about = {"backbone": backbone, "precision": precision, "batch": batch_size}
+                row = step_row(backbone, batch_size, precision, args)
+                result["steps"].append(about | {"models": row})
+                print_table(", ".join(map(str, about.values())), {"": row} if "error" in row else row, COLUMNS)
+                if args.output_file:
+                    write_json(result, args.output_file)
+    return result

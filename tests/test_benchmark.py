@@ -1,0 +1,101 @@
+"""scripts/benchmark runs without a GPU, with models that are small."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from scripts.benchmark import __main__ as benchmark
+from scripts.benchmark import gpu, gpu_operator, gpu_steps
+from tests.tiny import tiny_model
+
+
+def build(backbone, **fields):
+    torch.manual_seed(0)
+    return tiny_model(num_labels=80, **fields).train()
+
+
+def test_rows_of_steps_of_the_operator_and_of_loading(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_steps, "build", build)
+    monkeypatch.setattr("scripts.benchmark.gpu_loading.IMAGES", 2)
+    file = tmp_path / "result.json"
+    argv = ["--backbones", "r50", "--batches", "1", "2", "--precisions", "bf16", "--side", "64", "--targets", "2"]
+    argv = ["--preset", "gpu", *argv, "--rounds", "2", "--workers", "0", "--eager_only", "--output_file", str(file)]
+    benchmark.main(argv)
+    content = json.loads(file.read_text())
+    assert [(row["backbone"], row["precision"], row["batch"]) for row in content["steps"]] == [
+        ("r50", "bf16", 1),
+        ("r50", "bf16", 2),
+    ]
+    for row in content["steps"]:
+        assert row["models"].keys() == {"pilot", "no pilot", "transformers"}
+        assert all(model["seconds"] > 0 for model in row["models"].values())
+        ours, theirs = row["models"]["pilot"], row["models"]["transformers"]
+        assert abs(ours["ratio"] - ours["seconds"] / theirs["seconds"]) < 0.05
+    assert content["operator"].keys() == {"copy", "transformers, float32", "torch, float32"}
+    assert content["loading"]["images_per_second"] > 0
+    assert content["loading"]["mb_per_image"] == round(64 * 64 * 4 / 1e6, 2), "a byte for each channel and the map"
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert "| pilot | " in capsys.readouterr().out
+
+
+def test_bytes_of_the_operator_are_those_of_its_operands():
+    rows = gpu_operator.traffic_rows(side=64, batch_size=2)
+    cells, values = 2 * (4 + 16 + 64), 8 * 32
+    points = 3 * 8 * 12  # x, y and weights of all heads, levels and points of a query
+    assert rows["fused, float32"]["forward_launches"] == rows["fused, float32"]["backward_launches"] == 1
+    once = 4 * cells * (2 * values + points)
+    traffic = gpu_operator.Traffic()
+    inputs = gpu_operator.make_inputs(64, 2, torch.float32, torch.device("meta"), False)
+    gpu_operator.use_implementation("fused")
+    with traffic:
+        gpu_operator.deformable_sampling(inputs[0], gpu_operator.map_shapes(64), *inputs[1:])
+    gpu_operator.use_implementation("auto")
+    assert traffic.bytes == once
+    assert rows["transformers, float32"]["forward_launches"] > 1
+
+
+def test_transformers_operator_is_called_with_the_same_arguments_as_ours():
+    inputs, relative = [], []
+    for given, is_relative in ((inputs, False), (relative, True)):
+        torch.manual_seed(0)
+        given += gpu_operator.make_inputs(64, 2, torch.float32, torch.device("cpu"), is_relative)
+    shapes = gpu_operator.map_shapes(64)
+    given = gpu_operator.with_grid_sample(relative[0], shapes, *relative[1:])
+    ours = gpu_operator.deformable_sampling(inputs[0], shapes, *inputs[1:])
+    torch.testing.assert_close(given.view_as(ours), ours, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_that_does_not_fit_is_a_row_and_the_largest_batch_is_found(monkeypatch):
+    def limited(batch_size):
+        def make_batch(side, count, targets):
+            if count > batch_size:
+                raise torch.OutOfMemoryError("too large")
+            return {}
+
+        return make_batch
+
+    args = argparse.Namespace(side=64, targets=1, eager_only=True, rounds=1, batches=[1, 4])
+    monkeypatch.setattr(gpu_steps, "build", build)
+    monkeypatch.setattr(gpu_steps, "make_step", lambda *given: lambda: None)
+    for largest in (0, 3, 4, 37, 1023):
+        monkeypatch.setattr(gpu_steps, "make_batch", limited(largest))
+        assert gpu_steps.largest_batch("r50", "fp32", args) == largest
+    monkeypatch.setattr(gpu_steps, "make_batch", limited(0))
+    assert gpu_steps.step_row("r50", 1, "fp32", args) == {"error": "out of memory"}
+
+
+@pytest.mark.parametrize("flags", [["--measure", "training"], ["--measure", "pilot", "--bf16"]])
+def test_rows_of_the_cpu(flags, monkeypatch):
+    monkeypatch.setattr("scripts.benchmark.model_rows.build", build)
+    name = flags[1]
+    args = argparse.Namespace(backbone="r50", sizes=[64], dtype=torch.bfloat16 if "--bf16" in flags else None)
+    (row,) = benchmark.BENCHMARKS[name](args, 1).values()
+    assert len(row) == 2 and all(times["median_s"] > 0 for times in row.values())
+
+
+def test_the_preset_shows_its_own_flags(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--preset", "gpu", "--help"])
+    assert "--eager_only" in capsys.readouterr().out and gpu.__doc__.splitlines()[0]
