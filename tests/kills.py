@@ -32,7 +32,7 @@ from training import finetune
 WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 OPTIONS = {"max_train_steps": 6, "eval_steps": 3, "checkpointing_steps": 2, "max_eval_samples": 2, "num_pictures": 1}
 DONE, FAILED, DONE_BEFORE = 0, 1, 2  # exit codes
-NOT_COMPARED = ("seconds", "images_per_second", "peak_memory_mib")
+NOT_COMPARED = ("seconds", "data_seconds", "images_per_second", "peak_memory_mib")
 
 
 def fork_run(argv: list[str], report: Path, rank: int, processes: int, port: int, kill_at: int | None) -> int:

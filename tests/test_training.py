@@ -380,20 +380,15 @@ def test_the_speed_of_loading(tmp_path, capsys, workers):
 
 
 @pytest.mark.parametrize("module", ["training.finetune", "mpformer_hf.cli.main"])
-def test_help_is_readable_and_errors_are_one_sentence(module, tmp_path):
+def test_help_is_readable(module):
     command = [sys.executable, "-m", module, *(["evaluate"] if "cli" in module else [])]
-    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
-    helped = subprocess.run([*command, "--help"], **options)
+    helped = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert helped.returncode == 0
     usage, *groups = re.split(r"\n\n(?=[a-z ]+:\n)", helped.stdout)
     assert len(usage.splitlines()) < 20 and all(len(group.splitlines()) <= 24 for group in groups)
     flags = [line.split() for group in groups for line in group.splitlines()[1:]]
     assert {"--config", "--dataset_name"} <= {words[0] for words in flags}
     assert all(words[0].startswith("-") and len(words) > 3 for words in flags), "a flag and its help on one line"
-    output = [] if "cli" in module else ["--output_dir", str(tmp_path / "out")]
-    failed = subprocess.run([*command, "--dataset_name", str(tmp_path), *output], **options)
-    assert failed.returncode == 1 and failed.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in failed.stderr
 
 
 @pytest.mark.parametrize("flag", ["task", "augmentation", "lr_schedule", "pilot_noise", "mixed_precision"])

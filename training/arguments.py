@@ -110,10 +110,7 @@ class OptimizationArguments(CheckedArguments):
     """AdamW and its schedule; defaults are the official recipe."""
 
     _argument_group_name = "optimization"
-    _advanced = (
-        *("poly_power", "layer_decay", "freeze_batch_norm", "torch_compile", "tf32", "cudnn_benchmark"),
-        *("static_graph", "find_batch_size"),
-    )
+    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm")
 
     learning_rate: float = option(1e-4, "Peak learning rate.", within="(0, inf)")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.", within="[0, inf)")
@@ -136,8 +133,6 @@ class OptimizationArguments(CheckedArguments):
     max_train_steps: int | None = option(None, "Optimizer steps; overrides num_train_epochs.", within="[1, inf)")
     per_device_train_batch_size: int = option(2, "Images per process and forward pass.", within="[1, inf)")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.", within="[1, inf)")
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "Default: as accelerate is configured.")
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     freeze_batch_norm: bool = option(False, "Freeze the backbone's batch norms.")
     freeze_backbone: bool = option(False, "Freeze the backbone.")
     lora_rank: int | None = option(
@@ -148,24 +143,32 @@ class OptimizationArguments(CheckedArguments):
     ema_decay: float | None = option(
         None, "Evaluate and save a moving average of the weights, e.g. 0.999.", within="[0, 1)"
     )
-    torch_compile: Literal["none", "blocks", "model"] = option(
-        "none", "Compile layers (blocks) or backbone and decoders as a whole; for long runs at one image size."
-    )
-    tf32: bool = option(False, "Faster products of float32 on NVIDIA GPUs, with 10 bits of mantissa.")
-    cudnn_benchmark: bool = option(False, "NVIDIA GPUs: try convolution algorithms for each new image size.")
-    static_graph: bool = option(False, "DDP: prepare the exchange of gradients once, in the first step.")
-    find_batch_size: bool = option(
-        False, "Out of memory: start again with fewer images per forward pass, and more passes per step."
-    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.lr_milestones != sorted(self.lr_milestones):
             raise ValueError(f"lr_milestones must ascend, got {self.lr_milestones}.")
-        if self.static_graph and self.gradient_accumulation_steps > 1:
-            raise ValueError("static_graph does not work with gradient_accumulation_steps above 1.")
         if self.lora_rank and self.freeze_backbone:
             raise ValueError("lora_rank trains adapters of the backbone, freeze_backbone nothing of it; give one.")
+
+
+@dataclass
+class SpeedArguments(CheckedArguments):
+    """Precision, compilation, and what saves memory."""
+
+    _argument_group_name = "speed and memory"
+
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "Default: as accelerate is configured.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    find_batch_size: bool = option(
+        False, "Out of memory: start again with fewer images per forward pass, and more passes per step."
+    )
+    torch_compile: Literal["none", "blocks", "model"] = option(
+        "none", "Compile layers (blocks), or backbone and decoders as a whole; for long runs at one image size."
+    )
+    tf32: bool = option(False, "Faster products of float32 on NVIDIA GPUs, with 10 bits of mantissa.")
+    cudnn_benchmark: bool = option(False, "NVIDIA GPUs: try convolution algorithms for each new image size.")
+    static_graph: bool = option(False, "DDP: prepare the exchange of gradients once, in the first step.")
 
 
 @dataclass
@@ -213,7 +216,12 @@ class Arguments:
     data: DataArguments
     transforms: TransformArguments
     optimization: OptimizationArguments
+    speed: SpeedArguments
     run: RunArguments
+
+    def __post_init__(self):
+        if self.speed.static_graph and self.optimization.gradient_accumulation_steps > 1:
+            raise ValueError("static_graph does not work with gradient_accumulation_steps above 1.")
 
     def as_dict(self) -> dict:
         """All flags by name."""

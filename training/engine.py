@@ -22,7 +22,7 @@ from mpformer_hf.evaluation.task_metrics import format_score, metric_names
 from mpformer_hf.files import read_json, write_json
 from mpformer_hf.progress import progress
 
-from .arguments import OptimizationArguments, RunArguments
+from .arguments import OptimizationArguments, RunArguments, SpeedArguments
 from .checkpoints import load_checkpoint, save_checkpoint, save_model
 from .compiling import compile_model
 from .lora import add_adapters
@@ -82,7 +82,7 @@ class FineTuner:
 
     Args:
         model, processor: the model to train and its image processor.
-        optimization, run_args: the recipe.
+        optimization, speed, run_args: the recipe.
         accelerator: prepares model, optimizer and data.
         train_loader: endless packed batches and row numbers; of a stream, those of this process.
         eval_loader: see `evaluation_loader`.
@@ -97,6 +97,7 @@ class FineTuner:
         model: MPFormerForUniversalSegmentation,
         processor: MPFormerImageProcessor,
         optimization: OptimizationArguments,
+        speed: SpeedArguments,
         run_args: RunArguments,
         accelerator: Accelerator,
         train_loader: DataLoader,
@@ -114,11 +115,11 @@ class FineTuner:
         if self.metric not in metrics:
             raise ValueError(f"metric_for_best must be one of {', '.join(metrics)}, got {self.metric!r}.")
         freeze(model, optimization)
-        if optimization.gradient_checkpointing:
+        if speed.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         # With FSDP, evaluation and saving use an unsharded copy of the model.
         self.unsharded = copy.deepcopy(model).to(accelerator.device) if prepare_sharding(accelerator) else None
-        compile_model(model.model, optimization.torch_compile)
+        compile_model(model.model, speed.torch_compile)
         self.ema = None
         if optimization.ema_decay is not None:
             self.ema = MovingAverage(model, optimization.ema_decay, accelerator.device)

@@ -59,21 +59,21 @@ def main(argv: list[str] | None = None) -> dict:
         ValueError: an argument, the dataset or the output folder is invalid.
     """
     args = parse_arguments(argv, description=__doc__)
-    optimization, run_args = args.optimization, args.run
+    optimization, speed, run_args = args.optimization, args.speed, args.run
     accelerator = Accelerator(
-        mixed_precision=optimization.mixed_precision,
+        mixed_precision=speed.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=optimization.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=[  # with views into buckets, gradients are not stored twice
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=optimization.static_graph)
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=speed.static_graph)
         ],
         log_with=run_args.report_to.split(",") if run_args.report_to else None,
         project_dir=run_args.output_dir,
     )
-    torch.set_float32_matmul_precision("high" if optimization.tf32 else "highest")
-    torch.backends.cudnn.benchmark = optimization.cudnn_benchmark
+    torch.set_float32_matmul_precision("high" if speed.tf32 else "highest")
+    torch.backends.cudnn.benchmark = speed.cudnn_benchmark
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
     if run_args.push_to_hub and accelerator.is_main_process:
         check_login()
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict:
             stack.callback(lock_run(run_args.output_dir).release)
             prepare_folder(Path(run_args.output_dir), flags, run_args.resume_from_checkpoint)
         accelerator.wait_for_everyone()
-        start = train_in_memory if optimization.find_batch_size else train
+        start = train_in_memory if speed.find_batch_size else train
         return start(args, accelerator, flags, Path(run_args.output_dir))
 
 
@@ -169,7 +169,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     eval_loader = evaluation_loader(eval_split, processor, accelerator, run_args.per_device_eval_batch_size)
     loaders = (train_loader, eval_loader)
     run = {"arguments": flags, "training_images": length}
-    tuner = FineTuner(model, processor, optimization, run_args, accelerator, *loaders, output, total, checkpoint, run)
+    recipe = (optimization, args.speed, run_args)
+    tuner = FineTuner(model, processor, *recipe, accelerator, *loaders, output, total, checkpoint, run)
     if run_args.report_to:
         scalars = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("mpformer", config=scalars)
@@ -178,7 +179,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         delete_old(output, tuner.step, run_args.save_total_limit)
         write_json(flags, output / ARGUMENTS)
     results = tuner.train()
-    if args.optimization.find_batch_size:
+    if args.speed.find_batch_size:
         results["per_device_train_batch_size"] = args.optimization.per_device_train_batch_size
     skipped = train_split.skipped + eval_split.skipped
     if skipped:
