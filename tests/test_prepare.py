@@ -2,21 +2,30 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
+from torch.utils.data import DataLoader
 
+from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.segments import Segments
+from tests import datasets_on_disk
 from tests import official_folders as make
 from tests.runs import flags
 from tests.test_folder_layouts import CASES, ONE_SPLIT
 from training import finetune
+from training.arguments import TransformArguments
+from training.batches import StreamSampler, TrainingDataset
 
 
 def opened(folder, task, split="train", **fields):
@@ -83,6 +92,49 @@ def write_shards(folder: Path) -> Path:
                 tar.addfile(info, io.BytesIO(text))
     (folder / "shards" / "panoptic_categories.json").write_text(json.dumps(content["categories"]))
     return folder / "shards"
+
+
+def uneven_parquet(folder: Path) -> Path:
+    """Two files of one split, with 6 and 3 images."""
+    datasets_on_disk.shapes(folder / "whole", train=9)
+    (folder / "parts").mkdir()
+    for file in (folder / "whole").rglob("*.json"):
+        shutil.copy(file, folder / "parts")
+    rows = Dataset.from_parquet(str(next((folder / "whole").rglob("train*.parquet"))))
+    rows = rows.add_column("image_id", list(range(9)))
+    for number, part in enumerate((range(6), range(6, 9))):
+        rows.select(part).to_parquet(folder / "parts" / f"train-{number:05d}-of-00002.parquet")
+    return folder / "parts"
+
+
+def opened_images(folder):
+    dataset = opened(folder, "panoptic", "train")
+    return [dataset[index] for index in range(len(dataset))]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_image_of_uneven_shards_is_used_once_in_an_epoch(processes, workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # seconds after each epoch
+    streamed = opened(uneven_parquet(tmp_path), "panoptic", "train", streaming=True)
+    batches = TrainingDataset(streamed, TransformArguments(augmentation="none"), MPFormerImageProcessor())
+    batches.augmented = lambda image, segments, index, seed: int(image.sum())
+    expected = sorted(int(image.sum()) for image, _ in opened_images(tmp_path / "parts"))
+    orders = []
+    for start in (0, 9, 4):
+        seen = [[] for _ in range(processes)]
+        for process in range(processes):
+            loader = DataLoader(batches, 1, sampler=StreamSampler(streamed.rows, 0, 4, start), num_workers=workers)
+            shard = prepare_data_loader(loader, num_processes=processes, process_index=process, put_on_device=False)
+            stream = iter(shard)
+            seen[process] = [next(stream).item() for _ in range(9 // processes)]
+        orders.append([image for pair in zip(*seen, strict=True) for image in pair])
+    first, second, resumed = orders
+    if processes == 1:
+        assert sorted(first) == sorted(second) == expected and first != second and len(set(expected)) == 9
+        assert resumed == first[4:] + second[:4]
+    else:
+        assert len(set(first)) == 8 and set(first) <= set(expected) and resumed[:4] == first[4:]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

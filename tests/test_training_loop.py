@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -117,10 +118,16 @@ def test_the_compile_flag_compiles_the_model_without_its_criterion(shapes, tmp_p
     assert compiled == ["MPFormerModel"]
 
 
-def test_a_streamed_dataset_trains_and_needs_a_number_of_steps(shapes, tmp_path):
+def test_a_streamed_dataset_trains_resumes_and_needs_a_number_of_steps(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # seconds after each epoch
     options = {"streaming": True, "shuffle_buffer": 4, "max_eval_samples": 1, "max_train_steps": 5}
+    options |= {"lr_schedule": "constant", "checkpointing_steps": 3, "eval_steps": 3}
     results = finetune.main(flags(shapes, tmp_path / "a", **options))
     assert results["steps"] == 5 and len(rows_of(tmp_path / "a")) == 5
+    for more in ({"max_train_steps": 3}, {"resume_from_checkpoint": "latest"}):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        finetune.main(flags(shapes, tmp_path / "resumed", **{**options, **more}))
+    assert losses_of(tmp_path / "resumed") == pytest.approx(losses_of(tmp_path / "a"), rel=1e-6)
     AcceleratorState._reset_state(reset_partial_state=True)
     argv = flags(shapes, tmp_path / "b", **options)
     place = argv.index("--max_train_steps")

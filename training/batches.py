@@ -1,11 +1,14 @@
 """Training batches, and the order of training images."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 
 import torch
-from datasets.distributed import split_dataset_by_node
+from datasets import IterableDataset
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.dataset import SegmentationDataset
@@ -14,6 +17,8 @@ from mpformer_hf.data.segments import Segments
 from .arguments import TransformArguments
 from .packing import pack
 from .transforms import augment, build_transform
+
+READ_AHEAD = 64  # rows of a stream
 
 
 class SeededSampler(Sampler):
@@ -41,6 +46,45 @@ class SeededSampler(Sampler):
             epoch, skipped = epoch + 1, 0
 
 
+class StreamSampler(Sampler):
+    """The order of `SeededSampler` for a streamed split, whose length is unknown: shuffled by a buffer.
+
+    Yields triples (number in the epoch, seed of the augmentation, row). Every process reads the whole stream, of which
+    accelerate gives it its batches, and loader workers decode and augment rows; so each image is used once in an epoch,
+    whatever the number of processes, of workers and of shards. Rows are read ahead in a thread.
+
+    Args:
+        rows: a streamed split, with images that are not decoded.
+        seed: seed of order and augmentation.
+        buffer: size of the shuffle buffer, in images.
+        start: number of rows to skip.
+    """
+
+    def __init__(self, rows: IterableDataset, seed: int, buffer: int, start: int = 0):
+        self.rows, self.seed, self.start = rows.shuffle(seed=seed, buffer_size=buffer), seed, start
+
+    def __iter__(self) -> Iterator[tuple[int, int, dict]]:
+        triples, thread = islice(self.read(), self.start, None), ThreadPoolExecutor(1)
+        ahead = deque(thread.submit(next, triples) for _ in range(READ_AHEAD))
+        try:
+            while True:
+                yield ahead.popleft().result()
+                ahead.append(thread.submit(next, triples))
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+    def read(self) -> Iterator[tuple[int, int, dict]]:
+        """The triples, epoch by epoch."""
+        for epoch in count():
+            self.rows.set_epoch(epoch)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            number = -1
+            for number, row in enumerate(self.rows):
+                yield number, int(torch.randint(2**62, (), generator=generator)), row
+            if number < 0:
+                raise ValueError("The streamed split has no image.")
+
+
 class TrainingDataset(Dataset):
     """Augmented images with segments; `collate` makes packed batches.
 
@@ -56,12 +100,13 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor, dict[int, int], int]:
-        """Image, map of segment ids, classes of the ids, and row, for a pair of `SeededSampler`; or the error of an
-        invalid row, which a worker process would otherwise report as a traceback."""
-        index, seed = draw
+    def __getitem__(self, draw: tuple) -> tuple[Tensor, Tensor, dict[int, int], int]:
+        """Image, map of segment ids, classes of the ids, and row, for what a sampler yields; or the error of an invalid
+        row, which a worker process would otherwise report as a traceback."""
+        index, seed, *streamed = draw
         try:
-            return self.augmented(*self.dataset[index], index, seed)
+            row = streamed[0] if streamed else self.dataset.rows[index]
+            return self.augmented(*self.dataset.decode(row, index), index, seed)
         except ValueError as error:
             return error
 
@@ -87,36 +132,3 @@ class TrainingDataset(Dataset):
         images, maps, tables = (list(column) for column in zip(*(example[:3] for example in examples), strict=True))
         divisor = 1 if self.processor.stretch_to_divisor else self.processor.size_divisor or 1
         return pack(images, maps, tables, divisor)
-
-
-class StreamedTrainingDataset(IterableDataset):
-    """Endless training examples from a streamed dataset; each process reads its own shards.
-
-    Args:
-        batches: augments and collates.
-        seed: seed of order and augmentation.
-        buffer: size of the shuffle buffer, in images.
-        process, processes: index of this process, and number of processes.
-    """
-
-    def __init__(self, batches: TrainingDataset, seed: int, buffer: int, process: int = 0, processes: int = 1):
-        rows = batches.dataset.rows.shuffle(seed=seed, buffer_size=buffer)
-        self.rows = split_dataset_by_node(rows, rank=process, world_size=processes)
-        self.batches, self.seed = batches, seed * processes + process
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, dict[int, int], int]]:
-        worker = torch.utils.data.get_worker_info()
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + (worker.id if worker else 0))
-        epoch = 0
-        while True:
-            self.rows.set_epoch(epoch)
-            index = -1
-            for index, row in enumerate(self.rows):
-                draw = int(torch.randint(2**62, (), generator=generator))
-                try:
-                    yield self.batches.augmented(*self.batches.dataset.decode(row, index), index, draw)
-                except ValueError as error:
-                    yield error
-            if index < 0:
-                return  # a worker without a shard
-            epoch += 1

@@ -84,7 +84,7 @@ class FineTuner:
         model, processor: the model to train and its image processor.
         optimization, speed, run_args: the recipe.
         accelerator: prepares model, optimizer and data.
-        train_loader: endless packed batches and row numbers; of a stream, those of this process.
+        train_loader: endless packed batches and row numbers.
         eval_loader: see `evaluation_loader`.
         output: the output folder.
         total: number of optimizer steps.
@@ -125,8 +125,7 @@ class FineTuner:
             self.ema = MovingAverage(model, optimization.ema_decay, accelerator.device)
         optimizer = build_optimizer(model, optimization, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        streamed = isinstance(train_loader.dataset, torch.utils.data.IterableDataset)
-        self.loader = train_loader if streamed else accelerator.prepare(train_loader)
+        self.loader = accelerator.prepare(train_loader)
         self.scheduler = build_scheduler(self.optimizer.optimizer, optimization, total)
         self.step, self.best, self.evaluations_since_best, self.results = 0, None, 0, {}
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0}

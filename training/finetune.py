@@ -35,7 +35,7 @@ from mpformer_hf.evaluation.task_metrics import format_score
 from mpformer_hf.files import write_json
 from mpformer_hf.publishing import check_login, push
 from training.arguments import Arguments, parse_arguments
-from training.batches import SeededSampler, StreamedTrainingDataset, TrainingDataset
+from training.batches import SeededSampler, StreamSampler, TrainingDataset
 from training.building import build_model, build_processor, find_preprocessing
 from training.card import write_run_card
 from training.checkpoints import delete_old, find_checkpoint, read_state, step_of
@@ -196,11 +196,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
 
 
 def training_loader(args: Arguments, split, processor, accelerator: Accelerator, done: int) -> DataLoader:
-    """Endless batches of model inputs and row numbers, after `done` images of the run.
-
-    Raises:
-        ValueError: a stream cannot resume.
-    """
+    """Endless batches of model inputs and row numbers, after `done` images of the run."""
     batches = TrainingDataset(split, args.transforms, processor)
     options = {
         "batch_size": args.optimization.per_device_train_batch_size,
@@ -210,12 +206,11 @@ def training_loader(args: Arguments, split, processor, accelerator: Accelerator,
         "pin_memory": accelerator.device.type == "cuda",  # copies from pinned memory do not wait
         "generator": torch.Generator().manual_seed(args.run.seed),  # the global one is for the model
     }
-    if not args.data.streaming:
-        return DataLoader(batches, sampler=SeededSampler(len(split), args.run.seed, done), **options)
-    if done:
-        raise ValueError("resume_from_checkpoint: streamed datasets cannot resume; train without --streaming.")
-    process = (accelerator.process_index, accelerator.num_processes)
-    return DataLoader(StreamedTrainingDataset(batches, args.run.seed, args.data.shuffle_buffer, *process), **options)
+    if args.data.streaming:
+        sampler = StreamSampler(split.rows, args.run.seed, args.data.shuffle_buffer, done)
+    else:
+        sampler = SeededSampler(len(split), args.run.seed, done)
+    return DataLoader(batches, sampler=sampler, **options)
 
 
 if __name__ == "__main__":

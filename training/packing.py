@@ -23,7 +23,7 @@ def number_targets(map_: Tensor, table: dict[int, int]) -> tuple[Tensor, Tensor]
         and int64 `[T]`, classes of the targets, by ascending id.
     """
     ids, classes = split_ids(map_, table, False, VOID)
-    layers = map_.view(-1, *map_.shape[-2:])
+    layers = map_.reshape(-1, *map_.shape[-2:]).contiguous()
     kind = torch.uint8 if len(ids) <= LARGEST_BYTE else torch.int16
     if not len(ids):
         return torch.zeros(layers.shape, dtype=kind), classes
