@@ -38,8 +38,14 @@ class MPFormerPixelDecoderEncoderLayer(nn.Module):
 
 
 class MPFormerPixelDecoderEncoder(nn.Module):
-    """The encoder layers. Activations are recomputed in the backward pass (checkpointing): storing them would take a
-    third of the training memory, recomputing them takes few operations."""
+    """The encoder layers.
+
+    Attributes:
+        recompute: whether activations are recomputed in the backward pass (checkpointing), which saves a third of the
+            training memory.
+    """
+
+    recompute = True
 
     def __init__(self, config: MPFormerConfig):
         super().__init__()
@@ -49,7 +55,7 @@ class MPFormerPixelDecoderEncoder(nn.Module):
         reference = cell_centres(shapes, hidden.device, hidden.dtype)
         for layer in self.layers:
             inputs = (hidden, position, reference, shapes)
-            if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_exporting():
                 hidden = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=layer.dropout > 0)
             else:
                 hidden = layer(*inputs)

@@ -33,9 +33,11 @@ def test_rows_of_steps_of_the_operator_and_of_loading(tmp_path, monkeypatch, cap
         assert all(model["seconds"] > 0 for model in row["models"].values())
         ours, theirs = row["models"]["pilot"], row["models"]["transformers"]
         assert abs(ours["ratio"] - ours["seconds"] / theirs["seconds"]) < 0.05
-    assert content["operator"].keys() == {"copy", "transformers, float32", "torch, float32"}
-    assert content["loading"]["images_per_second"] > 0
-    assert content["loading"]["mb_per_image"] == round(64 * 64 * 4 / 1e6, 2), "a byte for each channel and the map"
+    assert content["operator, times, batch 1"].keys() == {"copy", "transformers, float32", "torch, float32"}
+    assert content["operator, model of bytes, batch 2"]["fused, bfloat16"]["forward_launches"] == 1
+    loading = content["loading"]["0 workers"]
+    assert loading["images_per_second"] > 0
+    assert loading["mb_per_image"] == round(64 * 64 * 4 / 1e6, 2), "a byte for each channel and the map"
     assert torch.get_float32_matmul_precision() == "highest"
     assert "| pilot | " in capsys.readouterr().out
 

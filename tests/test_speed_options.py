@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from mpformer_hf import MPFormerForUniversalSegmentation
+from mpformer_hf.pixel_decoder import MPFormerPixelDecoderEncoderLayer
 from tests.runs import flags
 from tests.tiny import tiny_model
 from training import engine, finetune
@@ -65,6 +66,23 @@ def test_blocks_are_compiled_one_by_one(monkeypatch):
     layers = ("SwinLayer", "MPFormerPixelDecoderEncoderLayer", "MPFormerDecoderLayer")
     assert set(compiled) >= set(layers) and all(compiled.count(name) > 1 for name in layers)
     assert not {"MPFormerModel", "SwinEncoder", "SwinStage"} & set(compiled)
+
+
+def test_the_encoder_is_recomputed_or_stored_with_equal_gradients(shapes, tmp_path, monkeypatch):
+    calls, layer = [], MPFormerPixelDecoderEncoderLayer.forward
+
+    def counted(self, *inputs):
+        calls.append(self.training)
+        return layer(self, *inputs)
+
+    monkeypatch.setattr(MPFormerPixelDecoderEncoderLayer, "forward", counted)
+    options = {"max_train_steps": 2, "eval_steps": 2, "max_eval_samples": 1}
+    for arm, recompute, expected in (("recomputed", True, 4), ("stored", False, 2)):  # calls of the only layer
+        AcceleratorState._reset_state(reset_partial_state=True)
+        calls.clear()
+        finetune.main(flags(shapes, tmp_path / arm, recompute_encoder=recompute, **options))
+        assert sum(calls) == expected
+    assert losses_of(tmp_path / "recomputed") == pytest.approx(losses_of(tmp_path / "stored"), rel=1e-6)
 
 
 def test_a_step_that_does_not_fit_is_computed_in_more_passes(shapes, tmp_path, monkeypatch, capsys):

@@ -160,6 +160,7 @@ class SpeedArguments(CheckedArguments):
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "Default: as accelerate is configured.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    recompute_encoder: bool = option(True, "Recompute those of the pixel decoder's encoder only.")
     find_batch_size: bool = option(
         False, "Out of memory: start again with fewer images per forward pass, and more passes per step."
     )

@@ -115,6 +115,7 @@ class FineTuner:
         if self.metric not in metrics:
             raise ValueError(f"metric_for_best must be one of {', '.join(metrics)}, got {self.metric!r}.")
         freeze(model, optimization)
+        model.model.pixel_level_module.decoder.encoder.recompute = speed.recompute_encoder
         if speed.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         # With FSDP, evaluation and saving use an unsharded copy of the model.

@@ -2,6 +2,7 @@
 
 python -m scripts.benchmark --preset gpu --output_file training/results/benchmark_gpu.json
 python -m scripts.benchmark --preset gpu --backbones r50 --batches 1 4 --precisions bf16 --side 512
+python -m scripts.benchmark --preset gpu --measure operator --batches 2 16
 
 A step is forward and backward pass, clipping of gradients and AdamW (fused). Models of one row have the same weights
 and inputs and take turns in one process, after three steps of each: ours with the pilot, without, with the pilot and
@@ -25,6 +26,7 @@ from .gpu_operator import operator_rows, traffic_rows
 from .gpu_steps import PRECISIONS, largest_batch, step_row
 from .models import BACKBONES, DEVICE
 
+MEASURED = ("loading", "operator", "steps")
 COLUMNS = ("images_per_second", "ratio", "memory_mib", "waits", "kernels")
 
 
@@ -36,6 +38,24 @@ def print_table(title: str, rows: dict[str, dict], columns: tuple[str, ...]) -> 
         print(f"| {name} | {' | '.join(map(str, cells))} |", flush=True)
 
 
+def measure_steps(args: argparse.Namespace, result: dict) -> None:
+    """Add `steps` and `largest_batch` to the result; the file is written after each row."""
+    result |= {"steps": [], "largest_batch": []}
+    for backbone in args.backbones:
+        for precision in args.precisions:
+            batches = list(args.batches)
+            if DEVICE.type == "cuda":
+                batches.append(largest_batch(backbone, precision, args))
+                result["largest_batch"].append({"backbone": backbone, "precision": precision, "images": batches[-1]})
+            for batch_size in sorted({size for size in batches if size}):
+                about = {"backbone": backbone, "precision": precision, "batch": batch_size}
+                row = step_row(backbone, batch_size, precision, args)
+                result["steps"].append(about | {"models": row})
+                print_table(", ".join(map(str, about.values())), {"": row} if "error" in row else row, COLUMNS)
+                if args.output_file:
+                    write_json(result, args.output_file)
+
+
 def main(argv: list[str]) -> dict:
     """Measure and print everything; returns the content of the JSON file."""
     parser = argparse.ArgumentParser(
@@ -43,6 +63,7 @@ def main(argv: list[str]) -> dict:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--measure", nargs="+", choices=MEASURED, default=list(MEASURED), help="what to measure")
     parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=list(BACKBONES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="images of a step")
     parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=list(PRECISIONS))
@@ -58,27 +79,21 @@ def main(argv: list[str]) -> dict:
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "side": args.side,
         "targets": args.targets,
-        "loading": loading_row(args.side, args.targets, args.workers, args.rounds),
-        "operator_bytes": traffic_rows(args.side, args.batches[-1]),
-        "operator": operator_rows(args.side, args.batches[0], args.rounds),
-        "steps": [],
-        "largest_batch": [],
     }
-    print_table("loading", {f"{args.workers} workers": result["loading"]}, tuple(result["loading"]))
-    for key, batch_size in (("operator_bytes", args.batches[-1]), ("operator", args.batches[0])):
-        columns = tuple(dict.fromkeys(name for row in result[key].values() for name in row))
-        print_table(f"{key}, batch {batch_size}", result[key], columns)
-    for backbone in args.backbones:
-        for precision in args.precisions:
-            batches = list(args.batches)
-            if DEVICE.type == "cuda":
-                batches.append(largest_batch(backbone, precision, args))
-                result["largest_batch"].append({"backbone": backbone, "precision": precision, "images": batches[-1]})
-            for batch_size in sorted({size for size in batches if size}):
-                about = {"backbone": backbone, "precision": precision, "batch": batch_size}
-                row = step_row(backbone, batch_size, precision, args)
-                result["steps"].append(about | {"models": row})
-                print_table(", ".join(map(str, about.values())), {"": row} if "error" in row else row, COLUMNS)
-                if args.output_file:
-                    write_json(result, args.output_file)
+    last, first = args.batches[-1], args.batches[0]
+    works = {
+        "loading": lambda: {f"{args.workers} workers": loading_row(args.side, args.targets, args.workers, args.rounds)},
+        f"operator, model of bytes, batch {last}": lambda: traffic_rows(args.side, last),
+        f"operator, times, batch {first}": lambda: operator_rows(args.side, first, args.rounds),
+    }
+    for title, work in works.items():
+        if title.split(",")[0] in args.measure:
+            result[title] = work()
+            print_table(
+                title, result[title], tuple(dict.fromkeys(name for row in result[title].values() for name in row))
+            )
+    if "steps" in args.measure:
+        measure_steps(args, result)
+    if args.output_file:
+        write_json(result, args.output_file)
     return result
