@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IMPLEMENTATIONS = ("auto", "fused", "torch")
-chosen = None
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
 
 
 def use_implementation(name: str) -> None:
@@ -38,19 +43,14 @@ def use_implementation(name: str) -> None:
     chosen = name
 
 
+use_implementation(os.environ.get("MPFORMER_DEFORMABLE_ATTENTION", "auto"))  # now: compiled code cannot choose
+
+
 def is_fused(value: Tensor) -> bool:
     """Whether the Triton kernels are used for values of this device and dtype."""
-    if chosen is None:
-        use_implementation(os.environ.get("MPFORMER_DEFORMABLE_ATTENTION", "auto"))
     if chosen == "torch" or value.dtype == torch.float64 or torch.compiler.is_exporting():
         return False
     return chosen == "fused" or (value.device.type == "cuda" and torch.version.hip is None and has_triton())
-
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return find_spec("triton") is not None
 
 
 def weighted_row_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:

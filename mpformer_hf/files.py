@@ -76,8 +76,13 @@ def read_json(path: Path):
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 
 
-def lock_folder(folder: Path, part: str = "") -> FileLock:
-    """Create a folder if it does not exist and lock it, or a part of its content. The lock ends with the process.
+def lock_folder(folder: Path, part: str = "", patience: float = 0.0) -> FileLock:
+    """Create a folder if it does not exist and lock it. The lock ends with the process.
+
+    Args:
+        folder: the folder.
+        part: lock a part of its content only: `-NAME`.
+        patience: seconds to wait for the lock.
 
     Raises:
         ValueError: it is a file, or another process uses it.
@@ -87,9 +92,10 @@ def lock_folder(folder: Path, part: str = "") -> FileLock:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{LOCK}{part}")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout as error:
-        raise ValueError(f"Output folder {folder}{part} is used by another process.") from error
+        which = f" ({part[1:].replace('-', ' ')})" if part else ""
+        raise ValueError(f"Output folder {folder} is used by another process{which}.") from error
     return lock
 
 
@@ -99,6 +105,8 @@ def check_new_folder(path: Path) -> Path:
     Raises:
         ValueError: it exists and is not an empty folder.
     """
-    if path.exists() and (not path.is_dir() or any(not file.name.startswith(LOCK) for file in path.iterdir())):
+    if path.exists() and (
+        not path.is_dir() or any(not file.name.startswith((LOCK, ".writing")) for file in path.iterdir())
+    ):
         raise ValueError(f"{path} is not an empty folder; choose another output folder.")
     return path

@@ -85,7 +85,35 @@ def test_a_step_that_does_not_fit_is_a_row_and_the_largest_batch_is_found(monkey
         monkeypatch.setattr(gpu_steps, "make_batch", limited(largest))
         assert gpu_steps.largest_batch("r50", "fp32", args) == largest
     monkeypatch.setattr(gpu_steps, "make_batch", limited(0))
-    assert gpu_steps.step_row("r50", 1, "fp32", args) == {"error": "out of memory"}
+    row = gpu_steps.step_row("r50", 1, "fp32", args)
+    assert row == {name: {"error": "out of memory"} for name in ("pilot", "no pilot", "transformers")}
+
+
+def test_models_that_do_not_fit_together_are_measured_alone(monkeypatch):
+    def build_small(backbone, **fields):
+        made.append(backbone)
+        if len(made) == 2:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+        return build(backbone, **fields)
+
+    made = []
+    monkeypatch.setattr(gpu_steps, "build", build_small)
+    monkeypatch.setattr(gpu_steps, "make_step", lambda *given: lambda: None)
+    row = gpu_steps.step_row("r50", 1, "fp32", argparse.Namespace(side=64, targets=1, eager_only=True, rounds=1))
+    assert len(made) == 5 and all("ratio" not in model and "seconds" in model for model in row.values())
+
+
+def test_each_row_compiles_anew(monkeypatch):
+    """Otherwise the compiler would stop compiling after some rows, and use dynamic shapes before."""
+    counts, compile_ = [], torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend="eager"))
+    monkeypatch.setattr(gpu_steps, "build", build)
+    for size in (1, 2):
+        args = argparse.Namespace(side=64, targets=2, eager_only=False, rounds=1)
+        torch._dynamo.utils.counters.clear()
+        gpu_steps.measure(["pilot, compiled"], "r50", size, "fp32", args)
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("flags", [["--measure", "training"], ["--measure", "pilot", "--bf16"]])
@@ -99,5 +127,5 @@ def test_rows_of_the_cpu(flags, monkeypatch):
 
 def test_the_preset_shows_its_own_flags(capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(["--preset", "gpu", "--help"])
-    assert "--eager_only" in capsys.readouterr().out and gpu.__doc__.splitlines()[0]
+        benchmark.main(["--help", "--preset", "gpu"])
+    assert gpu.__doc__.splitlines()[0] in (shown := capsys.readouterr().out) and "--eager_only" in shown

@@ -3,7 +3,9 @@
 import io
 import json
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -252,11 +254,31 @@ def test_shards_write_to_one_folder_and_a_run_without_shard_completes_it(saved, 
     assert {file: file.stat().st_mtime_ns for file in made} == made
 
 
-def test_two_runs_of_one_shard_do_not_write_at_the_same_time(saved, photos, tmp_path):
+def test_a_shard_and_the_whole_are_written_by_one_run_each(saved, photos, tmp_path):
     with lock_folder(tmp_path / "out", "-shard-1-of-2"):
-        with pytest.raises(SystemExit, match="out-shard-1-of-2 is used by another process"):
+        with pytest.raises(SystemExit, match=r"out is used by another process \(shard 1 of 2\)"):
             run(saved, photos, tmp_path / "out", "--shard", "1/2")
+        with pytest.raises(SystemExit, match=r"out is used by another process \(shard 1 of 2\)"):
+            run(saved, photos, tmp_path / "out")
         run(saved, photos, tmp_path / "out", "--shard", "2/2")
+    with pytest.raises(SystemExit, match="has results of 2 shards, not 3"):
+        run(saved, photos, tmp_path / "out", "--shard", "1/3")
+    with lock_folder(tmp_path / "out"), pytest.raises(SystemExit, match="out is used by another process"):
+        run(saved, photos, tmp_path / "out", "--shard", "1/2")
+
+
+def test_shards_may_start_at_the_same_time(tmp_path):
+    """Each in a process of its own, ten times; nothing but check, lock and settings."""
+    code = "import sys, time; from pathlib import Path; from mpformer_hf.cli.shards import check_output, claim_output\n"
+    code += "index, start = int(sys.argv[1]), float(sys.argv[2])\n"
+    code += "for turn in range(10):\n"
+    code += "    time.sleep(max(0, start + turn / 5 - time.time())); folder = Path(sys.argv[3]) / str(turn)\n"
+    code += "    check_output(folder, {'a': 1}, 3); lock = claim_output(folder, {'a': 1}, index, 3)\n"
+    start = str(time.time() + 15)
+    command = [sys.executable, "-c", code]
+    jobs = [subprocess.Popen([*command, str(index), start, tmp_path], cwd=ROOT) for index in range(3)]
+    assert [job.wait(timeout=120) for job in jobs] == [0, 0, 0]
+    assert all(read(tmp_path / str(turn) / "settings.json") == {"a": 1, "shards": 3} for turn in range(10))
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,14 @@ def test_a_killed_run_resumes_with_equal_results(shapes, tmp_path):
     assert results["best"]["step"] == whole["best"]["step"] and results["steps"] == 9
 
 
+def test_training_does_not_depend_on_when_it_is_evaluated(shapes, tmp_path):
+    for every in (1, 4):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        options = {"max_train_steps": 4, "eval_steps": every, "max_eval_samples": 1, "num_pictures": 0}
+        finetune.main(flags(shapes, tmp_path / str(every), **options))
+    assert losses_of(tmp_path / "1") == losses_of(tmp_path / "4")
+
+
 def test_moving_averages_are_what_is_saved(shapes, tmp_path):
     options = {"max_train_steps": 2, "eval_steps": 2, "max_eval_samples": 1}
     finetune.main(flags(shapes, tmp_path / "still", ema_decay=0.9999999, learning_rate=0.1, **options))
@@ -119,7 +127,7 @@ def test_the_compile_flag_compiles_the_model_without_its_criterion(shapes, tmp_p
 
 
 def test_a_streamed_dataset_trains_resumes_and_needs_a_number_of_steps(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # seconds after each epoch
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)  # seconds after each epoch
     options = {"streaming": True, "shuffle_buffer": 4, "max_eval_samples": 1, "max_train_steps": 5}
     options |= {"lr_schedule": "constant", "checkpointing_steps": 3, "eval_steps": 3}
     results = finetune.main(flags(shapes, tmp_path / "a", **options))

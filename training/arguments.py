@@ -160,16 +160,23 @@ class SpeedArguments(CheckedArguments):
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "Default: as accelerate is configured.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
-    recompute_encoder: bool = option(True, "Recompute those of the pixel decoder's encoder only.")
+    recompute_encoder: bool = option(True, "Recompute activations of the pixel decoder's encoder, to save memory.")
     find_batch_size: bool = option(
-        False, "Out of memory: start again with fewer images per forward pass, and more passes per step."
+        False, "Out of memory: go on with fewer images per forward pass and more passes per step; one process."
     )
     torch_compile: Literal["none", "blocks", "model"] = option(
         "none", "Compile layers (blocks), or backbone and decoders as a whole; for long runs at one image size."
     )
     tf32: bool = option(False, "Faster products of float32 on NVIDIA GPUs, with 10 bits of mantissa.")
     cudnn_benchmark: bool = option(False, "NVIDIA GPUs: try convolution algorithms for each new image size.")
-    static_graph: bool = option(False, "DDP: prepare the exchange of gradients once, in the first step.")
+    static_graph: bool = option(False, "DDP's static_graph: all steps use the same parameters, in the same order.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gradient_checkpointing and not self.recompute_encoder:
+            raise ValueError("gradient_checkpointing recomputes the encoder too: leave out recompute_encoder false.")
+        if self.static_graph and self.find_batch_size:
+            raise ValueError("static_graph is for several processes, find_batch_size for one; give one of them.")
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Training batches, and the order of training images."""
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count, islice
+from itertools import count
+from queue import Full, Queue
+from threading import Event, Thread
 
 import torch
 from datasets import IterableDataset
@@ -64,14 +64,35 @@ class StreamSampler(Sampler):
         self.rows, self.seed, self.start = rows.shuffle(seed=seed, buffer_size=buffer), seed, start
 
     def __iter__(self) -> Iterator[tuple[int, int, dict]]:
-        triples, thread = islice(self.read(), self.start, None), ThreadPoolExecutor(1)
-        ahead = deque(thread.submit(next, triples) for _ in range(READ_AHEAD))
+        rows, stop = Queue(READ_AHEAD), Event()
+        Thread(target=self.fill, args=(rows, stop), daemon=True).start()
         try:
             while True:
-                yield ahead.popleft().result()
-                ahead.append(thread.submit(next, triples))
+                triple, error = rows.get()
+                if error is not None:
+                    raise error
+                yield triple
         finally:
-            thread.shutdown(cancel_futures=True)
+            stop.set()
+
+    def fill(self, rows: Queue, stop: Event) -> None:
+        """Put the triples from `start` on, or an error, into a queue, until `stop` is set."""
+
+        def put(item: tuple) -> None:
+            while not stop.is_set():
+                try:
+                    return rows.put(item, timeout=0.1)
+                except Full:
+                    pass
+
+        try:
+            for number, triple in enumerate(self.read()):
+                if stop.is_set():
+                    return
+                if number >= self.start:
+                    put((triple, None))
+        except Exception as error:  # raised where the rows are used
+            put((None, error))
 
     def read(self) -> Iterator[tuple[int, int, dict]]:
         """The triples, epoch by epoch."""

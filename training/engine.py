@@ -77,6 +77,10 @@ def freeze(model: MPFormerForUniversalSegmentation, args: OptimizationArguments)
             module.requires_grad_(False)
 
 
+class StepOutOfMemory(Exception):
+    """A training step needs more memory than the device has."""
+
+
 class FineTuner:
     """A training run.
 
@@ -148,6 +152,7 @@ class FineTuner:
             ValueError: it cannot be loaded, or the dataset has another number of images.
         """
         state = load_checkpoint(self.accelerator, checkpoint, self.ema)
+        self.accelerator.step = 0  # passes of a step: their number may have changed
         del state["arguments"]
         images = state.pop("training_images")
         if images != self.run["training_images"]:
@@ -175,6 +180,7 @@ class FineTuner:
 
         Raises:
             FloatingPointError: the loss is not finite.
+            StepOutOfMemory: the device has not enough memory for a step.
         """
         if self.run_args.eval_on_start and self.step == 0:
             self.results["before_training"] = self.evaluate()
@@ -187,7 +193,10 @@ class FineTuner:
         while self.step < self.total:
             start = time.perf_counter()
             self.step += 1
-            losses, images, norm = self.optimize(batches)
+            try:
+                losses, images, norm = self.optimize(batches)
+            except torch.OutOfMemoryError as error:
+                raise StepOutOfMemory(f"Step {self.step}: {error}") from error
             seconds = time.perf_counter() - start
             self.spent["train_seconds"] += seconds
             speed = images * self.accelerator.num_processes / seconds
@@ -314,18 +323,13 @@ class FineTuner:
     def evaluate(self) -> dict:
         """Scores of the current model; a line of `evaluations.jsonl`. Overlays are written to the output folder."""
         pictures, model = self.output / "pictures", self.evaluated_model()
-        scores = evaluate_model(
-            model,
-            self.processor,
-            self.eval_loader,
-            self.accelerator,
-            pictures if self.step and self.accelerator.is_main_process else None,
-            self.run_args.num_pictures,
-            self.run_args.max_detections,
-        )
-        if self.run_args.diagnostics:
-            layers = diagnose_model(model, self.processor, self.eval_loader, self.accelerator)
-            scores |= {"mask_consistency": layers.mask_consistency, "query_utilisation": layers.query_utilisation}
+        folder = pictures if self.step and self.accelerator.is_main_process else None
+        common = (model, self.processor, self.eval_loader, self.accelerator)
+        with torch.random.fork_rng(devices=[]):  # training does not depend on when it is evaluated
+            scores = evaluate_model(*common, folder, self.run_args.num_pictures, self.run_args.max_detections)
+            if self.run_args.diagnostics:
+                layers = diagnose_model(*common)
+                scores |= {"mask_consistency": layers.mask_consistency, "query_utilisation": layers.query_utilisation}
         results = {"step": self.step, **scores}
         self.accelerator.log({f"eval_{k}": v for k, v in scores.items() if isinstance(v, float)}, step=self.step)
         if self.accelerator.is_main_process:

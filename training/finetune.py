@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
-    find_executable_batch_size,
     set_seed,
 )
 from torch.utils.data import DataLoader
@@ -39,7 +39,7 @@ from training.batches import SeededSampler, StreamSampler, TrainingDataset
 from training.building import build_model, build_processor, find_preprocessing
 from training.card import write_run_card
 from training.checkpoints import delete_old, find_checkpoint, read_state, step_of
-from training.engine import FineTuner, count_steps, images_per_step, run_epochs
+from training.engine import FineTuner, StepOutOfMemory, count_steps, images_per_step, run_epochs
 from training.run_folder import (
     ARGUMENTS,
     RESULTS,
@@ -73,7 +73,9 @@ def main(argv: list[str] | None = None) -> dict:
         project_dir=run_args.output_dir,
     )
     torch.set_float32_matmul_precision("high" if speed.tf32 else "highest")
-    torch.backends.cudnn.benchmark = speed.cudnn_benchmark
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = speed.tf32, speed.cudnn_benchmark
+    if speed.static_graph and accelerator.distributed_type in (DistributedType.NO, DistributedType.FSDP):
+        raise ValueError("static_graph is for several processes (DDP).")
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
     if run_args.push_to_hub and accelerator.is_main_process:
         check_login()
@@ -88,40 +90,31 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def train_in_memory(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) -> dict:
-    """`train`, started again, after the device ran out of memory, with fewer images per forward pass and as many more
-    passes per step, so that the images of a step stay the same.
+    """`train`, continued from the latest checkpoint, else started again, after a step ran out of memory: with fewer
+    images per forward pass and more passes per step, so that the images of a step stay the same.
 
     Raises:
         ValueError: there are several processes, which would wait for the one that failed, or one image is too large.
     """
     if accelerator.num_processes > 1:
         raise ValueError("find_batch_size is for one process; give --per_device_train_batch_size.")
-    images = images_per_step(args.optimization, 1)
-    size = args.optimization.per_device_train_batch_size
-
-    def smaller() -> int:
-        nonlocal size
-        size = max((n for n in range(1, size) if images % n == 0), default=0)
-        passes = (
-            f"{size} images per forward pass and {images // size} passes per step" if size else "nothing left to try"
-        )
-        accelerator.print(f"Out of memory; now {passes}")
-        return size
-
-    def attempt(batch_size: int) -> dict:
-        accelerator.free_memory()  # of the attempt before
-        sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": images // batch_size}
-        accelerator.gradient_accumulation_steps = images // batch_size
-        own = replace(args, optimization=replace(args.optimization, **sizes))
-        return train(own, accelerator, flags, output)
-
-    find = find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=smaller)
-    try:
-        return find(attempt)()
-    except RuntimeError as error:
+    images, size = images_per_step(args.optimization, 1), args.optimization.per_device_train_batch_size
+    while size:
+        try:
+            return train(args, accelerator, flags, output)
+        except StepOutOfMemory:
+            size = max((n for n in range(1, size) if images % n == 0), default=0)
         if size:
-            raise
-        raise ValueError("A forward and backward pass of one image does not fit into memory.") from error
+            accelerator.print(f"Out of memory; now {size} images per forward pass, {images // size} passes per step")
+            sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": images // size}
+            optimization, run_args = (
+                replace(args.optimization, **sizes),
+                replace(args.run, resume_from_checkpoint="latest"),
+            )
+            args = replace(args, optimization=optimization, run=run_args)
+            accelerator.gradient_accumulation_steps = images // size
+            accelerator.free_memory()  # of the models before
+    raise ValueError("A forward and backward pass of one image does not fit into memory.")
 
 
 def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) -> dict:
@@ -171,7 +164,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     run = {"arguments": flags, "training_images": length}
     recipe = (optimization, args.speed, run_args)
     tuner = FineTuner(model, processor, *recipe, accelerator, *loaders, output, total, checkpoint, run)
-    if run_args.report_to:
+    if run_args.report_to and not accelerator.trackers:
         scalars = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("mpformer", config=scalars)
     if accelerator.is_main_process:

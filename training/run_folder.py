@@ -8,7 +8,8 @@ from filelock import FileLock
 from mpformer_hf.files import LOCK, lock_folder, read_json, remove, write_text
 
 LOG, EVALUATIONS, RESULTS, ARGUMENTS = "log.jsonl", "evaluations.jsonl", "all_results.json", "arguments.json"
-# What may differ when a run resumes: the number of steps, evaluation, outputs, and processes of the same total batch.
+# What may differ when a run resumes: the number of steps, evaluation, outputs, speed, and processes of the same total
+# batch.
 CHANGEABLE = {
     "output_dir",
     "resume_from_checkpoint",
@@ -30,6 +31,11 @@ CHANGEABLE = {
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_processes",
+    "find_batch_size",
+    "recompute_encoder",
+    "torch_compile",
+    "cudnn_benchmark",
+    "static_graph",
 }
 
 

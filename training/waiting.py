@@ -4,7 +4,8 @@ WINDOW = 50  # steps
 LARGEST_SHARE = 0.2  # of the time of the window
 MESSAGE = (
     "{share:.0%} of the time of the last {window} steps was spent waiting for images (--dataloader_num_workers "
-    "{workers}). More workers help if there are free cores; python -m scripts.time_loading measures them."
+    "{workers}). More workers help if there are free cores and the dataset is not streamed; python -m "
+    "scripts.time_loading measures them."
 )
 
 

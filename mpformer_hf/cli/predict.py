@@ -20,7 +20,6 @@ all images.
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -38,12 +37,13 @@ from ..data.formats.registry import DEFAULTS, FORMATS
 from ..data.predictions import finish, is_complete, write_result
 from ..data.sources import PICTURES, SourceImage, list_images
 from ..data.video import frame_rate, write_video
-from ..files import VIDEO_SUFFIXES, check_new_folder, lock_folder, read_json, write_atomically, write_json
+from ..files import VIDEO_SUFFIXES, write_atomically
 from ..image_processing_mpformer import TASKS
 from ..inference import InferenceOptions, Predictor
 from ..loading import fingerprint, load_model, load_processor
 from ..progress import progress
 from .main import run_command
+from .shards import check_output, claim_output, parse_shard
 
 
 def batches_by_size(
@@ -66,20 +66,6 @@ def batches_by_size(
         if len(group) == size or sum(map(len, waiting.values())) >= 4 * size:
             yield waiting.pop(tuple(pixels.shape) if len(group) == size else next(iter(waiting)))
     yield from waiting.values()
-
-
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """Index from 0 and number of shards of `"3/16"`, the third of 16; of None, the only one.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    if text is None:
-        return 0, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--shard must be like 3/16, the third of 16 parts, got {text!r}.")
-    return int(found[1]) - 1, int(found[2])
 
 
 def skip(skipped: list[str], name: str, error: Exception | str) -> None:
@@ -124,12 +110,9 @@ def predict(args: argparse.Namespace) -> None:
     categories = [Category(category, id2label[i], i not in stuff) for i, category in enumerate(ids)]
     threshold = processor.threshold if options.threshold is None else options.threshold
     writers = [FORMATS[name](args.output, task, categories, threshold) for name in formats]
-    check_output(args.output, settings)
+    check_output(args.output, settings, shards)
     state.wait_for_everyone()  # all processes have checked the folder before one writes
-    part = f"-shard-{shard + 1}-of-{shards}" if shards > 1 else ""
-    lock = lock_folder(args.output, part) if state.is_main_process else None
-    if state.is_main_process:
-        write_json(settings, args.output / "settings.json")
+    lock = claim_output(args.output, settings, shard, shards) if state.is_main_process else None
     state.wait_for_everyone()
 
     source = list_images(args.source, args.split, args.every, args.output)
@@ -179,24 +162,6 @@ def predict(args: argparse.Namespace) -> None:
     state.end_training()  # ends the process group: a process that exits with one may abort
     if state.is_main_process and not complete and (identities or shards == 1):  # a shard may have no image
         raise ValueError(f"None of the {len(identities)} images could be segmented.")
-
-
-def check_output(output: Path, settings: dict) -> None:
-    """Check that the folder is new or has results of the same settings.
-
-    Raises:
-        ValueError: it does not.
-    """
-    file = output / "settings.json"
-    if not file.exists():
-        check_new_folder(output)
-        return
-    before = read_json(file)
-    if not isinstance(before, dict):
-        raise ValueError(f"{file} is not a mapping of settings; choose another output folder.")
-    changed = [name for name in settings if before.get(name) != settings[name]]
-    if changed:
-        raise ValueError(f"{output} has results of another {', '.join(changed)}; choose another output folder.")
 
 
 def main(argv: list[str] | None = None) -> None:

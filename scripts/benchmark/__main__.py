@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import platform
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -64,10 +63,13 @@ def main(argv: list[str] | None = None) -> dict:
     Raises:
         ValueError: the output file has other results.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:2] == ["--preset", "gpu"]:
-        return gpu.main(argv[2:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--preset", choices=("gpu",), help="measure whole training steps on a GPU; has its own flags")
+    preset, argv = parser.parse_known_args(argv)
+    if preset.preset:
+        return gpu.main(argv)
+    about = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(parents=[parser], **about)
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="r50", help="size of the model")
     parser.add_argument(
         "--measure",

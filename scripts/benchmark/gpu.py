@@ -7,9 +7,10 @@ python -m scripts.benchmark --preset gpu --measure operator --batches 2 16
 A step is forward and backward pass, clipping of gradients and AdamW (fused). Models of one row have the same weights
 and inputs and take turns in one process, after three steps of each: ours with the pilot, without, with the pilot and
 compiled (not with `--eager_only`), and transformers' Mask2Former. Memory is the peak above the loaded models and their
-optimizer states. Waits and kernels of a step are counted by torch's profiler. A row that does not fit says so;
-the largest batch is that of a step with the pilot. The operator is deformable attention of one encoder layer: bytes
-and launches by counting, time, and bytes per second beside those of a copy. On a CPU it runs too, to try the command.
+optimizer states. Waits and kernels of a step are counted by torch's profiler. Models that do not fit together are
+measured alone; the largest batch is that of a step with the pilot. The operator is deformable attention of one encoder
+layer: bytes and launches by counting, time, and bytes per second beside those of a copy. On a CPU it runs too, to try
+the command.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from .gpu_steps import PRECISIONS, largest_batch, step_row
 from .models import BACKBONES, DEVICE
 
 MEASURED = ("loading", "operator", "steps")
-COLUMNS = ("images_per_second", "ratio", "memory_mib", "waits", "kernels")
+COLUMNS = ("error", "images_per_second", "ratio", "memory_mib", "waits", "kernels")
 
 
 def print_table(title: str, rows: dict[str, dict], columns: tuple[str, ...]) -> None:
@@ -51,13 +52,24 @@ def measure_steps(args: argparse.Namespace, result: dict) -> None:
                 about = {"backbone": backbone, "precision": precision, "batch": batch_size}
                 row = step_row(backbone, batch_size, precision, args)
                 result["steps"].append(about | {"models": row})
-                print_table(", ".join(map(str, about.values())), {"": row} if "error" in row else row, COLUMNS)
+                print_table(", ".join(map(str, about.values())), row, COLUMNS)
                 if args.output_file:
                     write_json(result, args.output_file)
 
 
+def positive(text: str) -> int:
+    """A number of the command line, at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
+
 def main(argv: list[str]) -> dict:
-    """Measure and print everything; returns the content of the JSON file."""
+    """Measure and print everything; returns the content of the JSON file.
+
+    Raises:
+        ValueError: the output file exists.
+    """
     parser = argparse.ArgumentParser(
         "python -m scripts.benchmark --preset gpu",
         description=__doc__,
@@ -65,20 +77,23 @@ def main(argv: list[str]) -> dict:
     )
     parser.add_argument("--measure", nargs="+", choices=MEASURED, default=list(MEASURED), help="what to measure")
     parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=list(BACKBONES))
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="images of a step")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 4, 16], help="images of a step")
     parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=list(PRECISIONS))
-    parser.add_argument("--side", type=int, default=1024, help="side of the images in pixels")
-    parser.add_argument("--targets", type=int, default=20, help="objects of an image")
-    parser.add_argument("--rounds", type=int, default=10, help="timed steps of each model")
+    parser.add_argument("--side", type=positive, default=1024, help="side of the images in pixels")
+    parser.add_argument("--targets", type=positive, default=20, help="objects of an image")
+    parser.add_argument("--rounds", type=positive, default=10, help="timed steps of each model")
     parser.add_argument("--workers", type=int, default=4, help="loader workers")
     parser.add_argument("--eager_only", action="store_true", help="do not compile a model")
-    parser.add_argument("--output_file", type=Path, help="JSON of the results, written after each row")
+    parser.add_argument("--output_file", type=Path, help="new JSON file, written after each row")
     args = parser.parse_args(argv)
+    if args.output_file and args.output_file.exists():
+        raise ValueError(f"{args.output_file} exists; choose another file.")
     result = {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{platform.machine()}, CPU",
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "side": args.side,
         "targets": args.targets,
+        "rounds": args.rounds,
     }
     last, first = args.batches[-1], args.batches[0]
     works = {
@@ -92,8 +107,8 @@ def main(argv: list[str]) -> dict:
             print_table(
                 title, result[title], tuple(dict.fromkeys(name for row in result[title].values() for name in row))
             )
+            if args.output_file:
+                write_json(result, args.output_file)
     if "steps" in args.measure:
         measure_steps(args, result)
-    if args.output_file:
-        write_json(result, args.output_file)
     return result

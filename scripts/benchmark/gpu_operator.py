@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mpformer_hf.deformable_attention import deformable_sampling, has_triton, us
 from .measuring import seconds
 from .models import DEVICE
 
+REPEATS = 20 if DEVICE.type == "cuda" else 1
 HEADS, CHANNELS, LEVELS, POINTS = 8, 32, 3, 4
 
 
@@ -97,19 +99,25 @@ def traffic_rows(side: int, batch_size: int) -> dict:
     return rows
 
 
+def repeat(call: Callable[[], object]) -> None:
+    """Several calls, so that the time of the host's launches does not count."""
+    for _ in range(REPEATS):
+        call()
+
+
 def time_operator(work: Callable, inputs: tuple[Tensor, ...], rounds: int, bandwidth: float) -> dict:
     """Milliseconds of forward and backward pass, and the least bytes per second that they need: value, x, y, weights
-    and result once, in the backward pass also their gradients."""
+    and result once; in the backward pass value, x, y, weights and their gradients, and that of the result."""
     out = work()
     grad = torch.ones_like(out)
-    least = sum(x.numel() * x.element_size() for x in (*inputs, out))
+    operands, result = (sum(x.numel() * x.element_size() for x in tensors) for tensors in (inputs, (out,)))
     row = {}
     for kind, call, bytes_ in (
-        ("forward", work, least),
-        ("backward", lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True), 2 * least),
+        ("forward", work, operands + result),
+        ("backward", lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True), 2 * operands + result),
     ):
         call()
-        median = statistics.median(seconds(call) for _ in range(rounds))
+        median = statistics.median(seconds(partial(repeat, call)) / REPEATS for _ in range(rounds))
         row[f"{kind}_ms"] = round(1000 * median, 3)
         row[f"{kind}_gb_per_second"] = round(bytes_ / median / 1e9, 1)
         row[f"{kind}_share_of_bandwidth"] = round(bytes_ / median / bandwidth, 3)

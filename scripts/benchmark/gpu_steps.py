@@ -1,9 +1,10 @@
 """Whole training steps of our model and transformers': time, memory, waits of the host, kernels; largest batch."""
 
 import argparse
+import contextlib
 import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from .models import DEVICE, autocast, build, make_batch, with_float_masks
 PRECISIONS = {"fp32": ("highest", None), "tf32": ("high", None), "bf16": ("highest", torch.bfloat16)}
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+MODELS = ("pilot", "no pilot", "transformers", "pilot, compiled")
 LARGEST = 1024  # batch size at which the search ends
 
 
@@ -35,15 +37,17 @@ def make_step(model: nn.Module, batch: dict, dtype: torch.dtype | None) -> Calla
     return partial(whole_step, model, optimizer, batch, dtype)
 
 
-def make_steps(backbone: str, batch: dict, dtype: torch.dtype | None, compiled: bool) -> dict[str, Callable]:
-    """Steps of the models of a row, by name."""
-    models = {"pilot": build(backbone), "no pilot": build(backbone, mask_piloting=False)}
-    models["transformers"] = models["pilot"].to_mask2former().train()
-    if compiled:
-        models["pilot, compiled"] = build(backbone)
-        models["pilot, compiled"].model.compile()
-    floats = with_float_masks(batch)
-    return {name: make_step(m, floats if name == "transformers" else batch, dtype) for name, m in models.items()}
+def make_steps(names: list[str], backbone: str, batch: dict, dtype: torch.dtype | None) -> dict[str, Callable]:
+    """Steps of some of `MODELS`, by name."""
+    steps = {}
+    for name in names:
+        model = build(backbone, mask_piloting=name != "no pilot")
+        if name == "transformers":
+            model = model.to_mask2former().train()
+        if "compiled" in name:
+            model.model.compile()
+        steps[name] = make_step(model, with_float_masks(batch) if name == "transformers" else batch, dtype)
+    return steps
 
 
 def count_events(step: Callable[[], None]) -> dict[str, int | None]:
@@ -72,34 +76,64 @@ def peak_of(step: Callable[[], None]) -> int | None:
 
 
 def release() -> None:
-    """Free the memory of objects that are no longer used."""
+    """Free the memory of objects that are no longer used, and forget compiled code."""
+    torch._dynamo.reset()
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def step_row(backbone: str, batch_size: int, precision: str, args: argparse.Namespace) -> dict:
-    """Times, memory, waits and kernels of the models of a row; `error` if a step does not fit."""
-    matmul, dtype = PRECISIONS[precision]
+@contextlib.contextmanager
+def precision_of(name: str) -> Iterator[torch.dtype | None]:
+    """Context manager that sets the precision of float32 products and yields the dtype of autocast."""
+    matmul, dtype = PRECISIONS[name]
     torch.set_float32_matmul_precision(matmul)
-    steps = None
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
     try:
-        steps = make_steps(backbone, make_batch(args.side, batch_size, args.targets), dtype, not args.eager_only)
-        times = interleaved(steps, args.rounds)
-        row = {}
-        for name, step in steps.items():
-            median = statistics.median(times[name])
-            row[name] = {"seconds": round(median, 4), "images_per_second": round(batch_size / median, 2)}
-            row[name] |= {"memory_mib": peak_of(step), **count_events(step)}
-        for name in [name for name in row if name != "transformers"]:
-            row[name]["ratio"] = round(row[name]["seconds"] / row["transformers"]["seconds"], 3)
-        return row
-    except torch.OutOfMemoryError:
-        return {"error": "out of memory"}
+        yield dtype
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def measure(names: list[str], backbone: str, batch_size: int, precision: str, args: argparse.Namespace) -> dict | None:
+    """Times, memory, waits and kernels of models that take turns; None if they do not fit into memory together."""
+    steps = None
+    try:
+        with precision_of(precision) as dtype:
+            steps = make_steps(names, backbone, make_batch(args.side, batch_size, args.targets), dtype)
+            times = interleaved(steps, args.rounds)
+            row = {}
+            for name, step in steps.items():
+                median = statistics.median(times[name])
+                row[name] = {"seconds": round(median, 4), "images_per_second": round(batch_size / median, 2)}
+                row[name] |= {"memory_mib": peak_of(step), **count_events(step)}
+            return row
+    except RuntimeError as error:
+        if not is_memory_error(error):
+            raise
+        return None
+    finally:
         steps = None
         release()
+
+
+def step_row(backbone: str, batch_size: int, precision: str, args: argparse.Namespace) -> dict:
+    """Rows of all models, with the ratio of times to transformers'. If they do not fit together, each is measured
+    alone, without a ratio; a model that does not fit has the row `error`."""
+    names = [name for name in MODELS if not (args.eager_only and "compiled" in name)]
+    row = measure(names, backbone, batch_size, precision, args)
+    if row is None:
+        alone = {name: measure([name], backbone, batch_size, precision, args) for name in names}
+        return {name: found[name] if found else {"error": "out of memory"} for name, found in alone.items()}
+    for name in [name for name in names if name != "transformers"]:
+        row[name]["ratio"] = round(row[name]["seconds"] / row["transformers"]["seconds"], 3)
+    return row
+
+
+def is_memory_error(error: RuntimeError) -> bool:
+    """Whether a device ran out of memory."""
+    texts = ("out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def largest_batch(backbone: str, precision: str, args: argparse.Namespace) -> int:
@@ -116,14 +150,6 @@ def largest_batch(backbone: str, precision: str, args: argparse.Namespace) -> in
 
 
 def step_fits(backbone: str, batch_size: int, precision: str, args: argparse.Namespace) -> bool:
-    """Whether two steps with the pilot do not run out of memory."""
-    step = None
-    try:
-        step = make_step(build(backbone), make_batch(args.side, batch_size, args.targets), PRECISIONS[precision][1])
-        step(), step()
-        return True
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        step = None
-        release()
+    """Whether steps with the pilot do not run out of memory."""
+    once = argparse.Namespace(**{**vars(args), "rounds": 1})
+    return measure(["pilot"], backbone, batch_size, precision, once) is not None
