@@ -267,18 +267,29 @@ def test_a_shard_and_the_whole_are_written_by_one_run_each(saved, photos, tmp_pa
         run(saved, photos, tmp_path / "out", "--shard", "1/2")
 
 
+STARTS = """
+import random, sys, time
+from pathlib import Path
+from mpformer_hf.cli import shards
+check = shards.check_new_folder
+shards.check_new_folder = lambda folder: time.sleep(0.02 * random.random()) or check(folder)
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+for turn in range(20):
+    folder = Path(sys.argv[3]) / str(turn)
+    shards.check_output(folder, {"a": 1}, 3)
+    lock = shards.claim_output(folder, {"a": 1}, int(sys.argv[1]), 3)
+"""
+
+
 def test_shards_may_start_at_the_same_time(tmp_path):
-    """Each in a process of its own, ten times; nothing but check, lock and settings."""
-    code = "import sys, time; from pathlib import Path; from mpformer_hf.cli.shards import check_output, claim_output\n"
-    code += "index, start = int(sys.argv[1]), float(sys.argv[2])\n"
-    code += "for turn in range(10):\n"
-    code += "    time.sleep(max(0, start + turn / 5 - time.time())); folder = Path(sys.argv[3]) / str(turn)\n"
-    code += "    check_output(folder, {'a': 1}, 3); lock = claim_output(folder, {'a': 1}, index, 3)\n"
+    """Twenty times, with delays between looking at the folder and using it."""
     start = str(time.time() + 15)
-    command = [sys.executable, "-c", code]
-    jobs = [subprocess.Popen([*command, str(index), start, tmp_path], cwd=ROOT) for index in range(3)]
-    assert [job.wait(timeout=120) for job in jobs] == [0, 0, 0]
-    assert all(read(tmp_path / str(turn) / "settings.json") == {"a": 1, "shards": 3} for turn in range(10))
+    command = [sys.executable, "-c", STARTS]
+    options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
+    jobs = [subprocess.Popen([*command, str(index), start, tmp_path], **options) for index in range(3)]
+    errors = [job.communicate(timeout=120)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], errors
+    assert all(read(tmp_path / str(turn) / "settings.json") == {"a": 1, "shards": 3} for turn in range(20))
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,7 @@ def environment(tmp_path_factory):
     return python, {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
-def start(environment, folder, *argv, **variables):
-    python, variables = environment[0], {**environment[1], **variables}
-    command = [python.with_name("mpformer"), *map(str, argv)]
-    return subprocess.Popen(
-        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+ALL = "import json, sys; from mpformer_hf.cli.main import main; [main(argv) for argv in json.loads(sys.argv[1])]"
 
 
 def test_every_command_runs_without_the_repository(environment, tmp_path):
@@ -51,35 +46,26 @@ def test_every_command_runs_without_the_repository(environment, tmp_path):
     make.photo().save(tmp_path / "photo.png")
     hub = Hub()
     dataset = ["--dataset_name", "data", "--eval_split", "validation"]
-    started = {
-        "help": start(environment, tmp_path, "--help"),
-        "predict": start(environment, tmp_path, "predict", "model", "photo.png", "predictions"),
-        "evaluate": start(environment, tmp_path, "evaluate", "--model_name_or_path", "model", *dataset),
-        "convert": start(environment, tmp_path, "convert", "to-mask2former", "model", "plain"),
-        "prepare": start(environment, tmp_path, "prepare", "data", "prepared", "--task", "panoptic"),
-        "export": start(environment, tmp_path, "export", "model", "model.pt2", "--height", "64", "--width", "64"),
-        "push": start(
-            environment,
-            tmp_path,
-            "push",
-            "model",
-            "somebody/model",
-            HF_ENDPOINT=hub.endpoint,
-            HF_TOKEN="hf_test",
-            HF_HUB_OFFLINE="0",
-            HF_HUB_DISABLE_XET="1",
-            HF_HOME=str(tmp_path / "home"),
-            NO_PROXY="127.0.0.1",
-        ),
-    }
-    output = {name: process.communicate(timeout=240)[0] for name, process in started.items()}
+    commands = [
+        ["predict", "model", "photo.png", "predictions"],
+        ["evaluate", "--model_name_or_path", "model", *dataset],
+        ["convert", "to-mask2former", "model", "plain"],
+        ["prepare", "data", "prepared", "--task", "panoptic"],
+        ["export", "model", "model.pt2", "--height", "64", "--width", "64"],
+        ["push", "model", "somebody/model"],
+    ]
+    python, variables = environment
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    own |= {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    options = {"cwd": tmp_path, "env": {**variables, **own}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    usage = subprocess.run([python.with_name("mpformer"), "--help"], text=True, **options).stdout
+    assert all(argv[0] in usage for argv in commands) and len(usage.splitlines()) < 24
+    # one process, which imports everything once
+    done = subprocess.run([python, "-c", ALL, json.dumps(commands)], text=True, **options)
     hub.close()
-    failed = {name: output[name] for name, process in started.items() if process.returncode}
-    assert not failed
-    assert all(name in output["help"] for name in started if name != "help")
-    assert len(output["help"].splitlines()) < 24
-    assert "1 of 1 images" in output["predict"] and (tmp_path / "predictions" / "overlays" / "photo.png").is_file()
-    assert '"pq"' in output["evaluate"] and '"mean_iou"' in output["evaluate"]
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "1 of 1 images" in done.stdout and (tmp_path / "predictions" / "overlays" / "photo.png").is_file()
+    assert '"pq"' in done.stdout and '"mean_iou"' in done.stdout
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["model_type"] == "mask2former"
     assert (tmp_path / "model.pt2").stat().st_size > 100_000
     assert "model.safetensors" in hub.files("somebody/model")

@@ -167,7 +167,7 @@ class SpeedArguments(CheckedArguments):
     torch_compile: Literal["none", "blocks", "model"] = option(
         "none", "Compile layers (blocks), or backbone and decoders as a whole; for long runs at one image size."
     )
-    tf32: bool = option(False, "Faster products of float32 on NVIDIA GPUs, with 10 bits of mantissa.")
+    tf32: bool = option(False, "Faster products and convolutions of float32 on NVIDIA GPUs, with 10 bits of mantissa.")
     cudnn_benchmark: bool = option(False, "NVIDIA GPUs: try convolution algorithms for each new image size.")
     static_graph: bool = option(False, "DDP's static_graph: all steps use the same parameters, in the same order.")
 

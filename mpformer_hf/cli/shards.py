@@ -33,8 +33,12 @@ def check_output(output: Path, settings: dict, shards: int) -> None:
     """
     file = output / SETTINGS
     if not file.exists():
-        check_new_folder(output)
-        return
+        try:
+            check_new_folder(output)
+            return
+        except ValueError:
+            if not file.exists():  # else another job has written it in the meantime
+                raise
     before = read_json(file)
     if not isinstance(before, dict):
         raise ValueError(f"{file} is not a mapping of settings; choose another output folder.")
@@ -57,7 +61,8 @@ def claim_output(output: Path, settings: dict, shard: int, shards: int) -> FileL
     Raises:
         ValueError: see `check_output`, or another run uses the folder or the shard.
     """
-    with lock_folder(output, "-settings", PATIENCE):  # one job starts after the other
+    starting = lock_folder(output, "-settings", PATIENCE)  # one job starts after the other
+    try:
         check_output(output, settings, shards)
         lock = lock_folder(output)
         if shards == 1:
@@ -69,4 +74,6 @@ def claim_output(output: Path, settings: dict, shard: int, shards: int) -> FileL
         file = output / SETTINGS
         kept = read_json(file).get("shards", 1) if shards == 1 and file.exists() else shards
         write_json({**settings, "shards": kept}, file)
+    finally:
+        starting.release()
     return lock

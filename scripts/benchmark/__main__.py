@@ -31,7 +31,7 @@ from mpformer_hf.files import write_json
 
 from . import gpu
 from .curves import curve_rows, plot_curves
-from .model_rows import compiled_rows, inference_rows, memory_rows, pilot_rows, stage_rows, training_rows
+from .model_rows import compiled_rows, inference_rows, memory_rows, option_rows, pilot_rows, stage_rows, training_rows
 from .models import BACKBONES, DEVICE
 from .part_rows import operator_rows, postprocessing_rows, processor_rows
 
@@ -45,6 +45,7 @@ BENCHMARKS = {
     "processor": processor_rows,
     "pilot": pilot_rows,
     "operators": operator_rows,
+    "options": option_rows,
     "curves": curve_rows,
 }
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> dict:
         "--measure",
         nargs="+",
         choices=BENCHMARKS,
-        default=[name for name in BENCHMARKS if name != "curves"],
+        default=[name for name in BENCHMARKS if name not in ("options", "curves")],
         help="what to measure",
     )
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024], help="image sides")

@@ -5,7 +5,9 @@ import argparse
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .measuring import compare, compare_memory
+from training.compiling import compile_model
+
+from .measuring import compare, compare_memory, measure_memory, seconds
 from .models import DEVICE, autocast, build, make_batch, predict, train_step, with_float_masks
 
 MATRIX_SIDE = 8192 if DEVICE.type == "cuda" else 2048  # of the product that measures the device's rate
@@ -112,3 +114,25 @@ def pilot_rows(args: argparse.Namespace, rounds: int) -> dict:
         "pilot": lambda: train_step(ours, own, args.dtype),
     }
     return {f"the pilot, training {size}, batch {batch}, {targets} targets": compare(works, rounds)}
+
+
+def option_rows(args: argparse.Namespace, rounds: int) -> dict:
+    """Options of training.finetune: compiled blocks, compiled model (with the seconds of the first step), and an
+    encoder that is not recomputed (with the memory of both)."""
+    size, batch, targets = training_shapes(args)[0]
+    own, works, first = make_batch(size, batch, targets), {}, {}
+    for part in ("none", "blocks", "model"):
+        model = build(args.backbone)
+        compile_model(model.model, part)
+        works[f"torch_compile {part}"] = lambda model=model: train_step(model, own, args.dtype)
+    stored = build(args.backbone, recompute_encoder=False)
+    works["recompute_encoder false"] = lambda: train_step(stored, own, args.dtype)
+    for name, work in works.items():
+        first[name] = round(seconds(work), 1)
+    row = compare(works, rounds)
+    for name in works:
+        row[name]["first_step_s"] = first[name]
+    for name, recompute in (("torch_compile none", True), ("recompute_encoder false", False)):
+        fields, shape = {"recompute_encoder": recompute}, (size, batch, targets)
+        row[name]["peak_mib"] = measure_memory(args.backbone, fields, False, shape, args.dtype)
+    return {f"options, training {size}, batch {batch}, {targets} targets": row}

@@ -16,11 +16,13 @@ BACKBONES = {
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build(backbone: str, **fields) -> MPFormerForUniversalSegmentation:
+def build(backbone: str, recompute_encoder: bool = True, **fields) -> MPFormerForUniversalSegmentation:
     """A model of the size of the COCO instance release, in training mode."""
     torch.manual_seed(0)
     config = MPFormerConfig(backbone_config=BACKBONES[backbone], num_labels=80, **fields)
-    return MPFormerForUniversalSegmentation(config).to(DEVICE).train()
+    model = MPFormerForUniversalSegmentation(config).to(DEVICE).train()
+    model.model.pixel_level_module.decoder.encoder.recompute = recompute_encoder
+    return model
 
 
 def make_batch(size: int, batch: int, targets: int) -> dict:
