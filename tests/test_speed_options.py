@@ -1,6 +1,7 @@
 """Options of training that save time or memory and leave the results as they are."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -13,6 +14,8 @@ from mpformer_hf.pixel_decoder import MPFormerPixelDecoderEncoderLayer
 from tests.runs import flags
 from tests.tiny import tiny_model
 from training import engine, finetune
+from training.arguments import SpeedArguments
+from training.batches import StreamSampler
 from training.compiling import compile_model
 from training.moving_average import MovingAverage
 from training.waiting import WINDOW, WaitingCheck
@@ -141,3 +144,47 @@ def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(shapes, tmp_p
     monkeypatch.setattr(engine.FineTuner, "optimize", fails)
     with pytest.raises(RuntimeError, match="size mismatch"):
         finetune.main(flags(shapes, tmp_path / "a", find_batch_size=True))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"gradient_checkpointing": True, "recompute_encoder": False}, "recomputes the encoder too"),
+        ({"static_graph": True, "find_batch_size": True}, "give one of them"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SpeedArguments(**options)
+
+
+def test_a_static_graph_needs_several_processes_and_one_pass(shapes, tmp_path):
+    with pytest.raises(ValueError, match="static_graph is for several processes"):
+        finetune.main(flags(shapes, tmp_path / "a", static_graph=True))
+    with pytest.raises(ValueError, match="static_graph does not work with gradient_accumulation_steps"):
+        finetune.main(flags(shapes, tmp_path / "b", static_graph=True, gradient_accumulation_steps=2))
+
+
+class SlowStream:
+    """A stream of rows that take time."""
+
+    def shuffle(self, seed, buffer_size):
+        return self
+
+    def set_epoch(self, epoch):
+        pass
+
+    def __iter__(self):
+        for number in range(10_000):
+            time.sleep(0.01)
+            yield {"number": number}
+
+
+def test_reading_a_stream_ends_with_its_use():
+    before = set(threading.enumerate())
+    stream = iter(StreamSampler(SlowStream(), seed=0, buffer=1, start=3))
+    assert next(stream)[2] == {"number": 3}
+    (reader,) = set(threading.enumerate()) - before
+    stream.close()
+    reader.join(timeout=5)
+    assert not reader.is_alive()
