@@ -4,9 +4,9 @@ python -m scripts.study_piloting run --config training/recipes/study/shapes.yaml
     --output_dir outputs/study/shapes --results training/results/study_shapes.jsonl --seeds 0 1 2 --jobs 2
 python -m scripts.study_piloting report training/results/study_shapes.jsonl
 
-Other arms are read from a yaml file of flags by name of the arm (`--arms_file`); the report compares all arms with
-`--baseline`. `--initial FOLDER` starts all runs from one saved model; with `--own_initial` every run makes its own, for
-arms with different backbones.
+Other arms are read from a yaml file of flags by name of the arm (`--arms_file`), in which the value `"{seed}"` is the
+seed of the run; the report compares all arms with `--baseline`. `--initial FOLDER` starts all runs from one saved
+model; with `--own_initial` every run makes its own, for arms with different backbones.
 
 Runs of one seed start with the same weights and use the same images, augmented equally, in the same order. Everything
 else is set by the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is a line of
@@ -91,6 +91,11 @@ def describe_machine() -> dict:
     }
 
 
+def flags_of_seed(own: dict, seed: int) -> dict:
+    """Flags of an arm in the run of a seed."""
+    return {name: seed if value == "{seed}" else value for name, value in own.items()}
+
+
 def train_arm(
     arm: str, own: dict, seed: int, initial: Path | None, flags: list[str], output: Path, threads: int
 ) -> dict:
@@ -101,6 +106,7 @@ def train_arm(
         ValueError: the run failed; the message has the last line of its output.
     """
     folder = output / f"{arm}-{seed}"
+    own = flags_of_seed(own, seed)
     shutil.rmtree(folder, ignore_errors=True)
     if initial is None:
         recipe = read_recipe(flags[flags.index("--config") + 1])

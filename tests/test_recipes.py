@@ -7,6 +7,7 @@ import torch
 
 from mpformer_hf.arguments import as_flags, merge, read_recipe
 from mpformer_hf.data.labels import Labels
+from scripts.study_piloting import flags_of_seed
 from tests.tiny import tiny_model
 from training.arguments import RECIPES, parse_arguments
 from training.building import build_model, build_processor
@@ -197,5 +198,5 @@ def test_flags_of_all_arms_exist(file):
     arms = read_recipe(str(file))
     assert arms
     for own in arms.values():
-        given = parse_arguments(as_flags(own)).as_dict()
+        given = parse_arguments(as_flags(flags_of_seed(own, 0))).as_dict()
         assert set(own) <= set(given) and given["model_fields"] == json.dumps(own.get("model_fields", {}))

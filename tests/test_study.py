@@ -129,3 +129,19 @@ def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path, monk
     monkeypatch.setattr(script, "find_commit", lambda: "b" * 40)
     with pytest.raises(ValueError, match=f"has runs of commit {'a' * 40}, this is {'b' * 40}; choose another file"):
         script.main(command)
+
+
+def test_a_flag_may_be_the_seed_of_the_run(tmp_path, monkeypatch):
+    commands = []
+
+    def fail(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "ValueError: as asked")
+
+    monkeypatch.setattr(script.subprocess, "run", fail)
+    own = {"train_samples_seed": "{seed}", "max_train_samples": 99}
+    with pytest.raises(ValueError, match=r"on, seed 7: .*as asked"):
+        script.train_arm("on", own, 7, tmp_path / "initial", [], tmp_path / "runs", 1)
+    (command,) = commands
+    given = dict(zip(command[3::2], command[4::2], strict=True))
+    assert (given["--train_samples_seed"], given["--max_train_samples"], given["--seed"]) == ("7", "99", "7")
