@@ -135,6 +135,12 @@ def groups_of(args: argparse.Namespace, data: DataArguments, count: int) -> np.n
     return np.arange(len(tiles)).repeat(tiles)
 
 
+def drawn_weights(groups: np.ndarray, resamples: int) -> list[np.ndarray]:
+    """How often each image occurs in each resample, int `[count]`; groups are drawn with replacement, by seed 0."""
+    rng, number = np.random.default_rng(0), groups.max() + 1
+    return [np.bincount(rng.integers(0, number, number), minlength=number)[groups] for _ in range(resamples)]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of ARM_SEED/predictions.json")
@@ -164,9 +170,7 @@ def main(argv: list[str] | None = None) -> None:
         means = [np.mean([mean_precision(run, weights) for run in runs[arm]]) for arm in (args.arm, args.baseline)]
         return float(means[0] - means[1])
 
-    rng, number = np.random.default_rng(0), groups.max() + 1
-    drawn = [np.bincount(rng.integers(0, number, number), minlength=number)[groups] for _ in range(args.resamples)]
-    values = [difference(weights) for weights in drawn]
+    values = [difference(weights) for weights in drawn_weights(groups, args.resamples)]
     low, high = np.nanpercentile(values, [2.5, 97.5])  # a resample without any object has no AP
     result = {
         "arm": args.arm,
@@ -174,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         "seeds": args.seeds,
         "split": args.eval_split,
         "images": len(images),
-        "groups": int(number),
+        "groups": int(groups.max()) + 1,
         "difference": round(difference(np.ones(len(images), dtype=int)), 5),
         "interval": [round(float(low), 5), round(float(high), 5)],
         "resamples": args.resamples,

@@ -71,8 +71,9 @@ class MeanIoU(evaluate.Metric):
             np.bincount(labels[mask], minlength=self.num_labels)
             for labels, mask in ((prediction, near[0]), (reference, near[1]), (reference, both))
         ]
-        self.boundaries += np.stack((sizes[2], sizes[0] + sizes[1] - sizes[2]))
-        return summarise(own)["mean_iou"]
+        boundaries = np.stack((sizes[2], sizes[0] + sizes[1] - sizes[2]))
+        self.boundaries += boundaries
+        return summarise(own, boundaries)["mean_iou"]
 
     def add_batch(self, *, predictions, references) -> None:
         """Add several images, see `add`."""
@@ -87,11 +88,9 @@ class MeanIoU(evaluate.Metric):
             occurs.
         """
         self.total = np.sum(gather_object([self.confusion]), axis=0)
-        hit, union = np.sum(gather_object([self.boundaries]), axis=0)
+        boundaries = np.sum(gather_object([self.boundaries]), axis=0)
         self.reset()
-        occurs = union > 0
-        boundary_iou = float((hit[occurs] / union[occurs]).mean()) if occurs.any() else None
-        return {**summarise(self.total), "boundary_mean_iou": boundary_iou}
+        return summarise(self.total, boundaries)
 
 
 def boundary(labels: np.ndarray) -> np.ndarray:
@@ -111,13 +110,16 @@ def boundary(labels: np.ndarray) -> np.ndarray:
     return ((largest(padded) != inside) | (-largest(-padded) != inside))[0, 0].numpy()
 
 
-def summarise(confusion: np.ndarray) -> dict:
-    """Scores of a confusion matrix `[K, K]` of pixels, [reference, prediction]."""
+def summarise(confusion: np.ndarray, boundaries: np.ndarray) -> dict:
+    """Scores of a confusion matrix `[K, K]` of pixels, [reference, prediction], and of `[2, K]` pixels of boundaries,
+    intersection and union; as those of `MeanIoU.compute`."""
     hit, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
     occurs = union > 0
     iou = hit / np.maximum(union, 1)
+    near, near_union = boundaries[:, boundaries[1] > 0]
     return {
         "mean_iou": float(iou[occurs].mean()) if occurs.any() else None,
         "pixel_accuracy": float(hit.sum() / confusion.sum()) if confusion.any() else None,
+        "boundary_mean_iou": float((near / near_union).mean()) if len(near) else None,
         "per_class_iou": [float(value) if there else None for value, there in zip(iou, occurs, strict=True)],
     }
