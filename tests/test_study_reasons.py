@@ -1,0 +1,65 @@
+"""Stability of the assignment and the pilot's part of the gradient, of a run with checkpoints."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from mpformer_hf import MPFormerForUniversalSegmentation
+from scripts import draw_reasons, study_reasons
+from tests.runs import flags
+from tests.tiny import batch_of, tiny_model
+from training import finetune
+
+
+def test_the_share_of_the_gradient_is_that_of_its_norm():
+    model = tiny_model(pilot_label_noise=0.0)
+    batch = batch_of((3, 2))
+    measured = study_reasons.decoder_gradients(model, [batch])
+    model.config.pilot_loss_weight = 3.0
+    tripled = study_reasons.decoder_gradients(model, [batch])
+    odds = [x["pilot_gradient_share"] / (1 - x["pilot_gradient_share"]) for x in (measured, tripled)]
+    assert odds[1] == pytest.approx(3 * odds[0], rel=1e-3)
+    assert tripled["gradient_cosine"] == pytest.approx(measured["gradient_cosine"], abs=1e-4)
+    assert -1 < measured["gradient_cosine"] < 1 and measured["gradient_cosine"] != 0
+
+
+def test_reasons_of_a_run_and_their_picture(shapes, tmp_path, monkeypatch):
+    options = {"max_train_steps": 3, "eval_steps": 3, "max_eval_samples": 1, "checkpointing_steps": 1}
+    options |= {"save_total_limit": 10, "learning_rate": 1e-2}
+    finetune.main(flags(shapes, tmp_path / "runs" / "on-0", **options))
+    shutil.copytree(tmp_path / "runs" / "on-0", tmp_path / "runs" / "off-0")
+    argv = [str(tmp_path / "runs"), "--arms", "on", "off", "--seeds", "0", "--dataset_name", str(shapes)]
+    argv += ["--task", "panoptic", "--eval_split", "validation", "--batches", "1"]
+    study_reasons.main([*argv, "--output_file", str(tmp_path / "why.json")])
+    on, off = json.loads((tmp_path / "why.json").read_text())
+    assert on["checkpoints"] == off["checkpoints"] and [row["step"] for row in on["checkpoints"]] == [1, 2, 3]
+    assert "same_query" not in on["checkpoints"][0] and 0 <= on["checkpoints"][1]["same_query"] <= 1
+    assert all(0 < row["pilot_gradient_share"] < 1 for row in on["checkpoints"])
+
+    model = MPFormerForUniversalSegmentation.from_pretrained(tmp_path / "runs" / "on-0" / "last")
+    split = study_reasons.open_dataset(study_reasons.DataArguments(dataset_name=str(shapes)), "validation")
+    before = study_reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)
+    objects = sum(len(split[index][1].classes) for index in range(len(split)))
+    assert len(before) == objects and before.min() >= 0
+    with torch.no_grad():  # the same queries in another order
+        for embedding in ("queries_features", "queries_embedder"):
+            weight = getattr(model.model.transformer_module, embedding).weight
+            weight.copy_(weight.roll(1, 0))
+    after = study_reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)
+    assert torch.equal((before + 1) % model.config.num_queries, after)
+
+    lines = [
+        {"arm": arm, "evaluations": [{"step": s, "ap": s / 9, "mask_consistency": [0.1, 0.2]} for s in (1, 2)]}
+        for arm in ("a", "b")
+    ]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    argv = ["--runs", str(tmp_path / "runs.jsonl"), "--reasons", str(tmp_path / "why.json"), "--pilot", "a"]
+    argv += ["--plain", "b", "--plain_reasons", "off", "--output_file", str(tmp_path / "why.png"), "--pilot_reasons"]
+    draw_reasons.main([*argv, "on"])
+    assert (tmp_path / "why.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="no runs"):
+        draw_reasons.main([*argv, "none"])
+    with pytest.raises(ValueError, match="fewer than two checkpoints"):
+        study_reasons.measure(tmp_path / "runs", split, 1)
