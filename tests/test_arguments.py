@@ -163,7 +163,7 @@ PROGRAMS = {
         "--calibration",
         "x",
     ],
-    "scripts.study_piloting": ["report", "missing.jsonl"],
+    "scripts.study": ["report", "missing.jsonl"],
     "scripts.tile_dataset": ["missing", "tiles"],
     "scripts.benchmark": ["--output_file", "file"],
 }

@@ -7,7 +7,7 @@ import torch
 
 from mpformer_hf.arguments import as_flags, merge, read_recipe
 from mpformer_hf.data.labels import Labels
-from scripts.study_piloting import flags_of_seed
+from scripts.study.runs import flags_of_seed
 from tests.tiny import tiny_model
 from training.arguments import RECIPES, parse_arguments
 from training.building import build_model, build_processor

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scripts.study_bootstrap import matches_of, mean_precision
+from scripts.study.bootstrap import matches_of, mean_precision
 
 
 def rle(left: int, top: int) -> dict:

@@ -10,7 +10,7 @@ from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.evaluation.task_metrics import TaskMetrics, panoptic_reference, semantic_reference
-from scripts import study_pixel_scores as script
+from scripts.study import pixel_scores as script
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mpformer_hf import MPFormerForUniversalSegmentation
-from scripts import draw_reasons, study_reasons
+from scripts.study import figure, reasons
 from tests.runs import flags
 from tests.tiny import batch_of, tiny_model
 from training import finetune
@@ -16,9 +16,9 @@ from training import finetune
 def test_the_share_of_the_gradient_is_that_of_its_norm():
     model = tiny_model(pilot_label_noise=0.0)
     batch = batch_of((3, 2))
-    measured = study_reasons.decoder_gradients(model, [batch])
+    measured = reasons.decoder_gradients(model, [batch])
     model.config.pilot_loss_weight = 3.0
-    tripled = study_reasons.decoder_gradients(model, [batch])
+    tripled = reasons.decoder_gradients(model, [batch])
     odds = [x["pilot_gradient_share"] / (1 - x["pilot_gradient_share"]) for x in (measured, tripled)]
     assert odds[1] == pytest.approx(3 * odds[0], rel=1e-3)
     assert tripled["gradient_cosine"] == pytest.approx(measured["gradient_cosine"], abs=1e-4)
@@ -32,22 +32,22 @@ def test_reasons_of_a_run_and_their_picture(shapes, tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "runs" / "on-0", tmp_path / "runs" / "off-0")
     argv = [str(tmp_path / "runs"), "--arms", "on", "off", "--seeds", "0", "--dataset_name", str(shapes)]
     argv += ["--task", "panoptic", "--eval_split", "validation", "--batches", "1"]
-    study_reasons.main([*argv, "--output_file", str(tmp_path / "why.json")])
+    reasons.main([*argv, "--output_file", str(tmp_path / "why.json")])
     on, off = json.loads((tmp_path / "why.json").read_text())
     assert on["checkpoints"] == off["checkpoints"] and [row["step"] for row in on["checkpoints"]] == [1, 2, 3]
     assert "same_query" not in on["checkpoints"][0] and 0 <= on["checkpoints"][1]["same_query"] <= 1
     assert all(0 < row["pilot_gradient_share"] < 1 for row in on["checkpoints"])
 
     model = MPFormerForUniversalSegmentation.from_pretrained(tmp_path / "runs" / "on-0" / "last")
-    split = study_reasons.open_dataset(study_reasons.DataArguments(dataset_name=str(shapes)), "validation")
-    before = study_reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)
+    split = reasons.open_dataset(reasons.DataArguments(dataset_name=str(shapes)), "validation")
+    before = reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)
     objects = sum(len(split[index][1].classes) for index in range(len(split)))
     assert len(before) == objects and before.min() >= 0
     with torch.no_grad():  # the same queries in another order
         for embedding in ("queries_features", "queries_embedder"):
             weight = getattr(model.model.transformer_module, embedding).weight
             weight.copy_(weight.roll(1, 0))
-    after = study_reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)
+    after = reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)
     assert torch.equal((before + 1) % model.config.num_queries, after)
 
     lines = [
@@ -57,9 +57,9 @@ def test_reasons_of_a_run_and_their_picture(shapes, tmp_path, monkeypatch):
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     argv = ["--runs", str(tmp_path / "runs.jsonl"), "--reasons", str(tmp_path / "why.json"), "--pilot", "a"]
     argv += ["--plain", "b", "--plain_reasons", "off", "--output_file", str(tmp_path / "why.png"), "--pilot_reasons"]
-    draw_reasons.main([*argv, "on"])
+    figure.main([*argv, "on"])
     assert (tmp_path / "why.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="no runs"):
-        draw_reasons.main([*argv, "none"])
+        figure.main([*argv, "none"])
     with pytest.raises(ValueError, match="fewer than two checkpoints"):
-        study_reasons.measure(tmp_path / "runs", split, 1)
+        reasons.measure(tmp_path / "runs", split, 1)

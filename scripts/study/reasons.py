@@ -1,9 +1,9 @@
 """Why the pilot helps: how stable the assignment is during training, and the pilot's part of the decoder's gradient.
 
-python -m scripts.study_reasons outputs/study/why --arms off on --seeds 0 --dataset_name data/nuclei_tiles \\
+python -m scripts.study.reasons outputs/study/why --arms off on --seeds 0 --dataset_name data/nuclei_tiles \\
     --eval_split validation --output_file training/results/study/why.json
 
-For runs `ARM-SEED` of `scripts.study_piloting` that kept their checkpoints (`-- --checkpointing_steps 50
+For runs `ARM-SEED` of `scripts.study` that kept their checkpoints (`-- --checkpointing_steps 50
 --save_total_limit 1000`). Between two consecutive checkpoints: the share of objects of the split whose matched query is
 the same in both (the opposite of DN-DETR's instability, section 3.2). At each checkpoint, if the run has a pilot, over
 batches of training images: norm of the gradient of the pilot's losses over the sum of it and that of the matching

@@ -1,6 +1,6 @@
 """Pixel and segment scores of the last models of two arms, and their difference with a bootstrap over blocks of images.
 
-python -m scripts.study_pixel_scores outputs/study/question_2 --arm on --baseline off --seeds 0 1 2 3 4 5 \\
+python -m scripts.study.pixel_scores outputs/study/question_2 --arm on --baseline off --seeds 0 1 2 3 4 5 \\
     --dataset_name data/camvid --task semantic --eval_split test --block 20 --output_file results.json
 
 Mean IoU, boundary mean IoU and, of panoptic segmentation, PQ, that of things and that of stuff: functions of sums over
@@ -25,7 +25,7 @@ from mpformer_hf.files import write_json
 from mpformer_hf.loading import load_model, load_processor
 from mpformer_hf.metrics.mean_iou import summarise
 
-from .study_bootstrap import drawn_weights
+from .bootstrap import drawn_weights
 
 SUMS = {"semantic": ("confusion", "boundaries"), "panoptic": ("statistics",)}  # what a metric adds up, by kind
 SCORES = {"semantic": ("mean_iou", "boundary_mean_iou"), "panoptic": ("pq", "pq_things", "pq_stuff")}

@@ -1,4 +1,4 @@
-"""Tables and figures of a study's runs, see `scripts/study_piloting.py`."""
+"""Tables and figures of a study's runs, see `scripts/study/__main__.py`."""
 
 import argparse
 import json

@@ -1,18 +1,4 @@
-"""Does mask-piloted training help? Runs that differ only in the pilot, over several seeds, and their comparison.
-
-python -m scripts.study_piloting run --config training/recipes/study/shapes.yaml --dataset_name data/shapes \\
-    --output_dir outputs/study/shapes --results training/results/study_shapes.jsonl --seeds 0 1 2 --jobs 2
-python -m scripts.study_piloting report training/results/study_shapes.jsonl
-
-Other arms are read from a yaml file of flags by name of the arm (`--arms_file`), in which the value `"{seed}"` is the
-seed of the run; the report compares all arms with `--baseline`. `--initial FOLDER` starts all runs from one saved
-model; with `--own_initial` every run makes its own, for arms with different backbones.
-
-Runs of one seed start with the same weights and use the same images, augmented equally, in the same order. Everything
-else is set by the recipe, which flags after `--` override (`-- --max_train_steps 2000`). A finished run is a line of
-the results file and is not repeated; an interrupted run starts again. `report` writes a figure and a table next to the
-results. Scores are those of the last step, on the recipe's evaluation split; nothing is selected by them.
-"""
+"""The runs of a study: arms and seeds, each trained in a process of its own."""
 
 import argparse
 import json
@@ -30,7 +16,6 @@ import torch
 from transformers import set_seed
 
 from mpformer_hf.arguments import as_flags, merge, read_recipe
-from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.files import write_atomically
 from training.arguments import parse_arguments
@@ -38,9 +23,9 @@ from training.building import build_model, build_processor
 from training.checkpoints import save_model
 from training.run_folder import EVALUATIONS, LOG
 
-from .study_report import read_lines, report
+from .report import read_lines
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARMS = {
     "off": {"mask_piloting": "false"},
     "recipe": {},
@@ -179,30 +164,3 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(one, todo))
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="train; flags after `--` are those of training.finetune")
-    running.add_argument("--config", required=True, help="recipe of all arms")
-    running.add_argument("--dataset_name", required=True, help="Hub name or local folder")
-    running.add_argument("--output_dir", type=Path, required=True, help="folder of the runs")
-    running.add_argument("--results", type=Path, required=True, help="JSON lines file; finished runs are appended")
-    running.add_argument("--arms", nargs="+", help="arms to train; default: off and recipe, or all of --arms_file")
-    running.add_argument("--arms_file", type=Path, help="yaml file of other arms: flags by name")
-    start = running.add_mutually_exclusive_group()
-    start.add_argument("--initial", type=Path, help="saved model that all runs start from; default: new weights")
-    start.add_argument("--own_initial", action="store_true", help="every run makes its own initial weights")
-    running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds; one run per arm and seed")
-    running.add_argument("--jobs", type=int, default=1, help="number of parallel runs, which share the CPU cores")
-    reporting = commands.add_parser("report", help="table and figure of finished runs")
-    reporting.add_argument("results", type=Path, nargs="+", help="JSON lines of `run`")
-    reporting.add_argument("--baseline", default="off", help="arm that the others are compared with")
-    cut = argv.index("--") if "--" in argv else len(argv)
-    args = parser.parse_args(argv[:cut])
-    run(args, argv[cut + 1 :]) if args.command == "run" else report(args)
-
-
-if __name__ == "__main__":
-    run_command(main)

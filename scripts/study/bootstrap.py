@@ -1,7 +1,7 @@
 """Difference of the AP of two arms with a bootstrap over images, from predictions of their runs on one split.
 
 mpformer evaluate ... --save_predictions coco --predictions_dir outputs/test/on_0       (each arm and seed)
-python -m scripts.study_bootstrap outputs/test --arm on --baseline off --seeds 0 1 2 --dataset_name data/nuclei_tiles \\
+python -m scripts.study.bootstrap outputs/test --arm on --baseline off --seeds 0 1 2 --dataset_name data/nuclei_tiles \\
     --eval_split test --tiles_of path/to/nuclei --tile 128 --output_file training/results/study/bootstrap.json
 
 All images of a group are drawn together: the tiles of one image, or blocks of `--block` consecutive video frames. A
@@ -26,7 +26,7 @@ from mpformer_hf.data.dataset import SegmentationDataset, open_dataset
 from mpformer_hf.evaluation.task_metrics import instance_reference
 from mpformer_hf.files import read_json, write_json
 
-from .tile_dataset import tile_corners
+from ..tile_dataset import tile_corners
 
 RECALLS = np.linspace(0, 1, 101)
 

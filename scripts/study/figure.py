@@ -1,10 +1,10 @@
 """Draw why the pilot helps: scores over the steps, masks from layer to layer, and the stability of the assignment.
 
-python -m scripts.draw_reasons --runs training/results/study/nuclei_question_1.jsonl --pilot on_1e-3 --plain off_1e-3 \\
+python -m scripts.study.figure --runs training/results/study/nuclei_question_1.jsonl --pilot on_1e-3 --plain off_1e-3 \\
     --reasons training/results/study/why.json --pilot_reasons on --plain_reasons off --output_file why.png
 
-`--runs` are results of `scripts.study_piloting` with `--diagnostics true`, `--reasons` those of
-`scripts.study_reasons`. Lines are means over seeds, bands span all of them.
+`--runs` are results of `scripts.study` with `--diagnostics true`, `--reasons` those of
+`scripts.study.reasons`. Lines are means over seeds, bands span all of them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.files import read_json
 
-from .study_report import TITLES, metric_of, read_lines, score_of
+from .report import TITLES, metric_of, read_lines, score_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -35,8 +35,8 @@ def draw(panel: plt.Axes, curves: dict[str, np.ndarray], x: list[int]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="JSON lines of scripts.study_piloting")
-    parser.add_argument("--reasons", type=Path, required=True, help="JSON of scripts.study_reasons")
+    parser.add_argument("--runs", type=Path, required=True, help="JSON lines of scripts.study")
+    parser.add_argument("--reasons", type=Path, required=True, help="JSON of scripts.study.reasons")
     for name in ("pilot", "plain"):
         parser.add_argument(f"--{name}", required=True, help=f"{name} arm of --runs")
         parser.add_argument(f"--{name}_reasons", required=True, help=f"{name} arm of --reasons")

@@ -1,4 +1,4 @@
-"""`scripts/study_piloting.py`: arms that differ in the pilot alone, and their comparison."""
+"""`scripts/study`: arms that differ in the pilot alone, and their comparison."""
 
 import json
 import subprocess
@@ -8,8 +8,9 @@ import pytest
 from safetensors.torch import load_file
 from scipy import stats
 
-from scripts import study_piloting as script
-from scripts import study_report as report
+from scripts.study import __main__ as command_line
+from scripts.study import report
+from scripts.study import runs as script
 from tests import datasets_on_disk as make
 from tests.runs import flags
 
@@ -47,7 +48,7 @@ def test_steps_to_reach_a_score():
 def test_the_report_has_a_table_and_a_figure(tmp_path, capsys):
     file = tmp_path / "study.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in LINES))
-    script.main(["report", str(file)])
+    command_line.main(["report", str(file)])
     table = (tmp_path / "study.md").read_text()
     assert "| recipe | 2 | 0.6000 (0.5000 to 0.7000) | +0.2500" in table
     shares = [(100 + 100 * 0.1 / 0.15) / 300, (200 + 100 * 0.05 / 0.35) / 300]  # of the steps, by seed
@@ -58,7 +59,7 @@ def test_the_report_has_a_table_and_a_figure(tmp_path, capsys):
     assert (tmp_path / "study.png").stat().st_size > 10_000
     file.write_text(json.dumps(LINES[0]) + "\n" + json.dumps(line("off", 1, [0.1])) + "\n")
     with pytest.raises(ValueError, match="evaluated at different steps"):
-        script.main(["report", str(file)])
+        command_line.main(["report", str(file)])
 
 
 def test_p_values_are_those_of_the_paired_test_and_corrected():
@@ -108,7 +109,7 @@ def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path, monk
     results = tmp_path / "results.jsonl"
     command = ["run", "--config", str(recipe), "--dataset_name", str(data), "--output_dir", str(tmp_path / "runs")]
     command += ["--results", str(results), "--seeds", "3"]
-    script.main([*command, "--jobs", "2"])
+    command_line.main([*command, "--jobs", "2"])
     rows = {row["arm"]: row for row in report.read_lines(results)}
     assert set(rows) == {"off", "recipe"} and all(len(row["evaluations"]) == 2 for row in rows.values())
     assert {"commit", "versions", "hardware", "flags"} <= set(rows["off"])
@@ -122,13 +123,13 @@ def test_arms_share_weights_and_images_and_finished_runs_are_kept(tmp_path, monk
     weights = load_file(tmp_path / "runs" / "initial-3" / "model.safetensors")
     assert any("pilot_class_embedder" in key for key in weights)
     before = results.read_text()
-    script.main(command)
+    command_line.main(command)
     assert results.read_text() == before, "a finished run was repeated"
     with pytest.raises(ValueError, match="has runs of other flags"):
-        script.main([*command, "--", "--max_train_steps", "1"])
+        command_line.main([*command, "--", "--max_train_steps", "1"])
     monkeypatch.setattr(script, "find_commit", lambda: "b" * 40)
     with pytest.raises(ValueError, match=f"has runs of commit {'a' * 40}, this is {'b' * 40}; choose another file"):
-        script.main(command)
+        command_line.main(command)
 
 
 def test_a_flag_may_be_the_seed_of_the_run(tmp_path, monkeypatch):
