@@ -86,8 +86,8 @@ class MPFormerCriterion(nn.Module):
             num_pilot = 0 if pilot is None else pilot.num_queries
             matching = [p.select(slice(num_pilot, None)) for p in predictions]
             assignments = self.matcher(matching, mask_features, targets, truth, generator)
-            pilot_queries = 0 if pilot is None else sum(pilot.counts)
-            num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, pilot_queries)
+            pilot_groups = 0 if pilot is None else pilot.groups
+            num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, pilot_groups)
             suffixes = [f"_{index}" for index in range(len(predictions) - 1)] + [""]
             weights = {"cross_entropy": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
             loss_groups = [
@@ -166,9 +166,10 @@ class MPFormerCriterion(nn.Module):
         zero = loss_groups[0].mask_norm.new_zeros(())
         return torch.stack([sums.get(index, zero) for index in range(len(loss_groups))])
 
-    def normalisers(self, prediction: Prediction, targets: Targets, pilot_queries: int) -> Tensor:
+    def normalisers(self, prediction: Prediction, targets: Targets, pilot_groups: int) -> Tensor:
         """Denominators of the losses, averaged over all processes: number of targets; sum of the class weights of the
-        matching queries; number of pilot queries of targets.
+        matching queries; number of pilot queries, if all classes have some: with `pilot_label_ids` each of them counts as
+        much as without.
 
         They are known before matching, since in every prediction min(targets, queries) queries of an image are matched.
         So one all-reduce per step is enough, and n processes have the loss of one process with all their images.
@@ -181,7 +182,7 @@ class MPFormerCriterion(nn.Module):
         matched = sum(min(count, queries) for count in targets.counts)
         weight = matched + self.config.no_object_weight * (batch * queries - matched)
         floor = torch.tensor([1.0, torch.finfo(torch.float32).tiny, 1.0])
-        values = torch.tensor([total, weight, pilot_queries], dtype=torch.float32)
+        values = torch.tensor([total, weight, total * pilot_groups], dtype=torch.float32)
         norms, floor = to_device(torch.stack((values, floor)), prediction.class_logits.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norms)

@@ -5,9 +5,13 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from mpformer_hf import MPFormerForUniversalSegmentation
-from scripts.study import figure, reasons
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.evaluation.evaluator import diagnose_model, evaluation_loader
+from scripts.study import figure, reasons, utilisation
 from tests.runs import flags
 from tests.tiny import batch_of, tiny_model
 from training import finetune
@@ -39,15 +43,15 @@ def test_reasons_of_a_run_and_their_picture(shapes, tmp_path, monkeypatch):
     assert all(0 < row["pilot_gradient_share"] < 1 for row in on["checkpoints"])
 
     model = MPFormerForUniversalSegmentation.from_pretrained(tmp_path / "runs" / "on-0" / "last")
-    split = reasons.open_dataset(reasons.DataArguments(dataset_name=str(shapes)), "validation")
-    before = reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)
+    split = open_dataset(DataArguments(dataset_name=str(shapes)), "validation")
+    before = reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)[0][-1]
     objects = sum(len(split[index][1].classes) for index in range(len(split)))
     assert len(before) == objects and before.min() >= 0
     with torch.no_grad():  # the same queries in another order
         for embedding in ("queries_features", "queries_embedder"):
             weight = getattr(model.model.transformer_module, embedding).weight
             weight.copy_(weight.roll(1, 0))
-    after = reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)
+    after = reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)[0][-1]
     assert torch.equal((before + 1) % model.config.num_queries, after)
 
     lines = [
@@ -63,3 +67,22 @@ def test_reasons_of_a_run_and_their_picture(shapes, tmp_path, monkeypatch):
         figure.main([*argv, "none"])
     with pytest.raises(ValueError, match="fewer than two checkpoints"):
         reasons.measure(tmp_path / "runs", split, 1)
+
+
+def test_utilisation_of_things_and_stuff_is_that_of_the_diagnostics(shapes, tmp_path):
+    split = open_dataset(DataArguments(dataset_name=str(shapes), task="panoptic"), "train")
+    model = tiny_model(num_labels=len(split.labels.names), num_queries=20)
+    model.save_pretrained(tmp_path / "model")
+    processor = MPFormerImageProcessor(task="panoptic")
+    processor.save_pretrained(tmp_path / "model")
+    argv = [str(tmp_path / "model"), "--dataset_name", str(shapes), "--eval_split", "train"]
+    utilisation.main([*argv, "--output_file", str(tmp_path / "found.json")])
+    (found,) = json.loads((tmp_path / "found.json").read_text()).values()
+    accelerator = Accelerator()
+    expected = diagnose_model(model, processor, evaluation_loader(split, processor, accelerator), accelerator)
+    total = sum(found[kind]["objects"] for kind in ("things", "stuff"))
+    assert total == expected.num_targets and found["things"]["objects"] > 0
+    together = [
+        sum(found[kind]["objects"] * found[kind]["query_utilisation"][i] for kind in found) / total for i in range(5)
+    ]
+    assert together == pytest.approx(expected.query_utilisation, abs=1e-3) and together[0] < 1

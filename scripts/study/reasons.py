@@ -38,22 +38,28 @@ from training.run_folder import ARGUMENTS
 
 
 @torch.no_grad()
-def matched_queries(model: MPFormerForUniversalSegmentation, folder: Path, split: SegmentationDataset) -> torch.Tensor:
-    """Query that is matched to each target of a split in the last prediction: int64 `[targets]`, -1 without one."""
+def matched_queries(
+    model: MPFormerForUniversalSegmentation, folder: Path, split: SegmentationDataset
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query that is matched to each of the T targets of a split in each of the P predictions, int64 `[P, T]`, -1
+    without one; and the classes of the targets, int64 `[T]`."""
     accelerator, processor, matcher = Accelerator(), load_processor(str(folder)), HungarianMatcher(model.config)
     model.eval()
-    queries = []
+    queries, labels = [], []
     for batch in batches_with_progress(evaluation_loader(split, processor, accelerator, 16), "match", accelerator):
         maps, classes = zip(*((segments.map, segments.classes) for segments in batch["segments"]), strict=True)
         inputs = processor(batch["images"], list(maps), list(classes), ignore_index=VOID, return_tensors="pt")
-        outputs = model(inputs["pixel_values"])
+        outputs = model(inputs["pixel_values"], output_auxiliary_logits=True)
         size = tuple(inputs["pixel_values"].shape[-2:])
         targets = collect_targets(inputs["mask_labels"], inputs["class_labels"], size)
-        found = match_masks(matcher, outputs, targets, seed=0)
-        row = torch.full((len(targets.labels),), -1)
-        row[found.target] = found.query
-        queries.append(row)
-    return torch.cat(queries)
+        predictions = [*outputs.auxiliary_logits, outputs]
+        rows = torch.full((len(predictions), len(targets.labels)), -1)
+        for row, prediction in zip(rows, predictions, strict=True):
+            found = match_masks(matcher, prediction, targets, seed=0)
+            row[found.target] = found.query
+        queries.append(rows)
+        labels.append(targets.labels)
+    return torch.cat(queries, dim=1), torch.cat(labels)
 
 
 def decoder_gradients(model: MPFormerForUniversalSegmentation, batches: list[dict]) -> dict[str, float]:
@@ -85,7 +91,7 @@ def measure(folder: Path, split: SegmentationDataset, batches: int) -> list[dict
     rows, before = [], None
     for checkpoint in checkpoints(folder):
         model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-        queries = matched_queries(model, folder / "last", split)
+        queries = matched_queries(model, folder / "last", split)[0][-1]
         row = {"step": step_of(checkpoint)}
         if before is not None:
             row["same_query"] = round((queries == before).float().mean().item(), 5)
