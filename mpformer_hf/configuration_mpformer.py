@@ -82,7 +82,6 @@ class MPFormerConfig(Mask2FormerConfig):
         pilot_per_head_noise (`bool`, defaults to `False`): draw separate mask noise for each attention head.
         pilot_class_loss (`bool`, defaults to `True`): classify the pilot queries too.
         pilot_loss_weight (`float >= 0`, defaults to 1.0): factor on all pilot losses.
-        pilot_label_ids (`list[int]`, *optional*): classes whose targets get pilot queries; None: all.
         pilot_position (`bool`, defaults to `False`): give each pilot query the sine position of its target's centre,
             moved by up to a tenth of the box's sides; otherwise pilot queries have no position, as in the release.
         query_position_embeddings (`bool`, defaults to `True`): learned position embeddings of the queries. Mask2Former
@@ -119,7 +118,6 @@ class MPFormerConfig(Mask2FormerConfig):
     pilot_per_head_noise: bool = False
     pilot_class_loss: bool = True
     pilot_loss_weight: float | int = 1.0
-    pilot_label_ids: list[int] | None = None
     pilot_position: bool = False
     query_position_embeddings: bool = True
     feature_pyramid: bool | None = None
@@ -158,9 +156,6 @@ class MPFormerConfig(Mask2FormerConfig):
         require(
             cells or not self.pilot_noise_decay, "pilot_noise_decay", f"false, except for {' and '.join(CELL_NOISES)}"
         )
-        ids, classes = self.pilot_label_ids, range(len(names))
-        known = ids is None or (bool(ids) and all(type(x) is int and x in classes for x in ids))
-        require(known, "pilot_label_ids", f"None or a list of class ids from 0 to {len(names) - 1}")
         require(
             self.mask_loss_points in ("image", "prediction", "mask"), "mask_loss_points", "image, prediction or mask"
         )

@@ -168,8 +168,7 @@ class MPFormerCriterion(nn.Module):
 
     def normalisers(self, prediction: Prediction, targets: Targets, pilot_groups: int) -> Tensor:
         """Denominators of the losses, averaged over all processes: number of targets; sum of the class weights of the
-        matching queries; number of targets x groups. The last one is of all targets also with `pilot_label_ids`:
-        a pilot query counts as much as without.
+        matching queries; number of pilot queries.
 
         They are known before matching, since in every prediction min(targets, queries) queries of an image are matched.
         So one all-reduce per step is enough, and n processes have the loss of one process with all their images.

@@ -6,8 +6,6 @@ Each target of an image becomes one *pilot query* in each of `groups` groups:
 - in the piloted layers its cross-attention mask is its ground-truth mask, pooled to the feature level, with noise;
 - its loss has a fixed assignment: pilot query j predicts target j (see `criterion.py`).
 
-With `pilot_label_ids`, only targets of these classes have pilot queries.
-
 Matching queries cannot attend to pilot queries, so the pilot cannot change a prediction. Pilot queries attend to the
 matching queries and to their own group. Images with fewer targets than others have unused slots, which are masked out
 of attention and excluded from the loss, so the pilot of an image does not depend on the other images of the batch.
@@ -41,7 +39,6 @@ class Pilot:
         counts: rows of each image; their sum is R.
         self_attention_mask: bool `[B, 1, P + Q, P + Q]`, True = may attend.
         level_masks: pooled ground-truth masks per feature level, bool `[T or R, 1 or A, K]`.
-        masks_of_rows: whether `level_masks` are those of the rows, not of the targets.
         centres: float `[B, P, 2]`, (x, y) of the target in [0, 1], 0 in unused slots; None: without positions.
         groups: number of groups.
         noise: kind of cell noise, which is drawn for each layer: `"point"`, `"dropout"` or None.
@@ -57,7 +54,6 @@ class Pilot:
     counts: list[int]
     self_attention_mask: Tensor
     level_masks: list[Tensor]
-    masks_of_rows: bool
     centres: Tensor | None
     groups: int
     noise: str | None
@@ -81,7 +77,7 @@ class Pilot:
         Point and dropout noise is drawn at every call, that is, separately for every layer.
         """
         cells = self.level_masks[level]
-        if not self.masks_of_rows:
+        if len(cells) != len(self.target):
             cells = cells[self.target]
         if self.noise is not None:
             cells = cells.expand(-1, self.heads, -1)
@@ -111,32 +107,26 @@ def build_pilot(
     """
     if not config.mask_piloting:
         return None
-    masks, device, batch = targets.masks, targets.masks.device, len(targets.counts)
-    piloted, counts = None, torch.tensor(targets.counts)
-    if config.pilot_label_ids is not None:
-        chosen = torch.isin(targets.labels, to_device(torch.tensor(config.pilot_label_ids), device))
-        piloted = chosen.nonzero()[:, 0]
-        counts = torch.stack([part.sum() for part in chosen.split(targets.counts)]).cpu()
-    largest = int(counts.max())
+    largest = max(targets.counts)
     groups = config.pilot_groups
     if config.pilot_query_budget is not None:
         groups = max(1, config.pilot_query_budget // max(1, largest))
 
+    masks, device, batch = targets.masks, targets.masks.device, len(targets.counts)
+    counts = torch.tensor(targets.counts)
     image = torch.arange(batch).repeat_interleave(counts * groups)
     first_row, first_target = (counts.cumsum(0) - counts) * groups, counts.cumsum(0) - counts
     row = torch.arange(len(image)) - first_row[image]
     group, within = row // counts[image], row % counts[image]
     rows = torch.stack((image, group * largest + within, first_target[image] + within))
     batch_index, slot, target = to_device(rows, device)
-    if piloted is not None:
-        target = piloted[target]
 
     heads = config.num_attention_heads if config.pilot_per_head_noise else 1
-    levels, masks_of_rows = masks[:, None], groups == 1 and piloted is None
+    levels = masks[:, None]
     noises, scale = config.pilot_noises, float(config.pilot_noise_scale)
     if is_geometric(noises, scale):
         rows = change_masks(masks[target.repeat_interleave(heads)], noises, scale, generator)
-        levels, masks_of_rows = rows.unflatten(0, (-1, heads)), True
+        levels = rows.unflatten(0, (-1, heads))
 
     valid = torch.zeros(batch, groups * largest, dtype=torch.bool, device=device)
     valid[batch_index, slot] = True
@@ -154,10 +144,9 @@ def build_pilot(
         batch_index=batch_index,
         slot=slot,
         target=target,
-        counts=(counts * groups).tolist(),
+        counts=[count * groups for count in targets.counts],
         self_attention_mask=self_attention_mask(valid, groups, config.num_queries),
         level_masks=[pool_masks(levels, shape).flatten(2) for shape in level_shapes],
-        masks_of_rows=masks_of_rows,
         centres=centres,
         groups=groups,
         noise=noises[0] if scale and noises[0] in CELL_NOISES else None,

@@ -144,7 +144,7 @@ def prompt_pilot(
         config: of the model.
     """
     plain = copy.copy(config)
-    plain.pilot_groups, plain.pilot_query_budget, plain.pilot_label_ids = len(classes), None, None
+    plain.pilot_groups, plain.pilot_query_budget = len(classes), None
     plain.pilot_noise, plain.pilot_noise_scale, plain.pilot_label_noise = "point", 0.0, 0.0
     targets = Targets(masks, labels.clamp(min=0), [len(masks)])
     pilot = build_pilot(targets, level_shapes, plain)

@@ -163,19 +163,6 @@ def test_pilot_options_of_the_criterion_act():
     assert "loss_mask_pilot" in without
 
 
-def test_a_pilot_query_counts_as_much_without_those_of_other_classes():
-    config = tiny_config(pilot_label_ids=[1], pilot_groups=2, num_queries=8)
-    masks, _ = random_targets((3, 1))
-    targets = collect_targets(masks, [torch.tensor([1, 2, 1]), torch.tensor([0])], (64, 96))
-    pilot = build_pilot(targets, [(2, 3), (4, 6), (8, 12)], config)
-    logits = torch.randn(2, 4 + 8, 5)
-    prediction = Prediction(logits, torch.randn(2, 12, 32))
-    losses = MPFormerCriterion(config).train()([prediction], torch.randn(2, 32, 16, 24), targets, pilot)
-    rows = F.cross_entropy(logits[0, :4], torch.ones(4, dtype=torch.int64), reduction="sum")
-    expected = config.class_weight * rows / (2 * 4)  # groups x targets
-    torch.testing.assert_close(losses["loss_cross_entropy_pilot"], expected)
-
-
 def test_unused_pilot_slots_are_excluded_from_the_loss():
     config = tiny_config(pilot_label_noise=0.0)
     criterion = MPFormerCriterion(config).train()

@@ -62,23 +62,6 @@ def test_a_batch_without_targets_has_no_pilot_queries():
     assert pilot_of((2, 1), mask_piloting=False) is None
 
 
-def test_pilot_queries_of_some_classes():
-    masks, _ = random_targets((3, 2, 1))
-    labels = [torch.tensor([2, 0, 1]), torch.tensor([1, 2]), torch.tensor([0])]
-    targets = collect_targets(masks, labels, (64, 96))
-    pilot = pilot_of(targets=targets, pilot_label_ids=[2, 1], pilot_groups=2, pilot_label_noise=0.0)
-    assert pilot.counts == [4, 4, 0] and pilot.num_queries == 4
-    assert pilot.target.tolist() == [0, 2, 0, 2, 3, 4, 3, 4]
-    assert pilot.noisy_labels[:2].tolist() == [[2, 1, 2, 1], [1, 2, 1, 2]] and not pilot.valid[2].any()
-    chosen = targets.masks[pilot.target]
-    for noise in ("point", "shift"):
-        fields = {"pilot_noise": noise, "pilot_noise_scale": 1e-9, "pilot_groups": 2, "pilot_label_ids": [1, 2]}
-        cells = pilot_of(targets=targets, **fields).sample_attention_mask(0, 2)
-        rows = cells[pilot.batch_index, 0, pilot.slot]
-        assert torch.equal(rows, pool_masks(chosen, SHAPES[2]).flatten(1))
-    assert pilot_of(targets=targets, pilot_label_ids=[3]).num_queries == 0
-
-
 def test_query_budget_sets_the_groups():
     assert pilot_of((3, 1), pilot_query_budget=12).groups == 4
     assert pilot_of((3, 1), pilot_query_budget=2).groups == 1

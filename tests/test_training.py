@@ -62,10 +62,6 @@ def test_pilot_flags_reach_the_configuration(tmp_path):
     assert model.config.pilot_groups == 3 and model.config.pilot_noise == "shift" and model.config.pilot_layers == 2
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"} and model.config.label2id == {"a": 0, "b": 1, "c": 2}
     model.save_pretrained(tmp_path)
-    things = PilotArguments(pilot_things_only=True)
-    assert build_model(ModelArguments(model_fields=json.dumps(fields)), things, LABELS).config.pilot_label_ids == [0]
-    with pytest.raises(ValueError, match="pilot_things_only: the dataset does not say which classes are things"):
-        build_model(ModelArguments(), things, Labels(["a"], {0: 0}, set()))
     again = build_model(ModelArguments(model_name_or_path=str(tmp_path)), PilotArguments(mask_piloting=False), LABELS)
     assert again.config.pilot_groups == 3 and not again.config.mask_piloting
     weight = "model.pixel_level_module.decoder.mask_projection.weight"

@@ -31,7 +31,7 @@ class PilotArguments(CheckedArguments):
     _argument_group_name = "pilot"
     _advanced = (
         *("pilot_query_budget", "pilot_layers", "pilot_noise_decay", "pilot_per_head_noise", "pilot_class_loss"),
-        *("pilot_loss_weight", "pilot_things_only", "pilot_position"),
+        *("pilot_loss_weight", "pilot_position"),
     )
 
     mask_piloting: bool | None = option(None, "Train with pilot queries; false trains a plain Mask2Former.")
@@ -53,13 +53,11 @@ class PilotArguments(CheckedArguments):
     pilot_per_head_noise: bool | None = option(None, "Draw separate mask noise for each attention head.")
     pilot_class_loss: bool | None = option(None, "Classify the pilot queries too.")
     pilot_loss_weight: float | None = option(None, "Factor on all pilot losses.", within=RANGES["pilot_loss_weight"])
-    pilot_things_only: bool = option(False, "Pilot queries for things only; objects of stuff are matched as usual.")
     pilot_position: bool | None = option(None, "Give pilot queries the position of their target's centre.")
 
     def given(self) -> dict:
-        """Fields of the configuration that were set."""
-        names = [f.name for f in fields(self) if f.name != "pilot_things_only"]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        """Fields that were set."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
 
 @dataclass

@@ -21,8 +21,7 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
     `backbone_config` in `model_fields` overrides the configuration of that backbone.
 
     Raises:
-        ValueError: `model_fields` is not a JSON object or has an unknown field, or only things are to have pilot
-            queries and the dataset has none.
+        ValueError: `model_fields` is not a JSON object or has an unknown field.
     """
     try:
         model_fields = json.loads(args.model_fields)
@@ -36,11 +35,7 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
     if "id2label" in model_fields or "label2id" in model_fields:
         raise ValueError("model_fields: class names are read from the dataset; see --id2label.")
     label2id = {name: i for i, name in labels.id2label.items()}
-    if pilot.pilot_things_only and not labels.things:
-        raise ValueError("pilot_things_only: the dataset does not say which classes are things.")
-    piloted = sorted(labels.things) if pilot.pilot_things_only else None
-    fields = {"pilot_label_ids": piloted, **model_fields, **pilot.given()}
-    fields |= {"id2label": labels.id2label, "label2id": label2id}
+    fields = {**model_fields, **pilot.given(), "id2label": labels.id2label, "label2id": label2id}
     if args.model_name_or_path:
         if args.backbone:
             logger.info("backbone %s is not used: %s has one.", args.backbone, args.model_name_or_path)
