@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
@@ -15,6 +18,8 @@ from scripts.study import figure, reasons, utilisation
 from tests.runs import flags
 from tests.tiny import batch_of, tiny_model
 from training import finetune
+
+RESULTS = Path(finetune.__file__).parent / "results" / "study"
 
 
 def test_the_share_of_the_gradient_is_that_of_its_norm():
@@ -29,7 +34,7 @@ def test_the_share_of_the_gradient_is_that_of_its_norm():
     assert -1 < measured["gradient_cosine"] < 1 and measured["gradient_cosine"] != 0
 
 
-def test_reasons_of_a_run_and_their_picture(shapes, tmp_path, monkeypatch):
+def test_reasons_of_a_run(shapes, tmp_path, monkeypatch):
     options = {"max_train_steps": 3, "eval_steps": 3, "max_eval_samples": 1, "checkpointing_steps": 1}
     options |= {"save_total_limit": 10, "learning_rate": 1e-2}
     finetune.main(flags(shapes, tmp_path / "runs" / "on-0", **options))
@@ -54,17 +59,6 @@ def test_reasons_of_a_run_and_their_picture(shapes, tmp_path, monkeypatch):
     after = reasons.matched_queries(model, tmp_path / "runs" / "on-0" / "last", split)[0][-1]
     assert torch.equal((before + 1) % model.config.num_queries, after)
 
-    lines = [
-        {"arm": arm, "evaluations": [{"step": s, "ap": s / 9, "mask_consistency": [0.1, 0.2]} for s in (1, 2)]}
-        for arm in ("a", "b")
-    ]
-    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    argv = ["--runs", str(tmp_path / "runs.jsonl"), "--reasons", str(tmp_path / "why.json"), "--pilot", "a"]
-    argv += ["--plain", "b", "--plain_reasons", "off", "--output_file", str(tmp_path / "why.png"), "--pilot_reasons"]
-    figure.main([*argv, "on"])
-    assert (tmp_path / "why.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="no runs"):
-        figure.main([*argv, "none"])
     with pytest.raises(ValueError, match="fewer than two checkpoints"):
         reasons.measure(tmp_path / "runs", split, 1)
 
@@ -86,3 +80,16 @@ def test_utilisation_of_things_and_stuff_is_that_of_the_diagnostics(shapes, tmp_
         sum(found[kind]["objects"] * found[kind]["query_utilisation"][i] for kind in found) / total for i in range(5)
     ]
     assert together == pytest.approx(expected.query_utilisation, abs=1e-3) and together[0] < 1
+
+
+def test_the_figure_is_drawn_from_the_committed_results(tmp_path):
+    figure.main([str(RESULTS), str(tmp_path / "why.png")])
+    with Image.open(tmp_path / "why.png") as drawn, Image.open(RESULTS / "why.png") as committed:
+        assert drawn.size == committed.size and np.asarray(drawn.convert("L")).std() > 20
+    gains = figure.gains(RESULTS)
+    final = {}
+    for line in (RESULTS / "question_2_panoptic.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        final.setdefault(row["arm"], []).append(row["evaluations"][-1]["pq_things"])
+    expected = np.mean(final["on"]) - np.mean(final["off"])
+    assert gains["PQ of things, CamVid"][0] == pytest.approx(expected, abs=1e-6) and len(gains) == 4

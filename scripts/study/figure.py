@@ -1,10 +1,10 @@
-"""Draw why the pilot helps: scores over the steps, masks from layer to layer, and the stability of the assignment.
+"""Draw what the pilot brings and why, from the results of the study.
 
-python -m scripts.study.figure --runs training/results/study/nuclei_question_1.jsonl --pilot on_1e-3 --plain off_1e-3 \\
-    --reasons training/results/study/why.json --pilot_reasons on --plain_reasons off --output_file why.png
+python -m scripts.study.figure training/results/study training/results/study/why.png
 
-`--runs` are results of `scripts.study` with `--diagnostics true`, `--reasons` those of
-`scripts.study.reasons`. Lines are means over seeds, bands span all of them.
+Left: AP of nuclei over the steps; the line is the mean over seeds, the band spans all of them. Middle: the share of
+objects whose matched query is already the final one, by decoder layer, for things and stuff of CamVid. Right: score
+with the pilot minus score without, with 95 % intervals over seeds (Student's t).
 """
 
 import argparse
@@ -16,59 +16,73 @@ import numpy as np
 from mpformer_hf.cli.main import run_command
 from mpformer_hf.files import read_json
 
-from .report import TITLES, metric_of, read_lines, score_of
+from .report import curves_of, paired_difference, read_lines, score_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-COLORS = {"with the pilot": "#D55E00", "without": "#0072B2"}
+COLORS = {"with pilot": "#D55E00", "without": "#0072B2"}
 
 
-def draw(panel: plt.Axes, curves: dict[str, np.ndarray], x: list[int]) -> None:
-    """Mean and range of `[seeds, points]` for each name."""
-    for name, values in curves.items():
-        panel.plot(x, values.mean(0), marker="o", markersize=4, color=COLORS[name], label=name)
-        panel.fill_between(x, values.min(0), values.max(0), alpha=0.2, color=COLORS[name])
-    panel.grid(alpha=0.3)
-    panel.set_ylim(0, None)
+def draw_scores(panel: plt.Axes, folder: Path) -> None:
+    """AP of nuclei over the steps."""
+    lines = read_lines(folder / "nuclei_question_1.jsonl")
+    curves, steps = curves_of(lines, score_of), [row["step"] for row in lines[0]["evaluations"]]
+    for name, arm in zip(COLORS, ("on_1e-3", "off_1e-3"), strict=True):
+        panel.plot(steps, curves[arm].mean(0), marker="o", markersize=4, color=COLORS[name], label=name)
+        panel.fill_between(steps, curves[arm].min(0), curves[arm].max(0), alpha=0.2, color=COLORS[name])
+    panel.set(title="better masks of objects", xlabel="training steps", ylabel="AP, nuclei", ylim=(0, None))
+    panel.legend()
+
+
+def draw_utilisation(panel: plt.Axes, folder: Path) -> None:
+    """Query utilisation of things and stuff by layer."""
+    runs = read_json(folder / "question_2_utilisation.json")
+    for kind, style in (("stuff", ":"), ("things", "-")):
+        for name, arm in zip(COLORS, ("/on-", "/off-"), strict=True):
+            values = np.mean([run[kind]["query_utilisation"] for path, run in runs.items() if arm in path], axis=0)
+            panel.plot(values, style, marker="o", markersize=4, color=COLORS[name], label=f"{kind}, {name}")
+    panel.set(title="queries are decided earlier", xlabel="decoder layer", ylim=(0, 1.02))
+    panel.set_ylabel("share at the final query, CamVid")
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.legend(fontsize=8)
+
+
+def gains(folder: Path) -> dict[str, tuple[float, float]]:
+    """Mean difference and half the width of its interval, by data and score."""
+    nuclei, panoptic, semantic = (
+        read_lines(folder / f"{name}.jsonl")
+        for name in ("nuclei_question_1", "question_2_panoptic", "question_2_semantic")
+    )
+    return {
+        "AP, nuclei": paired_difference(nuclei, "on_1e-3", baseline="off_1e-3")[:2],
+        "PQ of things, CamVid": paired_difference(panoptic, "on", lambda row: row["pq_things"])[:2],
+        "PQ of stuff, CamVid": paired_difference(panoptic, "on", lambda row: row["pq_stuff"])[:2],
+        "mIoU, CamVid": paired_difference(semantic, "on")[:2],
+    }
+
+
+def draw_gains(panel: plt.Axes, folder: Path) -> None:
+    """Differences with their intervals."""
+    values = gains(folder)
+    for row, (mean, half) in enumerate(values.values()):
+        panel.errorbar(100 * mean, -row, xerr=100 * half, fmt="o", color="black", capsize=4)
+        panel.annotate(f"{100 * mean:+.1f}", (100 * mean, -row), (0, 7), textcoords="offset points", ha="center")
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.set_yticks([-row for row in range(len(values))], list(values))
+    panel.set(title="a gain for objects, none for stuff", xlabel="with pilot minus without, points")
+    panel.set_ylim(-len(values) + 0.5, 0.7)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="JSON lines of scripts.study")
-    parser.add_argument("--reasons", type=Path, required=True, help="JSON of scripts.study.reasons")
-    for name in ("pilot", "plain"):
-        parser.add_argument(f"--{name}", required=True, help=f"{name} arm of --runs")
-        parser.add_argument(f"--{name}_reasons", required=True, help=f"{name} arm of --reasons")
-    parser.add_argument("--output_file", type=Path, required=True, help="picture")
+    parser.add_argument("folder", type=Path, help="folder of the results")
+    parser.add_argument("output_file", type=Path, help="picture")
     args = parser.parse_args(argv)
-    arms = dict(zip(COLORS, (args.pilot, args.plain), strict=True))
-    lines = read_lines(args.runs)
-    of = {name: [line["evaluations"] for line in lines if line["arm"] == arm] for name, arm in arms.items()}
-    reasons = {
-        name: [run["checkpoints"][1:] for run in read_json(args.reasons) if run["arm"] == arm]
-        for name, arm in zip(COLORS, (args.pilot_reasons, args.plain_reasons), strict=True)
-    }
-    if not all([*of.values(), *reasons.values()]):
-        raise ValueError("An arm has no runs.")
-    first = next(iter(of.values()))[0]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), constrained_layout=True)
-    scores = {name: np.array([[score_of(row) for row in run] for run in runs]) for name, runs in of.items()}
-    draw(left, scores, [row["step"] for row in first])
-    left.set(title="better masks sooner", xlabel="training steps", ylabel=f"{TITLES[metric_of(first[0])]} (validation)")
-    masks = {name: np.array([run[-1]["mask_consistency"] for run in runs]) for name, runs in of.items()}
-    draw(middle, masks, list(range(1, len(first[-1]["mask_consistency"]) + 1)))
-    middle.set(
-        title="masks agree from layer to layer", xlabel="decoder layer", ylabel="mean IoU with the previous layer"
-    )
-    middle.xaxis.get_major_locator().set_params(integer=True)
-    same = {name: np.array([[row["same_query"] for row in run] for run in runs]) for name, runs in reasons.items()}
-    steps = [row["step"] for row in next(iter(reasons.values()))[0]]
-    draw(right, same, steps)
-    right.set(
-        title="objects keep their query", xlabel="training steps", ylabel=f"share, since {steps[1] - steps[0]} steps"
-    )
-    left.legend()
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
+    for panel, draw in zip(panels, (draw_scores, draw_utilisation, draw_gains), strict=True):
+        draw(panel, args.folder)
+        panel.grid(alpha=0.3)
     args.output_file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output_file, dpi=110)
     plt.close(figure)

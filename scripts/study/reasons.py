@@ -1,7 +1,7 @@
 """Why the pilot helps: how stable the assignment is during training, and the pilot's part of the decoder's gradient.
 
 python -m scripts.study.reasons outputs/study/why --arms off on --seeds 0 --dataset_name data/nuclei_tiles \\
-    --eval_split validation --output_file training/results/study/why.json
+    --eval_split validation --output_file training/results/study/nuclei_reasons.json
 
 For runs `ARM-SEED` of `scripts.study` that kept their checkpoints (`-- --checkpointing_steps 50
 --save_total_limit 1000`). Between two consecutive checkpoints: the share of objects of the split whose matched query is
