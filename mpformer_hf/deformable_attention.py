@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IMPLEMENTATIONS = ("auto", "fused", "torch")
+GPU_NUMBERS = 2**29  # rows x columns of one `embedding_bag`
 
 
 @cache
@@ -67,8 +68,19 @@ def weighted_row_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     differentiable = torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)
     if differentiable and table.device.type == "cpu" and not torch.compiler.is_compiling():
         return WeightedRowSum.apply(table, rows, weights)
+    most = GPU_NUMBERS // max(32, table.shape[1])  # a warp has 32 columns
+    if table.device.type != "cpu" and rows.numel() > most:
+        return sum_in_parts(table, rows, weights, most)
     rows = rows.long() if torch.compiler.is_exporting() else rows  # ONNX needs int64
     return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+
+def sum_in_parts(table: Tensor, rows: Tensor, weights: Tensor, entries: int) -> Tensor:
+    """`weighted_row_sum` of at most `entries` rows at a time. The backward pass of `embedding_bag` on CUDA reads
+    outside its tensors where the number of rows times their length is 2**31 or more, and stores all rows."""
+    bags = max(1, entries // rows.shape[1])
+    parts = zip(rows.split(bags), weights.split(bags), strict=True)
+    return torch.cat([F.embedding_bag(r, table, mode="sum", per_sample_weights=w) for r, w in parts])
 
 
 class WeightedRowSum(torch.autograd.Function):

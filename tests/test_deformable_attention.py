@@ -3,7 +3,13 @@
 import torch
 from torch.nn import functional as F
 
-from mpformer_hf.deformable_attention import MultiScaleDeformableAttention, deformable_sampling, weighted_row_sum
+from mpformer_hf import deformable_attention
+from mpformer_hf.deformable_attention import (
+    MultiScaleDeformableAttention,
+    deformable_sampling,
+    sum_in_parts,
+    weighted_row_sum,
+)
 
 SHAPES = [(3, 4), (6, 8), (5, 7)]
 
@@ -74,11 +80,24 @@ def test_both_ways_to_differentiate_agree():
     rows[0] = 3  # one row several times in one bag
     plain = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
     upstream = torch.randn_like(plain)
-    ours, theirs = (
-        torch.autograd.grad(out, (table, weights), upstream) for out in (weighted_row_sum(table, rows, weights), plain)
+    sums = plain, weighted_row_sum(table, rows, weights), sum_in_parts(table, rows, weights, entries=11)
+    expected, *others = (torch.autograd.grad(out, (table, weights), upstream) for out in sums)
+    for gradients in others:
+        for a, b in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(a, b)
+    for out in sums[1:]:
+        torch.testing.assert_close(out, plain)
+
+
+def test_many_samples_on_a_gpu_are_summed_in_parts(monkeypatch):
+    monkeypatch.setattr(deformable_attention, "GPU_NUMBERS", 20 * 32)
+    calls, embedding_bag = [], F.embedding_bag
+    monkeypatch.setattr(
+        F, "embedding_bag", lambda rows, *a, **k: calls.append(len(rows)) or embedding_bag(rows, *a, **k)
     )
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
+    table, rows = torch.zeros(9, 4, device="meta"), torch.zeros(7, 5, dtype=torch.int32, device="meta")
+    weighted_row_sum(table, rows, torch.zeros(7, 5, device="meta"))
+    assert calls == [4, 3]
 
 
 def test_initial_offsets_point_in_all_directions():

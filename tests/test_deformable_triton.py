@@ -1,4 +1,5 @@
-"""The Triton kernels: equal to the operators of torch when interpreted, and compiled for GPUs that are not here."""
+"""The Triton kernels: equal to the operators of torch, when interpreted and on a GPU if there is one, and compiled for
+GPUs that are not here."""
 
 import importlib.util
 import os
@@ -17,12 +18,15 @@ triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_kernels_equal_the_operators_of_torch():
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+@pytest.mark.parametrize(
+    "interpret", ["1", pytest.param("0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+)
+def test_the_kernels_equal_the_operators_of_torch(interpret):
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
     command = [sys.executable, "-W", "ignore", "-m", "tests.triton_cases"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 5, done.stdout
+    assert len(done.stdout.split()) == 6, done.stdout
 
 
 @pytest.mark.parametrize("capability, dtype", [(80, "fp32"), (90, "bf16"), (100, "fp16")])

@@ -83,13 +83,14 @@ def test_batches_of_images_of_different_sizes(folder):
     results = segmenter(images, batch_size=3)
     from_generator = list(segmenter((picture for picture in images), batch_size=2))
     with torch.no_grad():
-        outputs = segmenter.model(**segmenter.image_processor(images, return_tensors="pt"))
+        inputs = segmenter.image_processor(images, return_tensors="pt").to(segmenter.device)
+        outputs = segmenter.model(**inputs)
     expected = segmenter.image_processor.post_process_panoptic_segmentation(outputs, target_sizes=shapes)
     for result, reference, shape in zip(results, expected, shapes, strict=True):
         assert len(result) == len(reference["segments_info"]) > 0
         for segment, row in zip(result, reference["segments_info"], strict=True):
             mask = np.asarray(segment["mask"]) > 0
-            assert mask.shape == shape and np.array_equal(mask, (reference["segmentation"] == row["id"]).numpy())
+            assert mask.shape == shape and np.array_equal(mask, (reference["segmentation"] == row["id"]).cpu().numpy())
             assert segment["score"] == pytest.approx(row["score"], abs=1e-5)
     assert [len(result) for result in from_generator[:2]] == [
         len(result) for result in segmenter(images[:2], batch_size=2)

@@ -1,6 +1,7 @@
-"""Cases of tests/test_deformable_triton.py that need a process of their own with `TRITON_INTERPRET=1`: the kernels run
-on the CPU, with NumPy instead of a compiler."""
+"""Cases of tests/test_deformable_triton.py that need a process of their own: on a GPU if there is one, on the CPU with
+`TRITON_INTERPRET=1`, with NumPy instead of a compiler."""
 
+import os
 import sys
 
 import torch
@@ -15,6 +16,7 @@ CASES = [  # images, heads, channels, points, queries, levels
     (2, 4, 12, 4, 9, [(2, 3), (4, 6), (8, 12)]),
     (3, 1, 256, 1, 5, [(9, 4)]),
 ]
+ON_GPU = os.environ.get("TRITON_INTERPRET") != "1"
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
@@ -48,6 +50,28 @@ def test_equality():
                 assert a.grad.dtype == a.dtype
                 own = rounding if a is ours[0] else 1e-5
                 torch.testing.assert_close(a.grad.float(), b.grad, atol=own, rtol=own)
+
+
+def test_equality_at_the_size_of_an_encoder_layer():
+    if not ON_GPU:
+        return  # takes too long when interpreted
+    for dtype in ROUNDING:
+        case = make_case((2, 8, 32, 4, 5376, [(16, 16), (32, 32), (64, 64)]), dtype)
+        grad = torch.randn(2 * 5376, 256)
+        results = []
+        for wide, operator in ((False, "fused"), (True, "torch")):  # torch in float64
+            value, shapes, *rest = case
+            inputs = [t.double() if wide else t for t in (value, *rest)]
+            inputs = [t.clone().requires_grad_() for t in inputs]
+            use_implementation(operator)
+            out = deformable_sampling(inputs[0], shapes, *inputs[1:])
+            out.backward(grad.to(out.dtype))
+            results.append([out.double(), *(t.grad.double() for t in inputs)])
+        use_implementation("auto")
+        for ours, expected in zip(*results, strict=True):
+            error = (ours - expected).norm() / expected.norm()
+            limit = 1e-3 if dtype == torch.float32 else ROUNDING[dtype]
+            assert error < limit, f"{dtype}: {error}"
 
 
 def test_nan_positions_stay_visible_and_harm_nothing_else():
@@ -118,6 +142,8 @@ def test_the_model_is_the_same_with_both():
 
 
 if __name__ == "__main__":
+    if ON_GPU:
+        torch.set_default_device("cuda")
     torch.manual_seed(0)
     for name, test in list(globals().items()):
         if name.startswith("test_") and (len(sys.argv) == 1 or name in sys.argv[1:]):

@@ -8,9 +8,9 @@ A step is forward and backward pass, clipping of gradients and AdamW (fused). Mo
 and inputs and take turns in one process, after three steps of each: ours with the pilot, without, with the pilot and
 compiled (not with `--eager_only`), and transformers' Mask2Former. Memory is the peak above the loaded models and their
 optimizer states. Waits and kernels of a step are counted by torch's profiler. Models that do not fit together are
-measured alone; the largest batch is that of a step with the pilot. The operator is deformable attention of one encoder
-layer: bytes and launches by counting, time, and bytes per second beside those of a copy. On a CPU it runs too, to try
-the command.
+measured alone. `largest_batch` searches the largest batch of a step with the pilot, and measures steps of it. The
+operator is deformable attention of one encoder layer: bytes and launches by counting, time, and bytes per second beside
+those of a copy. On a CPU it runs too, to try the command.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from .gpu_operator import operator_rows, traffic_rows
 from .gpu_steps import PRECISIONS, largest_batch, step_row
 from .models import BACKBONES, DEVICE
 
-MEASURED = ("loading", "operator", "steps")
+MEASURED = ("loading", "operator", "steps", "largest_batch")
 COLUMNS = ("error", "images_per_second", "ratio", "memory_mib", "waits", "kernels")
 
 
@@ -40,12 +40,13 @@ def print_table(title: str, rows: dict[str, dict], columns: tuple[str, ...]) -> 
 
 
 def measure_steps(args: argparse.Namespace, result: dict) -> None:
-    """Add `steps` and `largest_batch` to the result; the file is written after each row."""
+    """Add `steps` to the result, and `largest_batch` on a GPU; the file is written after each row."""
     result |= {"steps": [], "largest_batch": []}
+    search = "largest_batch" in args.measure and DEVICE.type == "cuda"
     for backbone in args.backbones:
         for precision in args.precisions:
-            batches = list(args.batches)
-            if DEVICE.type == "cuda":
+            batches = list(args.batches) if "steps" in args.measure else []
+            if search:
                 batches.append(largest_batch(backbone, precision, args))
                 result["largest_batch"].append({"backbone": backbone, "precision": precision, "images": batches[-1]})
             for batch_size in sorted({size for size in batches if size}):
@@ -109,6 +110,6 @@ def main(argv: list[str]) -> dict:
             )
             if args.output_file:
                 write_json(result, args.output_file)
-    if "steps" in args.measure:
+    if {"steps", "largest_batch"} & set(args.measure):
         measure_steps(args, result)
     return result
