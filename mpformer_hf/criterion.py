@@ -159,7 +159,7 @@ class MPFormerCriterion(nn.Module):
             )
             labels[to_device(which, labels.device), batch_index, query] = targets.labels[target]
             weight = logits.new_ones(logits.shape[-1])
-            weight[-1] = self.config.no_object_weight
+            weight[-1].fill_(self.config.no_object_weight)  # `weight[-1] = number` would wait for the device
             loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weight, reduction="none")
             loss = loss.view(len(groups), -1).sum(1) / torch.stack([group.class_norm for group in groups])
             sums |= dict(zip(indices, loss.unbind(), strict=True))

@@ -120,6 +120,7 @@ def build_pilot(
     group, within = row // counts[image], row % counts[image]
     rows = torch.stack((image, group * largest + within, first_target[image] + within))
     batch_index, slot, target = to_device(rows, device)
+    valid = to_device((torch.arange(largest) < counts[:, None]).repeat(1, groups), device)
 
     heads = config.num_attention_heads if config.pilot_per_head_noise else 1
     levels = masks[:, None]
@@ -128,8 +129,6 @@ def build_pilot(
         rows = change_masks(masks[target.repeat_interleave(heads)], noises, scale, generator)
         levels = rows.unflatten(0, (-1, heads))
 
-    valid = torch.zeros(batch, groups * largest, dtype=torch.bool, device=device)
-    valid[batch_index, slot] = True
     noisy_labels = torch.zeros_like(valid, dtype=torch.int64)
     noisy_labels[batch_index, slot] = replace_labels(
         targets.labels[target], config.num_labels, config.pilot_label_noise, generator

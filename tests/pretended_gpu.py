@@ -245,7 +245,8 @@ def cast_as_cuda(func, args, kwargs):
 
 
 class FromLists(TorchFunctionMode):
-    """`torch.tensor(..., device)`, `new_tensor` and attention, which do not reach a dispatch mode as on CUDA."""
+    """`torch.tensor(..., device)`, `new_tensor`, assignments and attention, which do not reach a dispatch mode as on
+    CUDA."""
 
     def __init__(self, seen):
         super().__init__()
@@ -264,6 +265,14 @@ class FromLists(TorchFunctionMode):
         ):
             self.seen.record("wait", "tensor of a list", None)
             return Pretended(func(*args, **{**kwargs, "device": "cpu"}))
+        if (
+            func is torch.Tensor.__setitem__
+            and isinstance(args[0], Pretended)
+            and not isinstance(args[2], torch.Tensor)
+        ):
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if not all(isinstance(place, slice) for place in places):  # seen on a GPU; slices are filled
+                self.seen.record("wait", "a number is assigned", args[0])
         if func is torch.Tensor.tolist and isinstance(args[0], Pretended):
             self.seen.record("wait", "tolist", args[0])
             return args[0].values_.tolist()
