@@ -42,7 +42,7 @@ def draw_utilisation(panel: plt.Axes, folder: Path) -> None:
         for name, arm in zip(COLORS, ("/on-", "/off-"), strict=True):
             values = np.mean([run[kind]["query_utilisation"] for path, run in runs.items() if arm in path], axis=0)
             panel.plot(values, style, marker="o", markersize=4, color=COLORS[name], label=f"{kind}, {name}")
-    panel.set(title="queries are decided earlier", xlabel="decoder layer", ylim=(0, 1.02))
+    panel.set(title="the final query is matched earlier", xlabel="decoder layer", ylim=(0, 1.02))
     panel.set_ylabel("share at the final query, CamVid")
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.legend(fontsize=8)
@@ -70,7 +70,7 @@ def draw_gains(panel: plt.Axes, folder: Path) -> None:
         panel.annotate(f"{100 * mean:+.1f}", (100 * mean, -row), (0, 7), textcoords="offset points", ha="center")
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks([-row for row in range(len(values))], list(values))
-    panel.set(title="a gain for objects, none for stuff", xlabel="with pilot minus without, points")
+    panel.set(title="a gain for objects, none seen for stuff", xlabel="with pilot minus without, points")
     panel.set_ylim(-len(values) + 0.5, 0.7)
 
 
