@@ -12,7 +12,7 @@ BACKBONES = (  # tested; others get a warning
     *("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet", "beit", "hiera", "timm_backbone"),
 )
 BOOLEANS = (
-    *("mask_piloting", "pilot_noise_decay", "pilot_per_head_noise", "pilot_class_loss", "pilot_position"),
+    *("mask_piloting", "pilot_per_head_noise", "pilot_class_loss", "pilot_position"),
     *("query_position_embeddings", "feature_pyramid"),
 )
 INTEGERS = ("pilot_groups", "pilot_query_budget", "pilot_layers")
@@ -75,8 +75,6 @@ class MPFormerConfig(Mask2FormerConfig):
             to s / 2 of the box's sides; scale: by a factor in [1 / (1 + s), 1 + s]; patch: of s x the mask's area; box:
             the bounding box, also with s = 0, with sides moved by up to s / 2 of its width or height; outline: dilated
             or eroded by up to s / 2 of the square root of the mask's area.
-        pilot_noise_decay (`bool`, defaults to `False`): the strength of point and dropout noise falls linearly from
-            `pilot_noise_scale` in the first decoder layer to 0 in the last.
         pilot_label_noise (`float` in [0, 1], defaults to 0.2): share of pilot queries that get the embedding of a
             random class.
         pilot_per_head_noise (`bool`, defaults to `False`): draw separate mask noise for each attention head.
@@ -113,7 +111,6 @@ class MPFormerConfig(Mask2FormerConfig):
     pilot_layers: int | None = None
     pilot_noise: str | list[str] = "point"
     pilot_noise_scale: float | int = 0.0
-    pilot_noise_decay: bool = False
     pilot_label_noise: float | int = 0.2
     pilot_per_head_noise: bool = False
     pilot_class_loss: bool = True
@@ -152,10 +149,6 @@ class MPFormerConfig(Mask2FormerConfig):
             mixed = (*MASK_NOISES, "clean")
             known = self.pilot_noises and all(noise in mixed for noise in self.pilot_noises)
             require(known, "pilot_noise", f"a name, or a list of {', '.join(mixed)}")
-        cells = self.pilot_noise in CELL_NOISES
-        require(
-            cells or not self.pilot_noise_decay, "pilot_noise_decay", f"false, except for {' and '.join(CELL_NOISES)}"
-        )
         require(
             self.mask_loss_points in ("image", "prediction", "mask"), "mask_loss_points", "image, prediction or mask"
         )

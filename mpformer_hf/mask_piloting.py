@@ -42,8 +42,7 @@ class Pilot:
         centres: float `[B, P, 2]`, (x, y) of the target in [0, 1], 0 in unused slots; None: without positions.
         groups: number of groups.
         noise: kind of cell noise, which is drawn for each layer: `"point"`, `"dropout"` or None.
-        noise_scales: strength of the cell noise in each decoder layer.
-        heads, piloted_layers, generator: as configured.
+        noise_scale, heads, piloted_layers, generator: as configured.
     """
 
     noisy_labels: Tensor
@@ -57,7 +56,7 @@ class Pilot:
     centres: Tensor | None
     groups: int
     noise: str | None
-    noise_scales: list[float]
+    noise_scale: float
     heads: int
     piloted_layers: int | None
     generator: torch.Generator | None
@@ -70,9 +69,9 @@ class Pilot:
         """Whether cross-attention `layer` (0 = the first) uses ground-truth masks."""
         return self.piloted_layers is None or layer < self.piloted_layers
 
-    def sample_attention_mask(self, layer: int, level: int) -> Tensor:
-        """Cross-attention mask of the pilot queries in a layer that attends to a level, bool `[B, A, P, K]`, True = may
-        attend; unused slots are all False.
+    def sample_attention_mask(self, level: int) -> Tensor:
+        """Cross-attention mask of the pilot queries, bool `[B, A, P, K]`, True = may attend; unused slots are all
+        False.
 
         Point and dropout noise is drawn at every call, that is, separately for every layer.
         """
@@ -81,7 +80,7 @@ class Pilot:
             cells = cells[self.target]
         if self.noise is not None:
             cells = cells.expand(-1, self.heads, -1)
-            cells = CELL_NOISES[self.noise](cells, self.noise_scales[layer], self.generator)
+            cells = CELL_NOISES[self.noise](cells, self.noise_scale, self.generator)
         mask = cells.new_zeros(len(self.valid), cells.shape[1], self.num_queries, cells.shape[2])
         mask[self.batch_index, :, self.slot] = cells
         return mask
@@ -149,16 +148,11 @@ def build_pilot(
         centres=centres,
         groups=groups,
         noise=noises[0] if scale and noises[0] in CELL_NOISES else None,
-        noise_scales=layer_scales(scale, config.decoder_layers - 1, config.pilot_noise_decay),
+        noise_scale=scale,
         heads=heads,
         piloted_layers=config.pilot_layers,
         generator=generator,
     )
-
-
-def layer_scales(scale: float, layers: int, decay: bool) -> list[float]:
-    """Strength of cell noise in each of the layers: `scale`, or falling from it to 0 in the last."""
-    return [scale * (1 - index / max(1, layers - 1)) if decay else scale for index in range(layers)]
 
 
 def self_attention_mask(valid: Tensor, groups: int, num_queries: int) -> Tensor:

@@ -220,16 +220,12 @@ def rename_saved_weights(model: PreTrainedModel, state_dict: dict[str, Tensor], 
 
 
 class MPFormerModel(MPFormerPreTrainedModel):
-    """MP-Former without class predictor and loss.
-
-    `pilot_active`: whether training uses pilot queries now, if the model is configured with a pilot.
-    """
+    """MP-Former without class predictor and loss."""
 
     def __init__(self, config: MPFormerConfig):
         super().__init__(config)
         self.pixel_level_module = MPFormerPixelLevelModule(config)
         self.transformer_module = MPFormerTransformerModule(config)
-        self.pilot_active = True
         self.post_init()
 
     def get_input_embeddings(self) -> None:
@@ -263,8 +259,7 @@ class MPFormerModel(MPFormerPreTrainedModel):
         features, mask_features, levels = self.pixel_level_module(pixel_values)
         pilot = None
         if self.training and targets is not None:
-            piloted = targets if self.pilot_active else targets.without_objects()
-            pilot = build_pilot(piloted, [tuple(level.shape[-2:]) for level in levels], config, generator)
+            pilot = build_pilot(targets, [tuple(level.shape[-2:]) for level in levels], config, generator)
         decoded: DecoderOutput = self.transformer_module(
             mask_features, levels, pilot, bool(output_hidden_states), bool(output_attentions)
         )

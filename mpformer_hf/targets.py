@@ -19,10 +19,6 @@ class Targets:
     labels: Tensor
     counts: list[int]
 
-    def without_objects(self) -> "Targets":
-        """The same images with no targets."""
-        return Targets(self.masks[:0], self.labels[:0], [0] * len(self.counts))
-
     def to(self, device: torch.device) -> "Targets":
         """The targets on another device."""
         return Targets(self.masks.to(device), self.labels.to(device), self.counts)

@@ -337,7 +337,7 @@ def cross_attention_mask(embedding: Tensor, features: Tensor, pilot: Pilot | Non
     # Not "logit >= 0": the sigmoid of a tiny negative logit rounds to 0.5, so rounding errors do not block a cell.
     mask = ((embedding @ features).sigmoid() >= 0.5)[:, None]
     if pilot is not None and pilot.uses_gt_mask(layer):
-        ground_truth = pilot.sample_attention_mask(layer, level)
+        ground_truth = pilot.sample_attention_mask(level)
         matching = mask[:, :, ground_truth.shape[2] :].expand(-1, ground_truth.shape[1], -1, -1)
         mask = torch.cat((ground_truth, matching), dim=2)
     return mask | ~mask.any(-1, keepdim=True)

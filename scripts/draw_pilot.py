@@ -34,9 +34,7 @@ def attended_cells(segments: np.ndarray, noise: str, scale: float, seed: int) ->
     config = MPFormerConfig(pilot_noise=noise, pilot_noise_scale=scale, pilot_label_noise=0.0)
     shapes = [(height // stride, width // stride) for stride in STRIDES]
     pilot = build_pilot(targets, shapes, config, torch.Generator().manual_seed(seed))
-    return [
-        pilot.sample_attention_mask(0, level)[0, 0].unflatten(1, shape).numpy() for level, shape in enumerate(shapes)
-    ]
+    return [pilot.sample_attention_mask(level)[0, 0].unflatten(1, shape).numpy() for level, shape in enumerate(shapes)]
 
 
 def tint(image: Image.Image, cells: np.ndarray) -> Image.Image:

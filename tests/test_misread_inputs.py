@@ -201,7 +201,6 @@ def test_checkpoints_of_half_precision_work(dtype, tmp_path, saved):
     [
         ({"mask_piloting": "false"}, "mask_piloting must be true or false"),
         ({"pilot_class_loss": "no"}, "pilot_class_loss must be true or false"),
-        ({"pilot_noise_decay": True, "pilot_noise": "box"}, "pilot_noise_decay must be false, except for point and"),
         ({"pilot_layers": 1.5}, "pilot_layers must be an integer"),
         ({"pilot_groups": True}, "pilot_groups must be an integer"),
         ({"id2label": {0: "a", 2: "b"}}, "id2label must map the ids 0 to K - 1"),

@@ -32,17 +32,6 @@ def losses_of(output):
     return {row["step"]: row["loss"] for row in rows_of(output)}
 
 
-def test_the_pilot_may_end_before_the_run(shapes, tmp_path):
-    for share, name in ((1.0, "whole"), (0.5, "half")):
-        options = {"max_train_steps": 4, "eval_steps": 4, "max_eval_samples": 1, "pilot_share": share}
-        finetune.main(flags(shapes, tmp_path / name, **options))
-        AcceleratorState._reset_state(reset_partial_state=True)
-    whole, half = (rows_of(tmp_path / name) for name in ("whole", "half"))
-    assert [row["loss_mask_pilot"] > 0 for row in half] == [True, True, False, False]
-    assert [a["loss"] == b["loss"] for a, b in zip(whole, half, strict=True)] == [True, True, False, False]
-    assert all(row["loss_mask_0"] > 0 for row in half)
-
-
 def launch(*argv):
     """Start training.finetune in a new process."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -30,8 +30,8 @@ class PilotArguments(CheckedArguments):
 
     _argument_group_name = "pilot"
     _advanced = (
-        *("pilot_query_budget", "pilot_layers", "pilot_noise_decay", "pilot_per_head_noise", "pilot_class_loss"),
-        *("pilot_loss_weight", "pilot_position"),
+        *("pilot_query_budget", "pilot_layers", "pilot_per_head_noise", "pilot_class_loss", "pilot_loss_weight"),
+        "pilot_position",
     )
 
     mask_piloting: bool | None = option(None, "Train with pilot queries; false trains a plain Mask2Former.")
@@ -46,7 +46,6 @@ class PilotArguments(CheckedArguments):
     pilot_noise_scale: float | None = option(
         None, "Strength of the mask noise, 0 = clean masks.", within=RANGES["pilot_noise_scale"]
     )
-    pilot_noise_decay: bool | None = option(None, "Point and dropout noise falls to 0 in the last decoder layer.")
     pilot_label_noise: float | None = option(
         None, "Share of pilot queries that get the embedding of a random class.", within=RANGES["pilot_label_noise"]
     )
@@ -111,7 +110,7 @@ class OptimizationArguments(CheckedArguments):
     """AdamW and its schedule; defaults are the official recipe."""
 
     _argument_group_name = "optimization"
-    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm", "pilot_share")
+    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm")
 
     learning_rate: float = option(1e-4, "Peak learning rate.", within="(0, inf)")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.", within="[0, inf)")
@@ -134,7 +133,6 @@ class OptimizationArguments(CheckedArguments):
     max_train_steps: int | None = option(None, "Optimizer steps; overrides num_train_epochs.", within="[1, inf)")
     per_device_train_batch_size: int = option(2, "Images per process and forward pass.", within="[1, inf)")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.", within="[1, inf)")
-    pilot_share: float = option(1.0, "Share of the steps, from the first, with pilot queries.", within="[0, 1]")
     freeze_batch_norm: bool = option(False, "Freeze the backbone's batch norms.")
     freeze_backbone: bool = option(False, "Freeze the backbone.")
     lora_rank: int | None = option(

@@ -190,11 +190,9 @@ class FineTuner:
             total=self.total, initial=self.step, desc="train", disable=not self.accelerator.is_local_main_process
         )
         self.set_training_mode()
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=True).model
         while self.step < self.total:
             start = time.perf_counter()
             self.step += 1
-            model.pilot_active = self.step <= self.optimization.pilot_share * self.total
             try:
                 losses, images, norm = self.optimize(batches)
             except torch.OutOfMemoryError as error:
