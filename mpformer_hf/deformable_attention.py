@@ -71,13 +71,13 @@ def weighted_row_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     most = GPU_NUMBERS // max(32, table.shape[1])  # a warp has 32 columns
     if table.device.type != "cpu" and rows.numel() > most:
         return sum_in_parts(table, rows, weights, most)
-    rows = rows.long() if torch.compiler.is_exporting() else rows  # ONNX needs int64
     return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
 
 def sum_in_parts(table: Tensor, rows: Tensor, weights: Tensor, entries: int) -> Tensor:
-    """`weighted_row_sum` of at most `entries` rows at a time. The backward pass of `embedding_bag` on CUDA reads
-    outside its tensors where the number of rows times their length is 2**31 or more, and stores all rows."""
+    """`weighted_row_sum`, same shapes, at most `entries` of the M * K rows at a time. The backward pass of
+    `embedding_bag` on CUDA reads outside its tensors where the number of rows times their length is 2**31 or more, and
+    stores all rows."""
     bags = max(1, entries // rows.shape[1])
     parts = zip(rows.split(bags), weights.split(bags), strict=True)
     return torch.cat([F.embedding_bag(r, table, mode="sum", per_sample_weights=w) for r, w in parts])

@@ -26,7 +26,7 @@ def test_the_kernels_equal_the_operators_of_torch(interpret):
     command = [sys.executable, "-W", "ignore", "-m", "tests.triton_cases"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 6, done.stdout
+    assert len(done.stdout.split()) == (5 if interpret == "1" else 6), done.stdout
 
 
 @pytest.mark.parametrize("capability, dtype", [(80, "fp32"), (90, "bf16"), (100, "fp16")])
