@@ -134,7 +134,10 @@ class MPFormerConfig(Mask2FormerConfig):
                 raise ValueError(f"MPFormerConfig: {field} must be an integer, got {value!r}.")
         names = list(self.id2label.values())
         if sorted(self.id2label) != list(range(len(names))) or not all(isinstance(name, str) for name in names):
-            raise ValueError("MPFormerConfig: id2label must map the ids 0 to K - 1 to names.")
+            raise ValueError(
+                f"MPFormerConfig: id2label must map the ids 0 to {len(names) - 1} to names, it has the ids "
+                f"{', '.join(map(str, sorted(self.id2label)[:4]))}, ...; give id2label= with all of them."
+            )
         for field, interval in RANGES.items():
             check_range(f"MPFormerConfig: {field}", getattr(self, field), interval)
 
@@ -171,8 +174,10 @@ class MPFormerConfig(Mask2FormerConfig):
     @classmethod
     def get_config_dict(cls, name, **kwargs) -> tuple[dict, dict]:
         """Fields of a saved configuration. Mask2Former's becomes MP-Former's here, so that transformers does not warn
-        about the other type."""
+        about the other type. Class names that the caller gives replace those of the file before these are checked."""
         fields, unused = super().get_config_dict(name, **kwargs)
+        if names := unused.get("id2label"):
+            fields = {**fields, "id2label": names, "label2id": {label: i for i, label in names.items()}}
         if fields.get("model_type") == Mask2FormerConfig.model_type:
             fields = {**fields, "model_type": cls.model_type}
         return fields, unused

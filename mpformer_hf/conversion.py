@@ -86,8 +86,20 @@ CONSTANTS = (
 )
 
 
+def current_names(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official weights without `sem_seg_head.`, with the names of the latest official version. Earlier files have
+    `static_query` for the query features and no `pixel_decoder` in the names of its weights."""
+    weights = {}
+    for key, tensor in official.items():
+        name = key.removeprefix("sem_seg_head.").replace("predictor.static_query.", "predictor.query_feat.")
+        if key.startswith("sem_seg_head.") and not name.startswith(("predictor.", "pixel_decoder.")):
+            name = f"pixel_decoder.{name}"
+        weights[name] = tensor
+    return weights
+
+
 def rename(key: str) -> tuple[str, ...] | None:
-    """New names of an official key without `sem_seg_head.` (several if the tensor is split, none for a constant), or
+    """New names of a key of `current_names` (several if the tensor is split, none for a constant), or
     None for an unknown key."""
     if any(re.fullmatch(pattern, key) for pattern in CONSTANTS):
         return ()
@@ -115,8 +127,8 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: it has unknown keys; the message lists the first of them.
     """
     converted, unknown = {}, []
-    for key, tensor in official.items():
-        names = rename(key.removeprefix("sem_seg_head."))
+    for key, tensor in current_names(official).items():
+        names = rename(key)
         if names is None:
             unknown.append(key)
             continue
@@ -138,7 +150,7 @@ def infer_config(official: Mapping[str, Tensor], **fields) -> MPFormerConfig:
     Raises:
         ValueError: it is not an MP-Former or Mask2Former; the message lists the missing keys.
     """
-    weights = {key.removeprefix("sem_seg_head."): tensor for key, tensor in official.items()}
+    weights = current_names(official)
     required = ("predictor.class_embed.weight", "predictor.query_feat.weight", "pixel_decoder.mask_features.weight")
     missing = [key for key in required if key not in weights]
     if missing:
@@ -209,8 +221,9 @@ def convert_checkpoint(official: Mapping[str, Tensor], **fields) -> MPFormerForU
     weights = convert_state_dict(official)
     model = MPFormerForUniversalSegmentation(config).eval()
     own = model.state_dict()
+    unused = model.unused_weights()
     for key in own:  # not in official checkpoints
-        if any(part in key for part in ("num_batches_tracked", "swin.layernorm.", "pilot_class_embedder.")):
+        if key in unused or any(part in key for part in ("num_batches_tracked", "pilot_class_embedder.")):
             weights.setdefault(key, own[key])
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     if missing or extra:

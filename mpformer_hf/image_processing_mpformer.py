@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 class MPFormerImageProcessorKwargs(ImagesKwargs, total=False):
     """Arguments of Mask2Former's processor, and those of post-processing.
 
-    size_divisor: the sides of padded images are multiples of it.
+    size_divisor: the sides of padded images are multiples of it; 0 is 1.
     stretch_to_divisor: images are not padded to multiples of `size_divisor` but resized to them, which changes their
         aspect ratio, as Mask2FormerImageProcessor does; only smaller images of a batch are padded.
     ignore_index: void in segmentation maps of classes.
@@ -92,6 +92,7 @@ class MPFormerImageProcessorMixin:
 
     def __init__(self, **kwargs):
         kwargs = rename_old_fields(kwargs, dict(self.size))
+        kwargs = {name: value for name, value in kwargs.items() if name != "size" or value is not None}
         unknown = sorted(set(kwargs) - set(self.valid_kwargs.__annotations__) - METADATA)
         if unknown:
             logger.warning("%s has no fields %s; they have no effect.", type(self).__name__, ", ".join(unknown))
@@ -122,7 +123,7 @@ class MPFormerImageProcessorMixin:
         ):
             if not isinstance(getattr(self, name), (bool, type(None))):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
-        for name, interval in (("size_divisor", "[1, inf)"), ("rescale_factor", "(0, inf)")):
+        for name, interval in (("size_divisor", "[0, inf)"), ("rescale_factor", "(0, inf)")):
             check_range(name, getattr(self, name), interval)
         if not isinstance(self.ignore_index, (Integral, type(None))):
             raise ValueError(f"ignore_index must be an integer, got {self.ignore_index!r}.")
@@ -130,11 +131,11 @@ class MPFormerImageProcessorMixin:
             self._threshold(None, name)
         for name, interval in (("image_mean", "(-inf, inf)"), ("image_std", "(0, inf)")):
             values = getattr(self, name)
+            if values is None and not self.do_normalize:
+                continue
             if not isinstance(values, (list, tuple)) or not values or None in values:
                 raise ValueError(f"{name} must be a list of numbers, got {values!r}.")
             check_range(name, values, interval)
-        if self.size is None:
-            raise ValueError("size must be shortest_edge and longest_edge, or height and width, got None.")
         for side, value in dict(self.size).items():
             check_range(f"size: {side}", value, "[1, inf)")
 
@@ -149,7 +150,8 @@ class MPFormerImageProcessorMixin:
             logger.warning("%s has no fields %s; they have no effect.", cls.__name__, ", ".join(unknown))
         size = fields.get("size")
         default_size = {**cls.size, **(size if isinstance(size, dict) else {"shortest_edge": size} if size else {})}
-        return super().from_dict({**fields, **rename_old_fields(given, default_size)}, **kwargs)
+        known = rename_old_fields(fields, dict(cls.size))
+        return super().from_dict({**known, **rename_old_fields(given, default_size)}, **kwargs)
 
     # --- Preprocessing ---
 
@@ -197,7 +199,7 @@ class MPFormerImageProcessorMixin:
         if kwargs.get("data_format") not in (None, ChannelDimension.FIRST):
             raise ValueError(f"data_format must be channels_first, got {kwargs['data_format']!r}.")
         for index, image in enumerate(images):
-            if image.shape[0] != len(kwargs["image_mean"]) and kwargs["do_normalize"]:
+            if kwargs["do_normalize"] and image.shape[0] != len(kwargs["image_mean"]):
                 reason = "images are converted to RGB unless do_convert_rgb=False"
                 if not do_convert_rgb:
                     reason = "images are not converted to RGB, do_convert_rgb is False"

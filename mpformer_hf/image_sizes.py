@@ -23,6 +23,9 @@ def rename_old_fields(fields: dict, default_size: dict) -> dict:
         ValueError: `max_size` is given besides another `longest_edge`.
     """
     fields = dict(fields)
+    if fields.get("do_pad") is False:
+        logger.warning("do_pad False has no effect: the images of a batch are always padded to one size.")
+        del fields["do_pad"]
     if "reduce_labels" in fields:
         fields.setdefault("do_reduce_labels", fields.pop("reduce_labels"))
     saved, max_size = fields.pop("_max_size", None), fields.pop("max_size", None)

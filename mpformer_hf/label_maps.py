@@ -83,13 +83,13 @@ def split_ids(
         map_: int32 or int64 `[H, W]`, or `[L, H, W]` with each id in one layer.
         id_to_class: classes of the ids; other ids are void. None: the ids are classes.
         do_reduce_labels: class 0 is void, the other classes become one less; `ignore_index` remains void.
-        ignore_index: the id that is void, in maps of classes; None: no id is. Not used with `id_to_class`.
+        ignore_index: the id that is void, unless `id_to_class` gives it another class; None: no id is.
 
     Returns:
         `[T]` of the map's dtype, and int64 `[T]`.
     """
     ids = map_.unique()
-    if ignore_index is not None and id_to_class is None:
+    if ignore_index is not None and (id_to_class or {}).get(ignore_index, ignore_index) == ignore_index:
         ids = ids[ids != ignore_index]
     classes = ids.long()
     if id_to_class is not None:

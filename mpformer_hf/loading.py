@@ -4,12 +4,10 @@ import hashlib
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+from transformers.utils.hub import cached_file
 
 from .image_processing_mpformer import MPFormerImageProcessor
 from .modeling_mpformer import MPFormerForUniversalSegmentation
-
-PILOT_EMBEDDER = "pilot_class_embedder."
 
 
 def load_pretrained(cls: type, name: str, **kwargs):
@@ -25,12 +23,13 @@ def load_pretrained(cls: type, name: str, **kwargs):
         raise ValueError(f"Cannot load {name}: {reason}") from error
 
 
-def load_weights(name: str, new: tuple[str, ...] = (PILOT_EMBEDDER,), **kwargs) -> MPFormerForUniversalSegmentation:
-    """Load an MP-Former or Mask2Former of which no weight may be missing.
+def load_weights(name: str, new: tuple[str, ...] = (), **kwargs) -> MPFormerForUniversalSegmentation:
+    """Load an MP-Former or Mask2Former. No weight may be missing, except the pilot's class embedding and what changes
+    no output.
 
     Args:
         name: folder or Hub name.
-        new: parts of the names of weights that may be newly initialised.
+        new: parts of the names of other weights that may be newly initialised.
         kwargs: arguments of `from_pretrained`; default dtype: float32.
 
     Raises:
@@ -63,7 +62,8 @@ def fingerprint(name: str) -> str:
     """Identifies the weights and settings of a saved model: a hash of its files, or the commit of a Hub repository."""
     folder = Path(name)
     if not folder.is_dir():
-        return AutoConfig.from_pretrained(name)._commit_hash or name
+        file = Path(cached_file(name, "config.json"))  # .../snapshots/COMMIT/config.json
+        return file.parent.name
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         if file.suffix == ".safetensors" or file.name in ("config.json", "preprocessor_config.json"):

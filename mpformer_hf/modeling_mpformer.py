@@ -4,6 +4,7 @@ At inference it is Mask2Former. Parameter names are those of transformers' Mask2
 conversion; the only additional parameter is the pilot's class embedding.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -161,7 +162,9 @@ class MPFormerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ("MPFormerPixelDecoderEncoderLayer", "MPFormerDecoderLayer")
-    _keys_to_ignore_on_load_unexpected = ("criterion.empty_weight",)  # a constant in Mask2Former's checkpoints
+    # constants in Mask2Former's checkpoints
+    _keys_to_ignore_on_load_unexpected = (r"criterion\.empty_weight", r"relative_position_index")
+    _keys_to_ignore_on_load_missing = (r"pilot_class_embedder\.weight",)  # Mask2Former has none
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -295,6 +298,7 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         self.criterion = MPFormerCriterion(config)
         self.register_load_state_dict_pre_hook(rename_saved_weights)
         self.post_init()
+        self._keys_to_ignore_on_load_missing |= {f"^{re.escape(name)}$" for name in self.unused_weights()}
 
     def forward(
         self,
@@ -380,6 +384,11 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             pixel_mask=pixel_mask,
         )
         return output if return_dict else output.to_tuple()
+
+    def unused_weights(self) -> set[str]:
+        """Names of the backbone's weights that change no feature map, such as a final norm. Checkpoints may lack them:
+        earlier versions of transformers had no `layernorm` in Swin backbones."""
+        return {f"model.pixel_level_module.encoder.{name}" for name in self.model.pixel_level_module.unused}
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> ImageFeatures:

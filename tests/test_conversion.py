@@ -48,10 +48,23 @@ def test_mask2formers_query_positions():
     assert config.query_position_embeddings and not config.mask_piloting and config.num_labels == 80
 
 
+def test_names_of_earlier_official_versions():
+    weights, _ = official("r50")
+    older = {
+        key.replace("predictor.query_feat.", "predictor.static_query.").replace(
+            "sem_seg_head.pixel_decoder.", "sem_seg_head."
+        ): tensor
+        for key, tensor in weights.items()
+    }
+    assert set(older) != set(weights) and len(older) == len(weights)
+    assert infer_config(older).to_dict() == infer_config(weights).to_dict()
+    assert convert_state_dict(older).keys() == convert_state_dict(weights).keys()
+
+
 def test_strange_keys_stop_the_conversion():
     weights, _ = official("r50")
     weights["sem_seg_head.predictor.bbox_embed.weight"] = torch.zeros(4)
-    with pytest.raises(ValueError, match=r"1 keys .*: sem_seg_head.predictor.bbox_embed.weight"):
+    with pytest.raises(ValueError, match=r"1 keys .*: predictor.bbox_embed.weight"):
         convert_state_dict(weights)
     with pytest.raises(ValueError, match="Not an image checkpoint"):
         infer_config({"fc.weight": torch.zeros(1)})

@@ -185,7 +185,7 @@ def test_resizing_maps_equals_torchvision(size):
 
 def test_what_the_processor_does_not_do_is_refused():
     with pytest.raises(ValueError, match="are not supported"):
-        MPFormerImageProcessor(do_pad=False)(picture(40, 60))
+        MPFormerImageProcessor()(do_pad=False, images=picture(40, 60))
     with pytest.raises(ValueError, match="images is empty"):
         MPFormerImageProcessor()([])
     assert MPFormerImageProcessor(label_ids_to_fuse=None).label_ids_to_fuse == []

@@ -203,7 +203,7 @@ def test_checkpoints_of_half_precision_work(dtype, tmp_path, saved):
         ({"pilot_class_loss": "no"}, "pilot_class_loss must be true or false"),
         ({"pilot_layers": 1.5}, "pilot_layers must be an integer"),
         ({"pilot_groups": True}, "pilot_groups must be an integer"),
-        ({"id2label": {0: "a", 2: "b"}}, "id2label must map the ids 0 to K - 1"),
+        ({"id2label": {0: "a", 2: "b"}}, "id2label must map the ids 0 to 1 to names, it has the ids 0, 2"),
     ],
 )
 def test_fields_of_the_wrong_type_are_refused(fields, message):

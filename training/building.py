@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.data.labels import Labels
-from mpformer_hf.loading import PILOT_EMBEDDER, load_processor, load_weights
+from mpformer_hf.loading import load_processor, load_weights
 
 from .arguments import DataArguments, ModelArguments, PilotArguments, TransformArguments
 from .backbones import find_backbone
@@ -66,7 +66,7 @@ def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation
     Raises:
         ValueError: it cannot be loaded, or the fields change the shapes of other weights.
     """
-    new = ["class_predictor.", PILOT_EMBEDDER]
+    new = ["class_predictor.", "pilot_class_embedder."]  # their shapes depend on the number of classes
     if "num_queries" in fields:
         new += ["queries_features.", "queries_embedder."]
     try:
