@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
+from .files import read_yaml
 from .ranges import check_range
 
 
@@ -61,11 +62,7 @@ def read_recipe(path: str, above: tuple[Path, ...] = ()) -> dict:
     if not file.is_file():
         known = ", ".join(sorted(recipe.name for recipe in file.parent.glob("*.yaml")))
         raise ValueError(f"Recipe {path} does not exist{f'; its folder has {known}' if known else ''}.")
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"Recipe {path} cannot be read as YAML: {reason}.") from error
+    content = read_yaml(file, UniqueKeyLoader) or {}
     if not isinstance(content, dict):
         raise ValueError(f"Recipe {path} must be a mapping of flags to values.")
     for name in content:

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
+LARGEST_YAML = 1 << 20  # bytes
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
@@ -56,7 +58,7 @@ def remove(path: Path) -> None:
 def write_text(text: str, path: Path) -> None:
     """Write a text file atomically; its folder is created."""
     with write_atomically(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(content, path: Path, indent: int | None = 2) -> None:
@@ -74,6 +76,20 @@ def read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
+
+
+def read_yaml(file: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader):
+    """Content of a YAML file.
+
+    Raises:
+        ValueError: it is not a regular file, has more than 1 MiB, or is not YAML; the message has one line.
+    """
+    try:
+        if not file.is_file() or file.stat().st_size > LARGEST_YAML:
+            raise ValueError(f"it is not a file of at most {LARGEST_YAML >> 20} MiB")
+        return yaml.load(file.read_text(encoding="utf-8-sig"), loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}.") from error
 
 
 def lock_folder(folder: Path, part: str = "", patience: float = 0.0) -> FileLock:

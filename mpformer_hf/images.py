@@ -1,6 +1,7 @@
 """Images of any kind to 8-bit RGB: the same values in training, image processor and pipeline."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 ORIENTATION = 274  # EXIF tag
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # Pillow's names; JPEG includes MPO
 EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -94,35 +96,71 @@ def read_image(file: str | Path | BinaryIO) -> Tensor:
     """Image file to uint8 `[3, H, W]`, see `to_rgb`; the first frame of an animation.
 
     Raises:
-        ValueError: see `image_errors`.
+        ValueError: see `open_image` and `to_rgb`.
     """
-    with image_errors(), open_verified(file) as image:
-        return to_rgb(image)
+    return to_rgb(open_image(file))
 
 
-def open_verified(file: str | Path | BinaryIO) -> Image.Image:
-    """Open an image. The checksums of a PNG are compared, which decoding does not do."""
-    image = Image.open(file)
-    if image.format == "PNG":
-        image.verify()  # closes the image
-        if hasattr(file, "seek"):
-            file.seek(0)
-        image = Image.open(file)
-    return image
+def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image.Image:
+    """Open and decode an image of a known type. Other types are never tried: for some of them Pillow starts other
+    programs. The checksums of a PNG are compared, which decoding does not do.
+
+    Args:
+        file: a path, or a binary file.
+        largest: most pixels that are decoded; default: Pillow's limit.
+
+    Raises:
+        ValueError: it is not a regular file, not an image of `FORMATS`, truncated, damaged or too large; the message
+            has no file name.
+    """
+    with image_errors():
+        image = open_header(file)
+        if largest is not None and image.width * image.height > largest:
+            raise ImageTooLarge(f"it has {image.width * image.height:,} pixels, at most {largest:,} are allowed")
+        if image.format == "PNG":
+            image.verify()  # closes the image
+            image = open_header(file)
+        image.load()
+        return image
+
+
+def read_size(file: str | Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) of an image file, see `displayed_size`; only its header is read.
+
+    Raises:
+        ValueError: see `open_image`.
+    """
+    with image_errors(), open_header(file) as image:
+        return displayed_size(image)
+
+
+class ImageTooLarge(ValueError):
+    """An image has more pixels than are allowed."""
+
+
+def open_header(file: str | Path | BinaryIO) -> Image.Image:
+    """Open an image file, of which only the header is read."""
+    if hasattr(file, "seek"):
+        file.seek(0)
+    elif not os.path.isfile(file):  # a pipe or a device would be read for ever
+        raise FileNotFoundError("there is no such file")
+    return Image.open(file, formats=FORMATS)
 
 
 @contextlib.contextmanager
 def image_errors() -> Iterator[None]:
-    """Convert the errors of reading an image.
+    """Turn all errors of reading an image, of which each decoder has its own, into ValueErrors.
 
     Raises:
-        ValueError: the file is not an image, truncated or too large to decode; the message has no file name.
+        ValueError: see `open_image`.
     """
     try:
         yield
+    except ImageTooLarge:
+        raise
     except UnidentifiedImageError as error:
-        raise ValueError("it is not an image file") from error
+        raise ValueError(f"it is not an image file ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from error
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"it cannot be decoded: {error}") from error
+    except Exception as error:
+        raise ValueError(f"it cannot be decoded: {' '.join(str(error).split())}") from error

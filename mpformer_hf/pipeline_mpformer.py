@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
-from .images import to_rgb_image
+from .images import open_image, to_rgb_image
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             response = get_session().get(image, timeout=timeout)
             response.raise_for_status()
-            image = Image.open(io.BytesIO(response.content))
+            image = open_image(io.BytesIO(response.content))
         elif isinstance(image, str) and os.path.isfile(image):
-            image = Image.open(image)
+            image = open_image(image)
         image = to_rgb_image(image) if isinstance(image, Image.Image) else image
         inputs = super().preprocess(image, subtask=subtask, timeout=timeout)
         # In lists, which the collation of transformers leaves as they are: it cannot batch images of different sizes.

@@ -3,7 +3,6 @@
 A push is one commit: a failed push leaves the repository unchanged.
 """
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_mpformer import MPFormerConfig
+from .files import read_json, write_json, write_text
 from .loading import load_model
 from .model_card import replace_use_section, use_section, write_card
 
@@ -43,20 +43,43 @@ REQUIRED = ("config.json", "preprocessor_config.json")
 
 
 def files_to_publish(folder: Path) -> list[Path]:
-    """Files to publish.
+    """Files to publish: the configurations, the model card, and the weights: one file, or those of an index.
 
     Raises:
-        ValueError: the folder is not that of a saved MP-Former.
+        ValueError: the folder is not that of a saved MP-Former, or a file is a link to somewhere else.
     """
-    missing = [name for name in REQUIRED if not (folder / name).is_file()]
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")])
-    if missing or not weights:
-        missing = missing or ["model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    weights = ["model.safetensors"]
+    if index.is_file():
+        content = read_json(index)
+        if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+            raise ValueError(f"{index} has no weight_map.")
+        weights = [index.name, *sorted({str(name) for name in content["weight_map"].values()})]
+    names = [*REQUIRED, *weights]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
         raise ValueError(f"{folder} is not the folder of a saved MP-Former: it has no {', '.join(missing)}.")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    files = [folder / name for name in (*names, "README.md") if (folder / name).is_file()]
+    for file in files:
+        check_not_elsewhere(file, folder)
+    config = read_json(folder / "config.json")
+    model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != "mpformer":
         raise ValueError(f"{folder}/config.json has model_type {model_type!r}, expected 'mpformer'.")
-    return [*(folder / name for name in REQUIRED), *weights, *folder.glob("README.md")]
+    return files
+
+
+def check_not_elsewhere(file: Path, folder: Path) -> None:
+    """Check that a file is in a folder, or in the blobs of a snapshot of the Hub's cache.
+
+    Raises:
+        ValueError: it is a link to another place.
+    """
+    real, root = file.resolve(), folder.resolve()
+    blobs = root.parent.parent / "blobs"
+    in_cache = root.parent.name == "snapshots" and real.is_relative_to(blobs)
+    if not real.is_relative_to(root) and not in_cache:
+        raise ValueError(f"{file} is a link to {real}, which is not in {folder}; nothing was published.")
 
 
 def code_files() -> list[Path]:
@@ -78,8 +101,7 @@ def prepare_upload(folder: Path, repo: str, with_code: bool, target: Path) -> No
     """
     for file in files_to_publish(folder):
         shutil.copy(file, target / file.name)
-    config = json.loads((folder / "config.json").read_text())
-    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    config, processor = (read_json(folder / name) for name in REQUIRED)
     for content in (config, processor):  # a model that was loaded from the Hub may have them
         content.pop("auto_map", None)
         content.pop("custom_pipelines", None)
@@ -89,13 +111,13 @@ def prepare_upload(folder: Path, repo: str, with_code: bool, target: Path) -> No
         config |= {"auto_map": AUTO_MAP, "custom_pipelines": PIPELINE}
         processor["auto_map"] = {"AutoImageProcessor": PROCESSORS}
     for name, content in zip(REQUIRED, (config, processor), strict=True):
-        (target / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(content, target / name)
     if not (target / "README.md").exists():
         classes = MPFormerConfig.from_pretrained(folder).num_labels
         body = f"MP-Former (mask-piloted Mask2Former, CVPR 2023) with {classes} classes."
         write_card(target, body, title=repo.split("/")[-1])
     card = target / "README.md"
-    card.write_text(replace_use_section(card.read_text(), use_section(repo, with_code)))
+    write_text(replace_use_section(card.read_text(encoding="utf-8"), use_section(repo, with_code)), card)
 
 
 def check_login() -> None:

@@ -172,6 +172,7 @@ def draw_segmentation(
     drawn = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     font = ImageFont.load_default(size=max(11, min(drawn.size) // 40))
     named = len(id2label) > 1 and (len(counts) > 1 or not legend)
+    id2label = {label: one_line(id2label[label]) for label in counts}
     names = {label: id2label[label] if named else "" for label in counts}
     captioned = [segment for segment in segments if segment.score is not None or segment.mark]
     captions = [(segment.mask, segment.caption(names[segment.label_id])) for segment in captioned]
@@ -181,6 +182,11 @@ def draw_segmentation(
         return drawn
     entries = [(class_color(label, palette), id2label[label], counts[label]) for label in sorted(counts)]
     return add_legend(drawn, entries, font)
+
+
+def one_line(name: str) -> str:
+    """A class name without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in name).split())
 
 
 def write_captions(pen: ImageDraw.ImageDraw, captions: list[tuple[np.ndarray, str]], size: tuple, font) -> None:

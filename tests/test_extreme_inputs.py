@@ -17,7 +17,7 @@ from transformers import pipeline
 
 from mpformer_hf import MPFormerImageProcessor, MPFormerImageProcessorPil
 from mpformer_hf.cli import predict
-from mpformer_hf.data.sources import unique_names
+from mpformer_hf.data.result_names import result_names
 from mpformer_hf.evaluation.task_metrics import format_score
 from mpformer_hf.files import write_json
 from mpformer_hf.images import read_image
@@ -92,10 +92,10 @@ def test_long_names_are_shortened_and_stay_unique(saved, tmp_path):
     deep.mkdir(parents=True)
     for name in ("é" * 100, "é" * 99):
         make.photo().save(deep / f"{name}.png")
-    files = sorted(deep.iterdir())
-    names = unique_names(files, tmp_path / "photos")
+    files = sorted(str(file.relative_to(tmp_path / "photos")) for file in deep.iterdir())
+    names = result_names(files)
     assert len(set(names)) == 2 and all(len(name.encode()) <= 209 for name in names)
-    assert unique_names(files[:1], tmp_path / "photos") == names[:1], "the name depends on other files"
+    assert result_names(files[:1]) == names[:1], "the name depends on other files"
     predict.main([str(saved), str(tmp_path / "photos"), str(tmp_path / "out")])
     assert sorted(file.stem for file in (tmp_path / "out" / "results").iterdir()) == sorted(names)
 

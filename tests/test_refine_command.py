@@ -218,7 +218,7 @@ def test_invalid_labels_of_yolo(yolo):
             mpformer(["refine", *names])
     for text, message in (
         ("names: cones", "has no names"),
-        ("names: {-1: cat, 0: dog}", "ids of at least 0"),
+        ("names: {-1: cat, 0: dog}", "numbers of at least 0"),
         ("nothing: 1", "has no names"),
     ):
         (yolo / "data.yaml").write_text(text)

@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -30,11 +31,13 @@ from PIL import Image
 
 from ..boxes import mask_boxes
 from ..data.coco_masks import decode_segmentation
+from ..data.dataset import check_inside
 from ..data.folders.coco import read_coco_json
 from ..data.folders.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.formats.format import ImageRecord
 from ..data.formats.yolo import Yolo, write_data_yaml
 from ..data.predictions import write_image
+from ..data.result_names import result_name
 from ..files import check_new_folder, lock_folder, read_json, write_json
 from ..images import read_image
 from ..inference import Predictor
@@ -155,7 +158,7 @@ def write_yolo_labels(content: dict, output: Path) -> None:
             with contextlib.suppress(ValueError):  # reported before
                 masks.append(prompt_of(annotation, size, boxes_only=False)[0].bool())
                 segments.append({"label_id": annotation["category_id"], "score": 1.0})
-        record = ImageRecord(row["id"], row["file_name"], str(Path(row["file_name"]).with_suffix("")), *size)
+        record = ImageRecord(row["id"], row["file_name"], result_name(row["file_name"]), *size)
         result = {"segmentation": torch.stack(masks) if masks else torch.zeros(0, *size), "segments_info": segments}
         writer.write(record, result)
     write_data_yaml({row["id"]: row["name"] for row in content["categories"]}, output)
@@ -219,6 +222,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{args.model} has no pilot (mask_piloting is False), so it cannot refine masks.")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
+    for row in content["images"]:
+        check_inside(str(args.images / row["file_name"]), (os.path.realpath(args.images),))
     missing = [row["file_name"] for row in content["images"] if not (args.images / row["file_name"]).is_file()]
     if missing:
         raise ValueError(f"{args.images} has no {missing[0]}; {len(missing)} of {len(content['images'])} are missing.")

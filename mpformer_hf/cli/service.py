@@ -8,11 +8,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from fastapi import FastAPI, HTTPException, Request
-from PIL import Image
 from torch import Tensor
 
 from ..data.formats.format import describe_segments
-from ..images import image_errors, open_verified, to_rgb
+from ..images import ImageTooLarge, open_image, to_rgb
 from ..inference import Predictor
 
 
@@ -100,12 +99,9 @@ def decode(content: bytes, largest: int) -> Tensor:
         HTTPException: it is no image or has more than `largest` pixels.
     """
     try:
-        with image_errors():
-            with Image.open(io.BytesIO(content)) as image:  # reads the header only
-                pixels = image.width * image.height
-            if pixels > largest:
-                raise HTTPException(413, f"the image has {pixels} pixels, at most {largest} are allowed")
-            return to_rgb(open_verified(io.BytesIO(content)))
+        return to_rgb(open_image(io.BytesIO(content), largest))
+    except ImageTooLarge as error:
+        raise HTTPException(413, f"the image is too large: {error}") from error
     except ValueError as error:
         raise HTTPException(422, f"the request is not an image that can be read: {error}") from error
 

@@ -13,7 +13,10 @@ class DataArguments(CheckedArguments):
     """The dataset and how to read it."""
 
     _argument_group_name = "data"
-    _advanced = ("dataset_config_name", "image_column", "label_column", "void_label", "shuffle_buffer")
+    _advanced = (
+        *("dataset_config_name", "image_column", "label_column", "void_label"),
+        *("allow_outside_files", "shuffle_buffer"),
+    )
 
     dataset_name: str | None = option(
         None, "Dataset: Hub name, or local folder of any layout in mpformer_hf/data/README.md."
@@ -35,6 +38,9 @@ class DataArguments(CheckedArguments):
         None, "Evaluate on this share of the training split, drawn by seed 0, and train on the rest.", within="(0, 1)"
     )
     skip_bad_images: bool = option(False, "Read all images first, and leave out and name those that are invalid.")
+    allow_outside_files: bool = option(
+        False, "Read files that the dataset names outside of its folder (absolute paths, links)."
+    )
     streaming: bool = option(False, "Stream the dataset instead of downloading it first.")
     shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.", within="[1, inf)")
     drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")

@@ -2,22 +2,25 @@
 
 import io
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import PIL.Image
 from datasets import Dataset, Image, load_dataset
+from datasets.config import HF_DATASETS_CACHE
+from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor
 
-from ..images import displayed_size, image_errors, open_verified, to_rgb
+from ..images import open_image, read_size, to_rgb
 from ..progress import progress
 from .arguments import DataArguments
 from .folders.folder import FolderSplit
 from .folders.registry import find_layout
 from .labels import Labels, read_labels
 from .layouts import has_targets, instance_map_reader, objects_reader, panoptic_reader, semantic_reader
+from .result_names import result_name, result_names
 from .segments import Reader, Segments
 from .splits import divide
 
@@ -48,6 +51,7 @@ class SegmentationDataset:
         score: official average precision of the dataset, `coco` or `cityscapes`.
         from_files: whether the images are files of a local folder.
         skipped: errors of the rows that `skip_bad_images` left out.
+        roots: folders that the files of the dataset may be in; None: any.
     """
 
     rows: Dataset
@@ -57,6 +61,11 @@ class SegmentationDataset:
     score: str = "coco"
     from_files: bool = False
     skipped: list[str] = field(default_factory=list)
+    roots: tuple[str, ...] | None = None
+
+    def source(self, value: dict) -> io.BytesIO | str:
+        """What an image is read from, see `image_source`."""
+        return image_source(value, self.roots)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,23 +81,22 @@ class SegmentationDataset:
     def image_size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image, after the rotation of its EXIF data; (0, 0) if it cannot be read."""
         try:
-            with image_errors():
-                return displayed_size(open_image(self.rows[index][self.image_column]))[::-1]
+            return read_size(self.source(self.rows[index][self.image_column]))[::-1]
         except ValueError:
             return 0, 0
 
     def identity(self, index: int) -> tuple[int | str, str, str]:
         """The dataset's id of an image (else its number), its file name, and a name for result files, which is that of
-        the file where file names are unique."""
+        the file where all have one."""
         row = self.rows.select_columns(self.identity_columns)[index]
         number = row.get(ROW, index)
         image_id = row.get("image_id", number)
         file = row.get("file_name") or file_name(row[self.image_column])
-        if not file:
-            return image_id, f"{image_id}.png", str(image_id)
-        file = file if "file_name" in row else Path(file).name
-        name = result_name(file)
-        return image_id, file, name if self.unique_names else f"{name}_{number}"
+        if self.names is not None:
+            return image_id, row["file_name"], self.names[index]
+        name = result_name(file or str(image_id))
+        unique = not file and name == str(image_id)
+        return image_id, Path(file).name if file else f"{name}.png", name if unique else f"{name}_{number}"
 
     @cached_property
     def identity_columns(self) -> list[str]:
@@ -96,28 +104,25 @@ class SegmentationDataset:
         return [c for c in (self.image_column, "image_id", "file_name", ROW) if c in self.rows.column_names]
 
     @cached_property
-    def unique_names(self) -> bool:
-        """Whether names of files without suffix are unique."""
-        if "file_name" not in self.rows.column_names:
-            return False
-        names = [result_name(name) for name in self.rows["file_name"]]
-        return len(set(names)) == len(names)
+    def names(self) -> list[str] | None:
+        """Names of the result files of all images; None if not all images have a file name."""
+        files = self.rows["file_name"] if "file_name" in self.rows.column_names else [None]
+        return result_names(list(files)) if all(files) else None
 
     def decode(self, row: dict, index: int) -> tuple[Tensor, Segments]:
         """Image and segments of a row, see `__getitem__`."""
         file = None
         try:
-            with image_errors():
-                opened = {}
-                for column, value in row.items():
-                    file = file_name(value)
-                    opened[column] = open_image(value)
-                    if column == self.image_column:
-                        image = to_rgb(opened[column])
-                    elif isinstance(opened[column], PIL.Image.Image):
-                        opened[column].load()
-                file = None
-                segments = self.read(opened)
+            opened = {}
+            for column, value in row.items():
+                file = file_name(value)
+                opened[column] = open_image(self.source(value)) if is_file(value) else value
+                for path in [value] if column == "text" else value if column == "masks" else ():
+                    check_inside(path, self.roots)
+            file = file_name(row[self.image_column])
+            image = to_rgb(opened[self.image_column])
+            file = None
+            segments = self.read(opened)
             declared = row.get("size")
             if declared and list(image.shape[1:]) != list(declared):
                 sizes = ["x".join(map(str, shape)) for shape in (image.shape[1:], declared)]
@@ -134,21 +139,49 @@ class SegmentationDataset:
         return image, segments
 
 
-def result_name(file: str) -> str:
-    """Name of result files of an image: its path without suffix, with `_` for `/`."""
-    return "_".join(part for part in PurePosixPath(file).with_suffix("").parts if part not in ("/", ".."))
-
-
-def open_image(value):
-    """The image of a column that is not decoded, `{"bytes": ..., "path": ...}`; other values as they are."""
-    if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
-        return value
-    return open_verified(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"])
+def is_file(value) -> bool:
+    """Whether a value is the file of an image, of a column that is not decoded: `{"bytes": ..., "path": ...}`."""
+    return isinstance(value, dict) and set(value) == {"bytes", "path"}
 
 
 def file_name(value) -> str | None:
     """Path of an image of a column that is not decoded, if it has one."""
-    return value["path"] if isinstance(value, dict) and set(value) == {"bytes", "path"} else None
+    return value["path"] if is_file(value) else None
+
+
+def image_source(value: dict, roots: tuple[str, ...] | None) -> io.BytesIO | str:
+    """What an image of a column that is not decoded is read from.
+
+    Raises:
+        ValueError: it is a file outside of the dataset, see `check_inside`.
+    """
+    if value["bytes"] is not None:
+        return io.BytesIO(value["bytes"])
+    check_inside(value["path"], roots)
+    return value["path"]
+
+
+def roots_of(args: DataArguments) -> tuple[str, ...] | None:
+    """Real paths of the folders that the files of a dataset may be in: its own, or the caches of Hub datasets; None if
+    any file may be read."""
+    if args.allow_outside_files:
+        return None
+    own = [args.dataset_name] if os.path.isdir(args.dataset_name) else []
+    return tuple(os.path.realpath(folder) for folder in (*own, HF_DATASETS_CACHE, HF_HUB_CACHE))
+
+
+def check_inside(path: str, roots: tuple[str, ...] | None) -> None:
+    """Check that a file that a dataset names belongs to the dataset.
+
+    Raises:
+        ValueError: it is in none of the folders.
+    """
+    if roots is None:
+        return
+    real = os.path.realpath(path)
+    if not any(os.path.commonpath((real, root)) == root for root in roots):
+        where = "is" if real == path else f"leads to {real},"
+        raise ValueError(f"{path} {where} outside of the dataset {roots[0]}; --allow_outside_files reads such files")
 
 
 def without_decoding(rows: Dataset) -> Dataset:
@@ -207,7 +240,9 @@ def open_dataset(
     if divided:
         rows = divide(rows, args.validation_share)[split == args.eval_split]
     score = folder.score if folder else "coco"
-    dataset = SegmentationDataset(without_decoding(rows), image_column, read, labels, score, folder is not None)
+    dataset = SegmentationDataset(
+        without_decoding(rows), image_column, read, labels, score, folder is not None, roots=roots_of(args)
+    )
     if drop_empty:
         dataset = without_empty(dataset)
     if max_samples is not None:

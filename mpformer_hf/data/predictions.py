@@ -11,6 +11,7 @@ from torch import Tensor
 from ..files import read_json, write_atomically, write_json
 from ..visualization import Palette, draw_segmentation
 from .formats.format import ImageRecord, PredictionFormat, describe_segments
+from .result_names import path_inside
 
 RESULT_FIELDS = {"image_id", "file_name", "name", "pixels_sha256", "height", "width", "task", "segments"}
 
@@ -35,11 +36,11 @@ def image_hash(image: Tensor) -> str:
 def is_complete(folder: Path, record: ImageRecord, image: Tensor, pictures: list[str], writers) -> bool:
     """Whether the result of an image is of the same pixels, and its files exist."""
     try:
-        result = read_json(folder / "results" / f"{record.name}.json")
+        result = read_json(path_inside(folder, "results", f"{record.name}.json"))
     except ValueError:
         return False
     valid = isinstance(result, dict) and result.keys() >= RESULT_FIELDS and result["pixels_sha256"] == image_hash(image)
-    files = [folder / kind / f"{record.name}.png" for kind in pictures]
+    files = [path_inside(folder, kind, f"{record.name}.png") for kind in pictures]
     files += [file for writer in writers if (file := writer.file_of(record)) is not None]
     return valid and all(file.is_file() for file in files)
 
@@ -58,17 +59,16 @@ def write_result(
     """Write all files of one image: overlay and label map, if `pictures` has them, the formats, and last the JSON."""
     if "overlays" in pictures:
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-        write_image(
-            draw_segmentation(photo, result, id2label, palette=palette), folder / "overlays" / f"{record.name}.png"
-        )
+        overlay = draw_segmentation(photo, result, id2label, palette=palette)
+        write_image(overlay, path_inside(folder, "overlays", f"{record.name}.png"))
     if "maps" in pictures:
-        write_image(label_map(result), folder / "maps" / f"{record.name}.png")
+        write_image(label_map(result), path_inside(folder, "maps", f"{record.name}.png"))
     record.height, record.width = image.shape[1:]
     record.segments = describe_segments(result, task, id2label)
     for writer in writers:
         writer.write(record, result)
     content = {**record.as_dict(), "pixels_sha256": image_hash(image), "task": task}
-    write_json(content, folder / "results" / f"{record.name}.json", indent=None)
+    write_json(content, path_inside(folder, "results", f"{record.name}.json"), indent=None)
 
 
 def finish(

@@ -1,9 +1,7 @@
 """Images to segment: a folder, a glob, a video or a dataset."""
 
 import glob
-import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
-from ..images import image_errors, read_image, to_rgb
+from ..images import open_image, read_image, to_rgb
+from .result_names import result_names
 from .video import read_frames
 
 PICTURES = ("overlays", "maps")  # folders of `mpformer predict`
-LONGEST_NAME = 200  # bytes; file systems allow 255, with suffix and prefix
 
 
 @dataclass
@@ -65,8 +63,9 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
     if files and tables:
         raise ValueError(f"{source} has parquet files and {len(files)} images; give the folder of one of them.")
     if files:
-        names = unique_names(files, root)
-        relative = [file.relative_to(root).as_posix() if root else file.name for file in files]
+        root = root or Path(os.path.commonpath([file.parent for file in files]))
+        relative = [file.relative_to(root).as_posix() for file in files]
+        names = result_names(relative)
         rows = list(enumerate(zip(files, names, relative, strict=True)))[::every]
         return [
             SourceImage(name, index, file_name, lambda file=file: read_image(file))
@@ -84,28 +83,6 @@ def is_prediction(file: Path) -> bool:
     return any((folder / "settings.json").is_file() and (folder / "results").is_dir() for folder in file.parents[1:4])
 
 
-def unique_names(files: list[Path], root: Path | None) -> list[str]:
-    """Output names: the path relative to `root` with `_` for `/`. Where names would be equal, the suffix is added, and
-    where they still are or are too long for a file, a hash of the path; so a name does not depend on the order of the
-    files."""
-    parts = [file.relative_to(root) if root else Path(file.name) for file in files]
-    parts = [Path(os.fsencode(part).decode(errors="replace")) for part in parts]  # names that are not UTF-8
-    short = ["_".join(part.with_suffix("").parts) for part in parts]
-    counts = Counter(short)
-    names = [name if counts[name] == 1 else "_".join(part.parts) for name, part in zip(short, parts, strict=True)]
-    counts = Counter(names)
-
-    def with_hash(name: str, file: Path) -> str:
-        """The name, shortened, and a hash of the path."""
-        short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
-        return f"{short}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
-
-    return [
-        name if counts[name] == 1 and len(name.encode()) <= LONGEST_NAME else with_hash(name, file)
-        for name, file in zip(names, files, strict=True)
-    ]
-
-
 def video_images(path: Path, every: int) -> Iterator[SourceImage]:
     """Frames of a video, see `read_frames`."""
     for index, image in read_frames(path, every):
@@ -121,16 +98,16 @@ def dataset_images(source: str, split: str, every: int) -> list[SourceImage]:
     """
     try:
         from .arguments import DataArguments
-        from .dataset import load_split, open_image, without_decoding
+        from .dataset import image_source, load_split, roots_of, without_decoding
     except ImportError as error:
         raise ValueError(f'Datasets need {error.name}: pip install "mpformer-hf[data]".') from error
-    rows, column = load_split(DataArguments(dataset_name=source), split)
+    args = DataArguments(dataset_name=source)
+    rows, column = load_split(args, split)
     known = [name for name in ("image_id", "file_name") if name in rows.column_names]
     rows = without_decoding(rows.select_columns([column, *known]))
 
     def read(index: int) -> Tensor:
-        with image_errors():
-            return to_rgb(open_image(rows[index][column]))
+        return to_rgb(open_image(image_source(rows[index][column], roots_of(args))))
 
     images = []
     for index in range(0, len(rows), every):

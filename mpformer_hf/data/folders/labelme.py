@@ -7,11 +7,10 @@ import logging
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import PIL.Image
 from datasets import Value
 
 from ...files import IMAGE_SUFFIXES, files_below, read_json
-from ...images import displayed_size
+from ...images import displayed_size, open_image
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects, merge_by_class
@@ -56,9 +55,8 @@ def shape_mask(shape: dict, height: int, width: int) -> np.ndarray:
 def pasted_mask(shape: dict, points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Mask of a shape of type `mask`: a PNG of the box whose corners are its two points."""
     try:
-        with PIL.Image.open(io.BytesIO(base64.b64decode(shape["mask"], validate=True))) as image:
-            part = np.array(image) > 0
-    except (OSError, binascii.Error, TypeError, KeyError) as error:
+        part = np.array(open_image(io.BytesIO(base64.b64decode(shape["mask"], validate=True)))) > 0
+    except (ValueError, TypeError, KeyError) as error:  # of base64 too
         raise ValueError("has a shape of type mask whose PNG cannot be read") from error
     x, y = points.min(0).round().astype(int).tolist()
     if part.ndim != 2 or x < 0 or y < 0 or y + part.shape[0] > height or x + part.shape[1] > width:

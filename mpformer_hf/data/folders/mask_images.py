@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import Value
 
-from ...images import displayed_size, image_errors, is_not_black, open_verified
+from ...images import displayed_size, is_not_black, open_image
 from ..labels import Labels
 from ..layouts import semantic_reader
 from ..segments import ObjectMask, Reader, Segments, from_objects
@@ -82,10 +82,7 @@ def files_reader(labels: Labels) -> Reader:
         raise ValueError(f"one mask file per instance has no classes, but there are {len(labels.names)} names.")
 
     def read(row: dict) -> Segments:
-        masks = []
-        for file in row["masks"]:
-            with image_errors():
-                masks.append(is_not_black(open_verified(file)))
+        masks = [is_not_black(open_image(file)) for file in row["masks"]]
         shapes = {mask.shape for mask in masks}
         if len(shapes) > 1:
             raise ValueError(f"the masks beside {row['masks'][0]} are of different sizes")

@@ -4,10 +4,9 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import yaml
 from datasets import Value
 
-from ...files import IMAGE_SUFFIXES, files_below
+from ...files import IMAGE_SUFFIXES, files_below, read_yaml
 from ...images import displayed_size
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
@@ -94,6 +93,23 @@ def labels_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+def names_of(content, file: Path) -> dict[int, str]:
+    """Class names by id of the content of `data.yaml`, a list or a mapping.
+
+    Raises:
+        ValueError: there are no names, or they are not texts and numbers by ids of at least 0.
+    """
+    names = content.get("names") if isinstance(content, dict) else None
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{file} has no names, a list or a mapping of ids to names.")
+    if wrong := [i for i in names if not str(i).isdecimal()]:
+        raise ValueError(f"{file} must have names by numbers of at least 0, it has {str(wrong[0])[:40]!r}.")
+    if wrong := [name for name in names.values() if isinstance(name, (list, dict)) or name is None]:
+        raise ValueError(f"{file}: the names of classes must be texts.")
+    return {int(i): str(name) for i, name in names.items()}
+
+
 class Yolo(FolderLayout):
     """`data.yaml` with `train`, `val` and `test` (folders, text files of paths, or lists of these) and `names`."""
 
@@ -115,7 +131,7 @@ class Yolo(FolderLayout):
     def root(self, folder: Path) -> Path:
         """The folder that paths are relative to: `path` of the yaml file, or its own."""
         try:
-            return folder / str(self.content(folder).get("path") or "")
+            return folder / (self.content(folder).get("path") or "")
         except ValueError:
             return folder  # reported when the dataset is read
 
@@ -126,12 +142,11 @@ class Yolo(FolderLayout):
             ValueError: it is invalid.
         """
         file = self.configuration(folder)
-        try:
-            content = yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
-            raise ValueError(f"{file} has no names, a list or a mapping of ids to names.")
+        content = read_yaml(file)
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} is not a mapping with names, train and val.")
+        if not isinstance(content.get("path") or "", str):
+            raise ValueError(f"{file}: path must be the name of a folder.")
         return content
 
     def source(self, folder: Path, split: str, task: str) -> Path:
@@ -146,12 +161,15 @@ class Yolo(FolderLayout):
             named = ", ".join(k for k in ("train", "val", "test") if content.get(k)) or "none"
             raise ValueError(f"{file} has no split {split!r}, it has {named}.")
         entries = content[keys[0]] if isinstance(content[keys[0]], list) else [content[keys[0]]]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise ValueError(f"{file}: {keys[0]} must be a path or a list of paths.")
         roots = [self.root(folder), folder]
         found = []
         for entry in entries:
-            names = [str(entry), str(entry).removeprefix("../").removeprefix("./")]
+            entry = entry.replace("\\", "/")
+            names = [entry, entry.removeprefix("../").removeprefix("./")]
             places = [root / name for root in roots for name in names]
-            place = next((place for place in places if place.exists()), None)
+            place = next((place for place in places if place.is_dir() or place.is_file()), None)
             if place is None:
                 raise ValueError(f"{file}: {keys[0]} is {entry}, which does not exist.")
             found.append(place)
@@ -181,10 +199,7 @@ class Yolo(FolderLayout):
         without = [file for file in without if file.name != "classes.txt"]
         if without:
             logger.warning("%s has no image; there are %d of these.", without[0], len(without))
-        names = self.content(folder)["names"]
-        names = dict(enumerate(names)) if isinstance(names, list) else names
-        if not all(isinstance(i, int) for i in names):
-            raise ValueError(f"{self.configuration(folder)} must have names by number, it has {next(iter(names))!r}.")
+        names = names_of(self.content(folder), self.configuration(folder))
         rows = [row_of(image, text=file) for image, file in zip(images, files, strict=True)]
-        categories = [{"id": int(i), "name": str(name), "isthing": 1} for i, name in names.items()]
+        categories = [{"id": i, "name": name, "isthing": 1} for i, name in names.items()]
         return FolderSplit(make_rows(rows, text=Value("string")), categories, polygons_reader)

@@ -3,12 +3,9 @@
 import logging
 from pathlib import Path
 
-import yaml
-from PIL import Image
-
-from ...files import IMAGE_SUFFIXES, files_below
-from ...images import displayed_size, image_errors
-from .yolo import polygon_of, read_labels_lines
+from ...files import IMAGE_SUFFIXES, files_below, read_yaml
+from ...images import read_size
+from .yolo import names_of, polygon_of, read_labels_lines
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +25,8 @@ def read_class_names(labels: Path) -> dict[int, str] | None:
 
 
 def names_of_yaml(file: Path) -> dict[int, str]:
-    """Names of `data.yaml`, a list or a mapping of ids to names."""
-    try:
-        names = yaml.safe_load(file.read_text(encoding="utf-8-sig"))["names"]
-        names = names if isinstance(names, dict) else dict(enumerate(list(names) if not isinstance(names, str) else 0))
-        names = {int(i): str(name) for i, name in names.items()}
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{file} has no names, a list or a mapping of ids to names.") from error
-    if not names or min(names) < 0:
-        raise ValueError(f"{file} must have names with ids of at least 0.")
-    return names
+    """Names of `data.yaml`, see `names_of`."""
+    return names_of(read_yaml(file), file)
 
 
 def names_of_lines(file: Path) -> dict[int, str]:
@@ -52,8 +41,7 @@ def size_of(file: Path) -> tuple[int, int]:
         ValueError: it cannot be read.
     """
     try:
-        with image_errors(), Image.open(file) as image:
-            return displayed_size(image)
+        return read_size(file)
     except ValueError as error:
         raise ValueError(f"{file}: {error}.") from error
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..result_names import path_inside
 from .format import Category, ImageRecord, PredictionFormat, write_png
 
 
@@ -19,7 +20,7 @@ class Ade20k(PredictionFormat):
             raise ValueError(f"Format ade20k has 8 bits, for 255 classes; there are {len(categories)}.")
 
     def file_of(self, record: ImageRecord) -> Path:
-        return self.folder / "ade20k" / f"{record.name}.png"
+        return path_inside(self.folder, "ade20k", f"{record.name}.png")
 
     def write(self, record: ImageRecord, result) -> None:
         write_png((result.numpy() + 1).astype(np.uint8), self.file_of(record))

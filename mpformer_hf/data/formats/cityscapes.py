@@ -6,6 +6,7 @@ import numpy as np
 
 from ...files import write_text
 from ..releases import categories_of
+from ..result_names import path_inside
 from .coco import CocoPanoptic
 from .format import Category, ImageRecord, PredictionFormat, write_png
 
@@ -36,7 +37,7 @@ class Cityscapes(PredictionFormat):
             return self.panoptic.file_of(record)
         suffix = ".png" if self.task == "semantic" else ".txt"
         base = PurePosixPath(record.file_name).stem.removesuffix(IMAGE)  # by which the official scripts find it
-        return self.folder / "cityscapes" / f"{base}_pred{suffix}"
+        return path_inside(self.folder, "cityscapes", f"{base}_pred{suffix}")
 
     def write(self, record: ImageRecord, result) -> None:
         other = self.written.setdefault(self.file_of(record), record.name)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...files import write_json
+from ..result_names import path_inside
 from .format import ImageRecord, PredictionFormat, panoptic_png, write_png
 
 ANNOTATION_FIELDS = ("segmentation", "area", "bbox", "score", "attributes")
@@ -47,7 +48,7 @@ class CocoPanoptic(PredictionFormat):
     tasks = ("panoptic",)
 
     def file_of(self, record: ImageRecord) -> Path:
-        return self.folder / "predictions" / f"{record.name}.png"
+        return path_inside(self.folder, "predictions", f"{record.name}.png")
 
     def write(self, record: ImageRecord, result: dict) -> None:
         write_png(panoptic_png(result), self.file_of(record))

@@ -7,13 +7,14 @@ import yaml
 from scipy.ndimage import binary_fill_holes
 
 from ...files import write_text
+from ..result_names import path_inside, plain_parts, result_name
 from .format import Category, ImageRecord, PredictionFormat
 
 
 class Yolo(PredictionFormat):
-    """`labels/NAME.txt`: a line `class x1 y1 x2 y2 ...` for each instance above the threshold, and `data.yaml` with the
-    names, which expects the images in `images/`. The format has no holes and no parts: holes are filled, and parts
-    joined by lines of no width.
+    """`labels/PATH.txt`, by the path of the image: a line `class x1 y1 x2 y2 ...` for each instance above the
+    threshold; and `data.yaml` with the names, which expects the images in `images/`. The format has no holes and no
+    parts: holes are filled, and parts joined by lines of no width.
 
     Raises:
         ValueError: scikit-image is missing.
@@ -31,7 +32,11 @@ class Yolo(PredictionFormat):
         self.find_contours = find_contours
 
     def file_of(self, record: ImageRecord) -> Path:
-        return self.folder / "labels" / f"{record.name}.txt"
+        """As tools find it: the path of the image with the suffix `.txt`, if that is of one image only."""
+        *folders, name = plain_parts(record.file_name)
+        if record.name != result_name(record.file_name):
+            folders, name = [], f"{record.name}."
+        return path_inside(self.folder, "labels", *folders, f"{name.rpartition('.')[0] or name}.txt")
 
     def write(self, record: ImageRecord, result: dict) -> None:
         lines = []
