@@ -12,11 +12,11 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
 
-from .configuration_mpformer import MPFormerConfig
-from .image_processing_mpformer import MPFormerImageProcessor, MPFormerImageProcessorPil
-from .modeling_mpformer import MPFormerForUniversalSegmentation, MPFormerModel, MPFormerPreTrainedModel
-from .pipeline_mpformer import MPFormerImageSegmentationPipeline
-from .visualization import draw_segmentation
+from .inference.drawing import draw_segmentation
+from .model.configuration_mpformer import MPFormerConfig
+from .model.image_processing_mpformer import MPFormerImageProcessor, MPFormerImageProcessorPil
+from .model.modeling_mpformer import MPFormerForUniversalSegmentation, MPFormerModel, MPFormerPreTrainedModel
+from .model.pipeline_mpformer import MPFormerImageSegmentationPipeline
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ if [ -e "$FOLDER" ]; then
 fi
 source scripts/install.sh "quickstart"
 RECIPE=training/recipes/quickstart.yaml
-python -m scripts.make_solids_dataset "$FOLDER/data" --train 2500
+python -m scripts.datasets.make_solids_dataset "$FOLDER/data" --train 2500
 accelerate launch --cpu --num_processes 1 --num_machines 1 --num_cpu_threads_per_process "$(nproc)" \
     --mixed_precision no --dynamo_backend no \
     -m training.finetune --config "$RECIPE" --dataset_name "$FOLDER/data" --output_dir "$FOLDER/model"

@@ -13,16 +13,16 @@ from PIL import Image
 from transformers import ImageSegmentationPipeline, pipeline
 
 from mpformer_hf import draw_segmentation
-from mpformer_hf.cli.main import run_command
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.evaluation.task_metrics import most_frequent_class, score_constant
-from mpformer_hf.files import write_json
+from mpformer_hf.utils.command import run_command
+from mpformer_hf.utils.files import write_json
 
 SCORES = {"pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "mean_iou": "mIoU"}
 CELL = 384  # pixels of an image in the sheet
 NEXT = """
-Next, your own images (a folder of COCO, or parquet files; mpformer_hf/data/README.md), with the same small model:
+Next, your own images (a folder of COCO, or parquet files; docs/layouts.md), with the same small model:
   accelerate launch -m training.finetune --config training/recipes/quickstart.yaml --dataset_name FOLDER \\
       --task instance --eval_split val --crop_size 512 512 --shortest_edges 512 --eval_shortest_edge 512 \\
       --eval_longest_edge 1024 --output_dir outputs/mine

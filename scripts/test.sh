@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Install into .venv, then lint, format check and tests, in as many processes as there are cores, four at most.
+# Install into .venv, then lint, format check, types and tests, in as many processes as there are cores, four at most.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/install.sh "test"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 ruff check .
 ruff format --check .
+codespell
+mypy
+zizmor --offline --quiet .github/workflows
 python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal "$@"

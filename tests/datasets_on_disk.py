@@ -7,9 +7,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from mpformer_hf.label_maps import encode_rle
-from scripts.generated_dataset import write_dataset
-from scripts.make_shapes_dataset import NAMES, NUM_THINGS, draw_scene
+from mpformer_hf.model.label_maps import encode_rle
+from scripts.datasets.generated_dataset import write_dataset
+from scripts.datasets.make_shapes_dataset import NAMES, NUM_THINGS, draw_scene
 
 SEGMENT = {name: Value("int64") for name in ("id", "category_id", "isthing", "iscrowd")}
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mpformer_hf import MPFormerForUniversalSegmentation
-from mpformer_hf.criterion import MPFormerCriterion
+from mpformer_hf.model.criterion import MPFormerCriterion
 
 
 def step(model: torch.nn.Module, batch: dict) -> torch.Tensor:

@@ -34,13 +34,13 @@ from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import predict
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.inference import Predictor
-from mpformer_hf.loading import load_model, load_processor
+from mpformer_hf.inference.loading import load_model, load_processor
+from mpformer_hf.inference.predictor import Predictor
+from mpformer_hf.training import finetune
+from mpformer_hf.training.arguments import parse_arguments
 from tests import datasets_on_disk as make
 from tests.runs import flags
 from tests.tiny import tiny_model
-from training import finetune
-from training.arguments import parse_arguments
 
 OUTCOMES = ("right", "sentence", "refused", "traceback", "silently wrong", "hang")
 LIMIT = 60  # seconds of a case

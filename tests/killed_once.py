@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from training.engine import FineTuner
-from training.finetune import main
+from mpformer_hf.training.engine import FineTuner
+from mpformer_hf.training.finetune import main
 
 if __name__ == "__main__":
     mark, optimize = Path(sys.argv[1]), FineTuner.optimize

@@ -25,9 +25,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CP
 import torch
 from safetensors.torch import load_file
 
+from mpformer_hf.training import finetune
 from tests import datasets_on_disk as make
 from tests.runs import flags
-from training import finetune
 
 WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 OPTIONS = {"max_train_steps": 6, "eval_steps": 3, "checkpointing_steps": 2, "max_eval_samples": 2, "num_pictures": 1}

@@ -414,8 +414,8 @@ def engine_step(model, batch, device, dtype, ema):
     from types import SimpleNamespace
 
     from mpformer_hf import MPFormerImageProcessor
-    from training.engine import FineTuner
-    from training.packing import Unpacker, pack
+    from mpformer_hf.training.engine import FineTuner
+    from mpformer_hf.training.packing import Unpacker, pack
 
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
@@ -464,9 +464,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="some cases only")
     parser.add_argument("--only", default="", help="cases whose title has this")
     args = parser.parse_args()
-    from mpformer_hf.configuration_mpformer import PILOT_NOISES
+    from mpformer_hf.model.configuration_mpformer import PILOT_NOISES
+    from mpformer_hf.training.moving_average import MovingAverage
     from tests.tiny import batch_of, tiny_model
-    from training.moving_average import MovingAverage
 
     cases = [("inference " + b, dict(backbone=b), None, "infer", (2, 3)) for b in ("resnet", "swin", "convnext")]
     cases += [(f"train {b}", dict(backbone=b), None, "train", (2, 3)) for b in ("resnet", "swin", "convnext")]
@@ -494,7 +494,6 @@ def main() -> int:
         ("train one image without", {}, None, "train", (0, 3)),
         ("train 8 images", {}, None, "train", (1, 2, 3, 4, 5, 6, 7, 8)),
         ("train, labels on the host", {"host": True}, None, "train", (2, 3)),
-        ("train pilot positions", {"pilot_position": True}, None, "train", (2, 3)),
         ("optimize, 2 images", {}, torch.bfloat16, "engine", (2, 3)),
         ("optimize, 8 images", {}, torch.bfloat16, "engine", (1, 2, 3, 4, 5, 6, 7, 8)),
         (

@@ -90,7 +90,6 @@ def commands(data: str, task: str, out: Path) -> list[list[str]]:
         [cli, "predict", str(run), str(photos), str(out / "tta"), "--flip", "--scales", "1", "0.75", "--window", "96"],
         [cli, "evaluate", *scored, *split, "--output_file", str(out / "scores.json"), "--report", str(out / "r.html")],
         [cli, "convert", "to-mask2former", str(run), str(out / "plain")],
-        [cli, "convert", "from-mask2former", str(out / "plain"), str(out / "ours")],
         [cli, "prepare", data, str(out / "prepared"), "--task", task, "--splits", split[1]],
     ]
     if task == "instance":
@@ -136,7 +135,7 @@ def digest(file: Path, root: Path) -> str:
         rows = [without_measured(json.loads(line)) for line in content.splitlines()]
         content = json.dumps(rows, sort_keys=True).encode()
     elif file.suffix in (".html", ".md"):
-        content = re.sub(rb"[0-9.]+ (images a second|seconds|s|MiB|GiB)\b", b"", content)
+        content = re.sub(rb"[0-9.]+ (images/s|images a second|seconds|s|MiB|GiB)\b", b"", content)
     return hashlib.sha256(content.replace(str(root).encode(), b"ROOT")).hexdigest()[:16]
 
 

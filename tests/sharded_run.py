@@ -3,8 +3,8 @@ too."""
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
-from mpformer_hf.cli.main import run_command
-from training import finetune
+from mpformer_hf.training import finetune
+from mpformer_hf.utils.command import run_command
 
 
 class ShardingState(AcceleratorState):

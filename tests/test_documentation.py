@@ -1,4 +1,4 @@
-"""Code in the pages of mpformer_hf/ runs."""
+"""The pages: their code runs, their links lead somewhere, their pictures are shown."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,11 @@ from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImagePr
 from mpformer_hf import MPFormerImageProcessor
 from tests.tiny import tiny_model
 
-PAGES = Path(__file__).parents[1] / "mpformer_hf"
-TEXT = (PAGES / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs"
+TEXT = (PAGES / "transformers.md").read_text()
+LINKED = [ROOT / "README.md", ROOT / "model_card.md", ROOT / "CONTRIBUTING.md", *PAGES.glob("*.md")]
+LINKED += [ROOT / "training" / "README.md", ROOT / "training" / "results" / "README.md"]
 
 
 def python_blocks(text: str) -> list[str]:
@@ -92,10 +95,39 @@ def test_the_examples_of_trainer_lora_and_int8(checkpoint, shapes, tmp_path):
 
 
 def test_the_example_of_prompts(tmp_path):
-    (example,) = python_blocks((PAGES / "PROMPTS.md").read_text())
+    (example,) = python_blocks((PAGES / "prompts.md").read_text())
     tiny_model().save_pretrained(tmp_path)
     MPFormerImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path)
     assert "outputs/yours" in example
     names = {"image": torch.zeros(3, 200, 220, dtype=torch.uint8)}
     exec(example.replace("outputs/yours", str(tmp_path)), names)
     assert names["result"]["segmentation"].shape == (1, 200, 220)
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http", "mailto")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page if not path else (page.parent / path).resolve()
+        assert file.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_and_recipes_that_pages_name_exist(page):
+    text = page.read_text()
+    for module in re.findall(r"python -m (scripts[\w.]*|tests[\w.]*|training[\w.]*)", text):
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), f"{page.name}: {module}"
+    for file in re.findall(
+        r"(?<![\w/])((?:scripts|training|mpformer_hf|tests|docs)/[\w/.]+\.(?:py|yaml|sh|jsonl?|md))\b", text
+    ):
+        assert (ROOT / file).exists(), f"{page.name}: {file}"

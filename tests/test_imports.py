@@ -1,4 +1,4 @@
-"""Imports point down: scripts, training -> cli -> evaluation -> metrics, data -> the model's files; no cycles."""
+"""The house: imports point down, from room to room; no cycles; the model's room travels alone."""
 
 import ast
 import graphlib
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["mpformer_hf", "mpformer_hf.data", "mpformer_hf.metrics", "mpformer_hf.evaluation", "mpformer_hf.cli"]
-LAYERS += ["training", "scripts"]
+ROOMS = ["model", "utils", "metrics", "data", "inference", "hub", "export", "evaluation", "prompts", "training", "cli"]
+LAYERS = [*(f"mpformer_hf.{room}" for room in ROOMS), "mpformer_hf", "training", "scripts"]
 FILES = [file for folder in ("mpformer_hf", "training", "scripts") for file in (ROOT / folder).rglob("*.py")]
 OPTIONAL = {"datasets", "evaluate", "pycocotools", "matplotlib", "psutil"}
 
@@ -52,11 +52,19 @@ def test_no_import_points_up(module):
 
 def test_there_are_no_cycles():
     graph = {module: {name for name in imports_of(module) if name in MODULES} - {module} for module in MODULES}
-    graph = {module: needed - {"mpformer_hf"} for module, needed in graph.items()}  # the package's public names
     assert set(graphlib.TopologicalSorter(graph).static_order()) >= set(MODULES)
 
 
-def test_the_model_needs_no_optional_package():
+def test_the_model_travels_alone():
+    """What `push --with-code` uploads: flat siblings, which need nothing of the other rooms and no optional package."""
     for module in MODULES:
-        if layer_of(module) == "mpformer_hf":
+        if layer_of(module) == "mpformer_hf.model" and module != "mpformer_hf.model":
             assert not {name.split(".")[0] for name in imports_of(module)} & OPTIONAL, module
+            own = {name for name in imports_of(module) if name.startswith("mpformer_hf")}
+            assert {name.rpartition(".")[0] for name in own} <= {"mpformer_hf.model"}, module
+
+
+def test_every_module_has_a_room():
+    package = ROOT / "mpformer_hf"
+    assert {file.name for file in package.glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert {file.name for file in package.iterdir() if file.is_dir() and file.name != "__pycache__"} == set(ROOMS)

@@ -73,6 +73,10 @@ def test_every_command_runs_without_the_repository(environment, tmp_path):
 
 def test_the_package_is_that_of_the_wheel(environment, tmp_path):
     python, variables = environment
-    code = "import mpformer_hf, sys; print(mpformer_hf.__file__); import training"
+    code = (
+        "import mpformer_hf; from mpformer_hf.training.arguments import RECIPES; print(mpformer_hf.__file__, RECIPES, "
+    )
+    code += "(RECIPES / 'own_dataset.yaml').is_file()); import training"
     done = subprocess.run([python, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert str(python.parents[1]) in done.stdout and "No module named 'training'" in done.stderr
+    assert done.stdout.count(str(python.parents[1])) == 2 and done.stdout.endswith("True\n")
+    assert "No module named 'training'" in done.stderr

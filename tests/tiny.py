@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import ConvNextConfig, ResNetConfig, SwinConfig
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation
-from mpformer_hf.conversion import convert_state_dict
-from mpformer_hf.targets import Targets, collect_targets
+from mpformer_hf.hub.conversion import convert_state_dict
+from mpformer_hf.model.targets import Targets, collect_targets
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

@@ -6,8 +6,8 @@ import sys
 
 import torch
 
-from mpformer_hf.deformable_attention import deformable_sampling, use_implementation
-from mpformer_hf.deformable_triton import fused_sampling
+from mpformer_hf.model.deformable_attention import deformable_sampling, use_implementation
+from mpformer_hf.model.deformable_triton import fused_sampling
 from tests.tiny import tiny_model
 
 CASES = [  # images, heads, channels, points, queries, levels

@@ -16,21 +16,21 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import CheckedArguments, option, parse
-from ..boxes import mask_boxes
 from ..data.arguments import DataArguments
 from ..data.coco_masks import decode_segmentation
 from ..data.dataset import SegmentationDataset, open_dataset
 from ..data.formats.coco import Cvat
 from ..data.formats.format import Category, ImageRecord
 from ..data.labels import check_classes
-from ..evaluation.audit import KINDS, annotations_of, audit_image
-from ..evaluation.audit_page import choose_drawn, describe_finding, draw_finding, write_audit_page
 from ..evaluation.task_metrics import number
-from ..files import check_new_folder, write_json
-from ..inference import InferenceOptions, Predictor
-from ..loading import load_model, load_processor
-from ..progress import progress
+from ..inference.loading import load_model, load_processor
+from ..inference.predictor import InferenceOptions, Predictor
+from ..model.boxes import mask_boxes
+from ..prompts.audit import KINDS, annotations_of, audit_image
+from ..prompts.audit_page import choose_drawn, describe_finding, draw_finding, write_audit_page
+from ..utils.arguments import CheckedArguments, option, parse
+from ..utils.files import check_new_folder, write_json
+from ..utils.progress import progress
 
 
 @dataclass
@@ -39,8 +39,8 @@ class AuditArguments(CheckedArguments):
 
     _argument_group_name = "audit"
 
-    model_name_or_path: str | None = option(None, "Saved model with a pilot: folder or Hub name.")
-    output_dir: str | None = option(None, "New folder.")
+    model_name_or_path: str = option("", "Saved model with a pilot: folder or Hub name.")
+    output_dir: str = option("", "New folder.")
     min_suspicion: float = option(0.2, "Findings with less are left out.", within="[0, 1]")
     num_pictures: int = option(60, "Findings that are drawn on the page.", within="[0, 10000]")
 
@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
     check_classes(predictor.model.config.id2label, split.labels.id2label)
     predictor.processor.label_ids_to_fuse = split.labels.stuff
-    findings, counts = [], Counter()
+    counts: Counter[int] = Counter()
+    findings = []
     for row in progress(range(len(split)), "audit", unit="image"):
         annotations, found = audit_image(predictor, *split[row], split.labels.things)
         counts.update(annotation.label_id for annotation in annotations)

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import CheckedArguments, option, parse
-from ..calibration import apply_calibration, calibration_error, fit_calibration
 from ..data.arguments import DataArguments
 from ..data.dataset import open_dataset
 from ..data.labels import check_classes
-from ..evaluation.prompts import scores_and_ious
-from ..files import read_json, write_json
-from ..inference import Predictor
-from ..loading import load_model, load_processor
+from ..inference.loading import load_model, load_processor
+from ..inference.predictor import Predictor
+from ..model.prompting import apply_calibration
+from ..prompts.calibration import calibration_error, fit_calibration
+from ..prompts.ground_truth import scores_and_ious
+from ..utils.arguments import CheckedArguments, option, parse
+from ..utils.files import read_json, write_json
 
 
 @dataclass
@@ -30,7 +31,7 @@ class CalibrationArguments(CheckedArguments):
 
     _argument_group_name = "calibration"
 
-    model_name_or_path: str | None = option(None, "Folder of the saved model; its config.json is changed.")
+    model_name_or_path: str = option("", "Folder of the saved model; its config.json is changed.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,17 +13,18 @@ transformers loads without this package.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from transformers import Mask2FormerImageProcessor
 
-from ..conversion import convert_checkpoint, infer_config
 from ..data.names import check_names
 from ..data.releases import RELEASES, categories_of
-from ..detectron2_checkpoint import read_checkpoint
-from ..files import check_new_folder, read_json
-from ..image_processing_mpformer import TASKS, MPFormerImageProcessor
-from ..loading import load_model, load_processor
-from ..publishing import write_card
+from ..hub.conversion import convert_checkpoint, infer_config
+from ..hub.detectron2_checkpoint import read_checkpoint
+from ..hub.publishing import write_card
+from ..inference.loading import load_model, load_processor
+from ..model.image_processing_mpformer import TASKS, MPFormerImageProcessor
+from ..utils.files import check_new_folder, read_json
 
 GENERIC = {"task": "panoptic", "shortest_edge": 800, "longest_edge": 1333, "threshold": 0.5, "names": [], "things": []}
 LICENCE = "The weights of the public MP-Former and Mask2Former releases are licensed CC BY-NC 4.0."
@@ -57,7 +58,7 @@ def category_ids(dataset: str | None, names: list[str], task: str) -> list[int] 
     ids = {row["name"]: row["id"] for row in categories_of(dataset)}
     if dataset == "ade20k" and task == "semantic":
         ids = {name: i + 1 for name, i in ids.items()}  # 0 is "other" in its label maps
-    chosen = [ids.get(name) for name in names]
+    chosen: list[Any] = [ids.get(name) for name in names]
     return None if None in chosen or chosen == list(range(len(names))) else chosen
 
 
@@ -79,7 +80,7 @@ def convert_official(args: argparse.Namespace) -> None:
     processor.category_ids = category_ids(args.dataset, names, processor.task)
     if args.dataset in RELEASES:
         colors = {row["name"]: row.get("color") for row in categories_of(args.dataset)}
-        palette = [colors.get(name) for name in names]
+        palette: list[Any] = [colors.get(name) for name in names]
         processor.palette = palette if all(palette) else None
     if processor.task == "panoptic" and not stuff:
         print("note: no class is known as stuff; give --dataset, or set label_ids_to_fuse in preprocessor_config.json")

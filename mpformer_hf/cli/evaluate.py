@@ -18,7 +18,6 @@ from typing import Literal
 
 from accelerate import Accelerator
 
-from ..arguments import CheckedArguments, option, parse
 from ..data.arguments import DataArguments
 from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
 from ..data.formats.format import Category
@@ -30,8 +29,9 @@ from ..evaluation.evaluator import diagnose_model, draw_rows, evaluate_model, ev
 from ..evaluation.plots import plot_diagnostics
 from ..evaluation.report import write_report
 from ..evaluation.task_metrics import format_score, most_frequent_class, number, score_constant
-from ..files import write_json
-from ..loading import load_model, load_processor
+from ..inference.loading import load_model, load_processor
+from ..utils.arguments import CheckedArguments, option, parse
+from ..utils.files import write_json
 
 
 @dataclass
@@ -40,23 +40,21 @@ class EvaluationArguments(CheckedArguments):
 
     _argument_group_name = "evaluation"
 
-    model_name_or_path: str | None = option(None, "Saved model: folder or Hub name.")
+    model_name_or_path: str = option("", "Saved model: folder or Hub name.")
     most_frequent_class: bool = option(False, "Score a constant prediction: the training split's most frequent class.")
     per_device_eval_batch_size: int = option(1, "Images per process and forward pass.", within="[1, inf)")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "Default: as accelerate is configured.")
-    output_file: str | None = option(None, "New JSON file for the scores.")
-    pictures: str | None = option(None, "New folder for overlays.")
+    output_file: str = option("", "New JSON file for the scores.")
+    pictures: str = option("", "New folder for overlays.")
     num_pictures: int = option(8, "Number of overlays.", within="[0, inf)")
-    diagnostics: str | None = option(None, "New picture (png, svg) of mask consistency and query utilisation by layer.")
-    report: str | None = option(
-        None, "New HTML page: scores by class, missed and false objects, worst and best images, ..."
-    )
+    diagnostics: str = option("", "New picture (png, svg) of mask consistency and query utilisation by layer.")
+    report: str = option("", "New HTML page: scores by class, missed and false objects, worst and best images, ...")
     max_detections: int = option(100, "Best-scored instances of an image that are counted for AP.", within="[1, inf)")
     all_scores: bool = option(
         True, "Also score boundaries of instances and segments, and in panoptic segmentation the AP of things."
     )
     save_predictions: list[str] = option([], f"Formats to write the predictions in: {', '.join(FORMATS)}.")
-    predictions_dir: str | None = option(None, "save_predictions: new folder.")
+    predictions_dir: str = option("", "save_predictions: new folder.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -25,8 +25,8 @@ import logging
 import warnings
 from pathlib import Path
 
-from ..exporting import export
-from ..onnx_precision import PRECISIONS
+from ..export.exporter import export
+from ..export.precision import PRECISIONS
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -34,16 +34,16 @@ from tqdm.auto import tqdm
 from ..data.coco_ids import read_image_ids
 from ..data.formats.format import Category, ImageRecord
 from ..data.formats.registry import DEFAULTS, FORMATS
-from ..data.predictions import finish, is_complete, write_result
-from ..data.sources import PICTURES, SourceImage, list_images
-from ..data.video import frame_rate, write_video
-from ..files import VIDEO_SUFFIXES, write_atomically
-from ..image_processing_mpformer import TASKS
-from ..inference import InferenceOptions, Predictor
-from ..loading import fingerprint, load_model, load_processor
-from ..progress import progress
-from .main import run_command
-from .shards import check_output, claim_output, parse_shard
+from ..inference.loading import fingerprint, load_model, load_processor
+from ..inference.predictor import InferenceOptions, Predictor
+from ..inference.result_files import finish, is_complete, write_result
+from ..inference.shards import check_output, claim_output, parse_shard
+from ..inference.sources import PICTURES, SourceImage, list_images
+from ..inference.video import frame_rate, write_video
+from ..model.image_processing_mpformer import TASKS
+from ..utils.command import run_command
+from ..utils.files import VIDEO_SUFFIXES, write_atomically
+from ..utils.progress import progress
 
 
 def batches_by_size(
@@ -106,7 +106,7 @@ def predict(args: argparse.Namespace) -> None:
     settings |= {"write": sorted(args.write), "formats": sorted(formats), "task": task}
     settings |= {**asdict(options), "scales": list(options.scales)}
     ids = processor.category_ids or list(range(len(id2label)))
-    stuff = set(processor.label_ids_to_fuse)
+    stuff: set[int] = set(processor.label_ids_to_fuse)
     categories = [Category(category, id2label[i], i not in stuff) for i, category in enumerate(ids)]
     threshold = processor.threshold if options.threshold is None else options.threshold
     writers = [FORMATS[name](args.output, task, categories, threshold) for name in formats]
@@ -116,7 +116,8 @@ def predict(args: argparse.Namespace) -> None:
     state.wait_for_everyone()
 
     source = list_images(args.source, args.split, args.every, args.output)
-    identities, skipped = {}, []  # id and file name of each image, by name
+    identities: dict[str, tuple] = {}  # id and file name of each image, by name
+    skipped: list[str] = []
     pictures = [kind for kind in args.write if kind == "overlays" or (kind == "maps" and task == "semantic")]
     if rate is not None and "overlays" not in pictures:
         pictures.append("overlays")  # what the video is made of
@@ -158,7 +159,8 @@ def predict(args: argparse.Namespace) -> None:
             print("files of all images: run the same command without --shard when all shards have ended")
         for file in files:
             print(f"results of all images: {file}")
-        lock.release()
+        if lock is not None:
+            lock.release()
     state.end_training()  # ends the process group: a process that exits with one may abort
     if state.is_main_process and not complete and (identities or shards == 1):  # a shard may have no image
         raise ValueError(f"None of the {len(identities)} images could be segmented.")

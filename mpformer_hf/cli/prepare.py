@@ -21,8 +21,8 @@ from ..data.arguments import DataArguments
 from ..data.dataset import open_dataset
 from ..data.parquet import describe_categories, write_parquet
 from ..data.splits import check_label_maps, check_splits
-from ..files import check_new_folder, write_atomically, write_json
-from ..image_processing_mpformer import TASKS
+from ..model.image_processing_mpformer import TASKS
+from ..utils.files import check_new_folder, write_atomically, write_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,13 +57,14 @@ def main(argv: list[str] | None = None) -> None:
     for train_split, eval_split in pairs if len(args.splits) > 1 else ():
         check_splits(DataArguments(**fields, train_split=train_split, eval_split=eval_split))
     data = DataArguments(**fields, train_split=pairs[0][0], eval_split=pairs[0][1])
-    labels, first = None, None
+    labels = None
+    categories: dict[str, object] = {}
     with write_atomically(args.output) as temporary:
         for split in args.splits:
             dataset = open_dataset(data, split, labels=labels)
             check_label_maps(dataset)
-            labels, first = dataset.labels, first or dataset
+            labels, categories = dataset.labels, categories or describe_categories(dataset, args.task)
             write_parquet(dataset, args.task, temporary, split, args.workers)
-        for name, content in describe_categories(first, args.task).items():
+        for name, content in categories.items():
             write_json(content, temporary / name)
     print(f"{', '.join(args.splits)} of {args.dataset} are in {args.output}")

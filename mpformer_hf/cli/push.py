@@ -11,7 +11,7 @@ leaves the repository unchanged. Log in first with `hf auth login`.
 import argparse
 from pathlib import Path
 
-from ..publishing import push
+from ..hub.publishing import push
 
 
 def main(argv: list[str] | None = None) -> None:

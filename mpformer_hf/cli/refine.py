@@ -29,24 +29,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..boxes import mask_boxes
 from ..data.coco_masks import decode_segmentation
 from ..data.dataset import check_inside
 from ..data.folders.coco import read_coco_json
 from ..data.folders.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.formats.format import ImageRecord
 from ..data.formats.yolo import Yolo, write_data_yaml
-from ..data.predictions import write_image
 from ..data.result_names import result_name
-from ..files import check_new_folder, lock_folder, read_json, write_json
-from ..images import read_image
-from ..inference import Predictor
-from ..label_maps import encode_rle
-from ..loading import fingerprint, load_model, load_processor
-from ..progress import progress
-from ..prompting import UNKNOWN, boxes_to_masks, enlarge_boxes
-from ..ranges import check_range
-from ..visualization import draw_segmentation
+from ..inference.drawing import draw_segmentation
+from ..inference.loading import fingerprint, load_model, load_processor
+from ..inference.predictor import Predictor
+from ..inference.result_files import write_image
+from ..model.boxes import mask_boxes
+from ..model.image_sizes import size_of
+from ..model.images import read_image
+from ..model.label_maps import encode_rle
+from ..model.prompting import UNKNOWN, boxes_to_masks, enlarge_boxes
+from ..model.ranges import check_range
+from ..utils.files import check_new_folder, lock_folder, read_json, write_json
+from ..utils.progress import progress
 
 CHANGED = ("segmentation", "area", "bbox", "score", "predicted_category")
 
@@ -88,7 +89,7 @@ def refine_image(
     predictor: Predictor, image: torch.Tensor, annotations: list[dict], labels: dict[int, int], args: argparse.Namespace
 ) -> tuple[dict[str, dict], list[str], tuple[dict, dict]]:
     """Refined fields by annotation id, problems of annotations, and results before and after, for a picture."""
-    size, prompts, used, problems = tuple(image.shape[1:]), [], [], []
+    size, prompts, used, problems = size_of(image), [], [], []
     for annotation in annotations:
         if annotation.get("iscrowd"):
             continue
@@ -137,7 +138,7 @@ def read_sized_image(file: Path, row: dict) -> torch.Tensor:
         image = read_image(file)
     except ValueError as error:
         raise ValueError(f"{file}: {error}.") from error
-    stated, size = (row.get("height"), row.get("width")), tuple(image.shape[1:])
+    stated, size = (row.get("height"), row.get("width")), size_of(image)
     if None not in stated and stated != size:
         raise ValueError(
             f"{file} is {size[0]}x{size[1]} (height x width, turned as its EXIF data says), its annotations are for "
@@ -242,7 +243,9 @@ def main(argv: list[str] | None = None) -> None:
     lock = lock_folder(args.output)
     write_json(settings, args.output / "settings.json")
 
-    by_image, refined, problems = defaultdict(list), {}, 0
+    by_image = defaultdict(list)
+    refined: dict[str, dict] = {}
+    problems = 0
     for annotation in content["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
     for number, row in enumerate(progress(content["images"], "refine", unit="image")):

@@ -10,9 +10,9 @@ refused, and so are requests beyond the queue. There is no authentication: put i
 
 import argparse
 
-from ..image_processing_mpformer import TASKS
-from ..inference import InferenceOptions, Predictor
-from ..loading import load_model, load_processor
+from ..inference.loading import load_model, load_processor
+from ..inference.predictor import InferenceOptions, Predictor
+from ..model.image_processing_mpformer import TASKS
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,8 +11,8 @@ from fastapi import FastAPI, HTTPException, Request
 from torch import Tensor
 
 from ..data.formats.format import describe_segments
-from ..images import ImageTooLarge, open_image, to_rgb
-from ..inference import Predictor
+from ..inference.predictor import Predictor
+from ..model.images import ImageTooLarge, open_image, to_rgb
 
 
 @dataclass

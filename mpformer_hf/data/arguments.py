@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..arguments import CheckedArguments, option
+from ..utils.arguments import CheckedArguments, option
 
 Task = Literal["semantic", "instance", "panoptic"]
 
@@ -18,9 +18,7 @@ class DataArguments(CheckedArguments):
         *("allow_outside_files", "shuffle_buffer"),
     )
 
-    dataset_name: str | None = option(
-        None, "Dataset: Hub name, or local folder of any layout in mpformer_hf/data/README.md."
-    )
+    dataset_name: str = option("", "Dataset: Hub name, or local folder of any layout in docs/layouts.md.")
     dataset_config_name: str | None = option(None, "Configuration of the dataset, such as v2.0 of Mapillary Vistas.")
     task: Task = option("panoptic", "Segmentation task.")
     train_split: str = option("train", "Split to train on.")

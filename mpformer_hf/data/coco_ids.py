@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..files import read_json
+from ..utils.files import read_json
 
 
 def read_image_ids(file: Path) -> dict[str, int]:

@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Image, load_dataset
 from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor
 
-from ..images import open_image, read_size, to_rgb
-from ..progress import progress
+from ..model.images import open_image, read_size, to_rgb
+from ..utils.progress import progress
 from .arguments import DataArguments
 from .folders.folder import FolderSplit
 from .folders.registry import find_layout
@@ -106,7 +107,7 @@ class SegmentationDataset:
     @cached_property
     def names(self) -> list[str] | None:
         """Names of the result files of all images; None if not all images have a file name."""
-        files = self.rows["file_name"] if "file_name" in self.rows.column_names else [None]
+        files: Any = self.rows["file_name"] if "file_name" in self.rows.column_names else [None]
         return result_names(list(files)) if all(files) else None
 
     def decode(self, row: dict, index: int) -> tuple[Tensor, Segments]:
@@ -238,7 +239,7 @@ def open_dataset(
     if divided or drop_empty or sample_seed is not None:
         rows = rows if args.streaming else rows.add_column(ROW, list(range(len(rows))))  # for messages
     if divided:
-        rows = divide(rows, args.validation_share)[split == args.eval_split]
+        rows = divide(rows, args.validation_share or 0.0)[split == args.eval_split]
     score = folder.score if folder else "coco"
     dataset = SegmentationDataset(
         without_decoding(rows), image_column, read, labels, score, folder is not None, roots=roots_of(args)

@@ -3,13 +3,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from ..files import read_json
-from ..ranges import is_color
+from ..model.ranges import is_color
+from ..utils.files import read_json
 from .arguments import DataArguments
 from .coco_checks import find_category_problems, is_flag
 from .names import check_names, read_names
@@ -135,11 +136,11 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     if categories is None:
         categories = read_dataset_json(args.dataset_name, "panoptic_categories.json")
         check_categories(categories, args.dataset_name)
+    names: dict | None = None
     if args.id2label:
         names = read_names(Path(args.id2label))
-    else:
-        names = read_dataset_json(args.dataset_name, "id2label.json")
-        names = names if names is None else check_names(names, f"id2label.json of {args.dataset_name}")
+    elif (content := read_dataset_json(args.dataset_name, "id2label.json")) is not None:
+        names = check_names(content, f"id2label.json of {args.dataset_name}")
     void = frozenset(category["id"] for category in categories or () if category.get("void"))
     categories = categories and [category for category in categories if category["id"] not in void]
     if names is None and categories is not None:
@@ -171,19 +172,21 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     category_to_class = {category: index for index, category in enumerate(sorted(names))}
     if args.task == "instance":
         things = set(names)
+    palette: list[Any] = [colors.get(category) for category in sorted(names)] or [None]
     return Labels(
         names=[names[category] for category in sorted(names)],
         category_to_class=category_to_class,
         things={category_to_class[category] for category in things or () if category in category_to_class},
         ignored_categories=ignored_categories,
-        palette=palette if (palette := [colors.get(category) for category in sorted(names)]) and all(palette) else None,
+        palette=None if None in palette else palette,
     )
 
 
 def read_color(color) -> tuple[int, int, int] | None:
     """RGB of a category: a list of three numbers, as in COCO's panoptic files, or `#rrggbb`; None if it is neither."""
     if isinstance(color, str) and re.fullmatch("#[0-9a-fA-F]{6}", color):
-        return tuple(bytes.fromhex(color[1:]))
+        red, green, blue = bytes.fromhex(color[1:])
+        return red, green, blue
     return tuple(color) if is_color(color) else None
 
 

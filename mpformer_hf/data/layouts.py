@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from ..images import displayed_size
+from ..model.images import displayed_size
 from .coco_checks import is_flag
 from .coco_masks import decode_segmentation
 from .labels import Labels, as_rows
@@ -54,7 +54,9 @@ def panoptic_reader(column: str, labels: Labels) -> Reader:
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
-        classes, crowds, ignored_categories = {}, {}, set()
+        classes: dict[int, int] = {}
+        crowds: dict[int, int] = {}
+        ignored_categories: set[int] = set()
         present = set(np.unique(map_).tolist())
         segments = as_rows(row["segments_info"])
         if not isinstance(segments, list):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..files import read_json
+from ..utils.files import read_json
 from .releases import RELEASES
 
 

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..label_maps import compress_counts, encode_rle
-from ..progress import progress
+from ..model.label_maps import compress_counts, encode_rle
+from ..utils.progress import progress
 from .dataset import SegmentationDataset
 from .segments import Segments
 
@@ -47,8 +47,9 @@ def label_columns(segments: Segments, task: str, category_ids: list[int], things
             values[map_ == segment] = category_ids[label]
         return {"label": as_png(values)}
     known = [(i, label, i in segments.crowds) for i, label in (segments.classes | segments.crowds).items()]
+    rows: list[dict] = []
     if task == "panoptic":
-        ids, rows = np.zeros(segments.map.shape, dtype=np.uint32), []
+        ids = np.zeros(segments.map.shape, dtype=np.uint32)
         for number, (segment, label, crowd) in enumerate(known, start=1):
             mask = (segments.map == segment).numpy()
             ids[mask] = number
@@ -56,12 +57,12 @@ def label_columns(segments: Segments, task: str, category_ids: list[int], things
             rows.append({**row, "iscrowd": int(crowd), "area": int(mask.sum())})
         rgb = np.stack((ids & 255, ids >> 8 & 255, ids >> 16), -1).astype(np.uint8)
         return {"label": as_png(rgb), "segments_info": rows}
-    layers, rows = segments.map.view(-1, *segments.map.shape[-2:]), []
+    layers = segments.map.view(-1, *segments.map.shape[-2:])
     for segment, label, crowd in known:
         rle = encode_rle((layers == segment).any(0).numpy())
         rle["counts"] = compress_counts(rle["counts"])
-        row = {"category_id": category_ids[label], "segmentation": rle, "iscrowd": int(crowd)}
-        rows.append(row | ({"area": segments.areas[segment]} if segment in segments.areas else {}))
+        area = {"area": segments.areas[segment]} if segment in segments.areas else {}
+        rows.append({"category_id": category_ids[label], "segmentation": rle, "iscrowd": int(crowd), **area})
     return {"objects": json.dumps(rows)}
 
 
@@ -106,7 +107,9 @@ def write_parquet(dataset: SegmentationDataset, task: str, folder: Path, split: 
     numbers = isinstance(dataset.identity(0)[0], int)
     identity = {"image_id": datasets.Value("int64" if numbers else "string"), "file_name": datasets.Value("string")}
     features = datasets.Features({"image": datasets.Image(), **identity, **LABELS[task]})
-    files, rows, size = [], [], 0
+    files: list[Path] = []
+    rows: list[dict] = []
+    size = 0
 
     def flush() -> None:
         files.append(folder / "data" / f"{split}-{len(files):05d}.parquet")

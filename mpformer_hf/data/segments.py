@@ -75,7 +75,8 @@ class ObjectMask:
 
 def from_objects(objects: Iterable[ObjectMask], height: int, width: int) -> Segments:
     """Segments of objects that may overlap; segment ids are 1, 2, ... in their order."""
-    segments, layers = Segments(torch.empty(0), {}), []
+    segments = Segments(torch.empty(0), {})
+    layers: list[np.ndarray] = []
     for number, item in enumerate(objects, start=1):
         if not item.mask.any():
             logger.warning("Object %d of an image covers no pixel.", number - 1)

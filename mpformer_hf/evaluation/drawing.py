@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..data.labels import Labels
 from ..data.segments import Segments
-from ..visualization import draw_segmentation, result_segments
+from ..inference.drawing import draw_segmentation, result_segments
 from .details import stated_void
 from .object_matches import NOTHING, match_objects
 from .task_metrics import instance_reference, panoptic_reference, semantic_reference

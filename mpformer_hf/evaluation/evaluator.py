@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.dataset import SegmentationDataset
 from ..data.formats.format import ImageRecord, PredictionFormat, describe_segments
 from ..data.segments import VOID, Segments
-from ..diagnostics import LayerDiagnostics, diagnose
-from ..image_processing_mpformer import MPFormerImageProcessor
-from ..progress import progress
+from ..model.image_processing_mpformer import MPFormerImageProcessor
+from ..model.image_sizes import size_of
+from ..utils.progress import progress
 from .details import EvaluationDetails
+from .diagnostics import LayerDiagnostics, diagnose
 from .drawing import DrawnSides, draw_pair, draw_sides
 from .object_matches import ObjectCounts
 from .task_metrics import TaskMetrics
@@ -52,7 +54,7 @@ class EvaluationDataset(Dataset):
             "index": index,
             "images": images,
             "segments": segments,
-            "sizes": [tuple(image.shape[1:]) for image in images],
+            "sizes": [size_of(image) for image in images],
         }
 
 
@@ -68,7 +70,7 @@ class SameSizeBatches(Sampler):
         self.dataset, self.batch_size = dataset, batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        waiting: dict[tuple, list[int]] = {}
+        waiting: dict[tuple | None, list[int]] = {}
         for index in range(len(self.dataset)):
             size = self.dataset.image_size(index) if self.batch_size > 1 else None
             group = waiting.setdefault(size, [])
@@ -88,7 +90,7 @@ def evaluation_loader(
     return DataLoader(batches, batch_sampler=SameSizeBatches(batches, batch_size), collate_fn=batches.collate)
 
 
-def batches_with_progress(loader: DataLoader, title: str, accelerator: Accelerator) -> Iterator[dict]:
+def batches_with_progress(loader: Any, title: str, accelerator: Accelerator) -> Iterator[dict]:
     """Batches of a loader, with the number of images that are left."""
     options = {"unit": "image", "leave": False, "disable": not accelerator.is_local_main_process}
     with progress(total=len(loader.dataset), desc=title, **options) as bar:
@@ -101,7 +103,7 @@ def batches_with_progress(loader: DataLoader, title: str, accelerator: Accelerat
 def evaluate_model(
     model: torch.nn.Module,
     processor: MPFormerImageProcessor,
-    loader: DataLoader,
+    loader: Any,
     accelerator: Accelerator,
     pictures: Path | None = None,
     num_pictures: int = 0,
@@ -123,7 +125,7 @@ def evaluate_model(
         all_scores: see `TaskMetrics`.
         writers: formats that the predictions are written in.
     """
-    dataset = loader.dataset.dataset
+    dataset: SegmentationDataset = loader.dataset.dataset
     task, labels = processor.task, dataset.labels
     scores = TaskMetrics(task, labels, max_detections, dataset.score, all_scores)
     things, drawn, images, records, start = "instance" in scores.metrics, 0, 0, [], time.perf_counter()
@@ -196,10 +198,10 @@ def results_of(
 ) -> list[dict]:
     """Results of model outputs at (height, width) `image_sizes`, see `predict_batch`; with `things` also the instances
     of panoptic segmentation."""
-    sizes = {"target_sizes": image_sizes}
-    instances = [{} for _ in image_sizes]
+    sizes: dict[str, Any] = {"target_sizes": image_sizes}
+    instances: list[dict] = [{} for _ in image_sizes]
     if processor.task == "instance" or things:
-        options = {"threshold": 0.0, "max_detections": max_detections, "return_binary_maps": True}
+        options: dict[str, Any] = {"threshold": 0.0, "max_detections": max_detections, "return_binary_maps": True}
         results = processor.post_process_instance_segmentation(outputs, **sizes, **options)
         instances = [instance_prediction(send_to_device(result, "cpu"), processor.threshold) for result in results]
     if processor.task == "instance":
@@ -248,7 +250,7 @@ def draw_rows(
 def diagnose_model(
     model: torch.nn.Module, processor: MPFormerImageProcessor, loader: DataLoader, accelerator: Accelerator
 ) -> LayerDiagnostics:
-    """Layer-wise diagnostics of a split, see `mpformer_hf.diagnostics`, over all processes."""
+    """Layer-wise diagnostics of a split, see `mpformer_hf.evaluation.diagnostics`, over all processes."""
     was_training, total = model.training, LayerDiagnostics()
     model.eval()
     for batch in batches_with_progress(loader, "diagnose", accelerator):

@@ -53,10 +53,10 @@ def match_objects(
     same, other = np.full(len(predicted), NOTHING), np.full(len(predicted), NOTHING)
     matched_ious = np.zeros(len(predicted))
     predicted, objects = [as_rle(x) for x in predicted], [as_rle(x) for x in objects]
-    crowds = np.array(crowds, dtype=bool)
-    free = ~crowds
+    is_crowd = np.array(crowds, dtype=bool)
+    free = ~is_crowd
     if len(predicted) and len(objects):
-        ious = coco_mask.iou(predicted, objects, crowds.astype(np.uint8))
+        ious = coco_mask.iou(predicted, objects, is_crowd.astype(np.uint8))
         agree = np.array(predicted_labels)[:, None] == np.array(labels)[None]
         for index in np.argsort(-np.array(scores, dtype=float), kind="mergesort"):
             candidates = np.where(agree[index] & free, ious[index], 0.0)
@@ -73,7 +73,9 @@ def match_objects(
     if len(predicted) and void is not None and void.any():
         shares = coco_mask.iou(predicted, [as_rle(void)], [1])[:, 0]  # of the prediction's own area
         same[(same == NOTHING) & (other == NOTHING) & (shares > MOSTLY)] = IGNORED
-    return ObjectMatches(same, matched_ious, other, sorted(set(np.flatnonzero(~crowds).tolist()) - set(same.tolist())))
+    return ObjectMatches(
+        same, matched_ious, other, sorted(set(np.flatnonzero(~is_crowd).tolist()) - set(same.tolist()))
+    )
 
 
 class ObjectCounts:

@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from ..data.labels import Labels
-from ..diagnostics import LayerDiagnostics
-from ..visualization import class_color
+from ..inference.drawing import class_color
+from .diagnostics import LayerDiagnostics
 from .object_matches import ObjectCounts
 
 MOST_CURVES = 7  # classes that are drawn

@@ -55,7 +55,7 @@ def instance_reference(segments: Segments, things: set[int]) -> dict:
     rows = [(segment, label) for segment, label in known.items() if label in things]
     ignored = segments.ignored
     if ignored is None:
-        ignored = set(segments.map.unique().tolist()) - set(known)
+        ignored = frozenset(segments.map.unique().tolist()) - set(known)
     return {
         "masks": [(layers == segment).any(0).numpy() for segment, _ in rows],
         "label_ids": [label for _, label in rows],
@@ -116,7 +116,7 @@ class TaskMetrics:
 
     def compute(self) -> dict:
         """All scores, None where one is not defined; lists of one value per class become dicts by class name."""
-        results = {}
+        results: dict = {}
         for metric in self.metrics.values():
             results |= metric.compute()
         for name in [name for name in results if name.startswith("per_class")]:
@@ -144,7 +144,7 @@ def most_frequent_class(dataset: SegmentationDataset, stuff_only: bool) -> int:
                 areas[label] = areas.get(label, 0) + area
     if not areas:
         raise ValueError(f"No pixel of the split has a {'stuff ' if stuff_only else ''}class.")
-    return max(areas, key=areas.get)
+    return max(areas, key=lambda label: areas[label])
 
 
 def score_constant(task: str, dataset: SegmentationDataset, label: int) -> dict:

@@ -22,7 +22,8 @@ from transformers import EvalPrediction
 
 from ..data.dataset import SegmentationDataset
 from ..data.segments import VOID, Segments
-from ..image_processing_mpformer import MPFormerImageProcessor
+from ..model.image_processing_mpformer import MPFormerImageProcessor
+from ..model.image_sizes import size_of
 from .evaluator import results_of
 from .task_metrics import TaskMetrics, metric_names
 
@@ -110,7 +111,7 @@ class SegmentationMetrics:
             if Counter(labels.tolist()) - Counter(part.classes.values()):
                 self.reset()
                 raise ValueError("The Trainer evaluates other images than those of SegmentationMetrics.")
-        sizes = [tuple(part.map.shape[-2:]) for part in segments]
+        sizes = [size_of(part.map) for part in segments]
         results = results_of(outputs, sizes, self.processor, self.max_detections)
         for result, part in zip(results, segments, strict=True):
             self.metrics.add(result, part)

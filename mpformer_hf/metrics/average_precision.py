@@ -3,8 +3,6 @@
 import contextlib
 import io
 
-import datasets
-import evaluate
 import numpy as np
 from accelerate.utils import gather_object
 from pycocotools import mask as coco_mask
@@ -12,6 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .boundary import mask_boundary
+from .metric import ImageMetric
 
 DESCRIPTION = """
 AP = precision averaged over recall (101 points), classes and IoU thresholds 0.5, 0.55, ..., 0.95; AP50, AP75: at IoU
@@ -57,37 +56,20 @@ class BoundaryEvaluation(COCOeval):
         return np.minimum(ious, coco_mask.iou(*boundaries, [int(row["iscrowd"]) for row in objects]))
 
 
-class InstanceMetric(evaluate.Metric):
-    """Base of average precisions: keeps what `add` makes of each image; `compute` gathers it from all processes.
+class InstanceMetric(ImageMetric):
+    """Base of average precisions: keeps what `add_image` makes of each image.
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
         max_detections: number of best-scored instances per image that are counted.
     """
 
-    description: str
-    inputs: str
-
     def __init__(self, *args, num_labels: int, max_detections: int = 100, **kwargs):
-        super().__init__(*args, **kwargs)
         self.num_labels, self.max_detections = num_labels, max_detections
-        self.reset()
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=self.description,
-            citation="",
-            inputs_description=self.inputs,
-            features=datasets.Features({"predictions": {}, "references": {}}),
-        )
+        super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
         self.images: list[dict] = []
-
-    def add_batch(self, *, predictions, references) -> None:
-        """Add several images, see `add`."""
-        for prediction, reference in zip(predictions, references, strict=True):
-            self.add(prediction=prediction, reference=reference)
 
 
 class AveragePrecision(InstanceMetric):
@@ -105,10 +87,10 @@ class AveragePrecision(InstanceMetric):
     )
 
     def __init__(self, *args, boundary: bool = False, **kwargs):
-        super().__init__(*args, **kwargs)
         self.boundary = boundary
+        super().__init__(*args, **kwargs)
 
-    def add(self, *, prediction, reference) -> float | None:
+    def add_image(self, prediction, reference) -> float | None:
         """Add one image.
 
         Returns:
@@ -117,7 +99,7 @@ class AveragePrecision(InstanceMetric):
         Raises:
             ValueError: numbers of masks, labels and scores differ.
         """
-        image = {"prediction": [], "reference": []}
+        image: dict[str, list] = {"prediction": [], "reference": []}
         for name, content, key in (("prediction", prediction, "scores"), ("reference", reference, "iscrowd")):
             extra = content.get(key, [0] * len(content["label_ids"]))
             if not len(content["masks"]) == len(content["label_ids"]) == len(extra):
@@ -140,15 +122,14 @@ class AveragePrecision(InstanceMetric):
                 for rle, label, _ in image[name]
             ]
 
-    def compute(self) -> dict:
-        """Scores of all images since the last call.
+    def scores(self) -> dict:
+        """Scores of all images.
 
         Returns:
             `ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar` in [0, 1], and `per_class_ap`; None without
             an object (of the size, of the class). With `boundary` also `boundary_ap`.
         """
         images = gather_object(self.images)
-        self.reset()
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = self.evaluate(images, COCOeval)
             boundaries = self.evaluate(images, BoundaryEvaluation) if self.boundary else None
@@ -173,7 +154,9 @@ class AveragePrecision(InstanceMetric):
 
     def evaluate(self, images: list[dict], kind: type[COCOeval]) -> COCOeval:
         """Run pycocotools' evaluation. Areas of objects are those of the dataset, where it states them."""
-        annotations, detections, sizes = [], [], []
+        annotations: list[dict] = []
+        detections: list[dict] = []
+        sizes: list[dict] = []
         for index, image in enumerate(images):
             for rows, name, extra in ((annotations, "reference", "iscrowd"), (detections, "prediction", "score")):
                 areas = image["areas"] if name == "reference" else [None] * len(image[name])

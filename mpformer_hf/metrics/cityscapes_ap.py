@@ -52,7 +52,9 @@ def match_class(predicted: list, scores: list[float], objects: list, groups: lis
 
 def outcomes(matches: ClassMatches, threshold: float) -> tuple[list[float], list[float], int]:
     """Scores of true positives, scores of false positives, and number of objects without a prediction."""
-    hits, wrong, missed = [], [], 0
+    hits: list[float] = []
+    wrong: list[float] = []
+    missed = 0
     overlapping = matches.ious > threshold
     for column in np.flatnonzero(matches.counts):
         found = matches.scores[overlapping[:, column]]
@@ -86,7 +88,7 @@ class CityscapesAveragePrecision(InstanceMetric):
         "predictions also have `scores`, references `iscrowd` (groups) and `void`, bool (height, width)"
     )
 
-    def add(self, *, prediction, reference) -> float | None:
+    def add_image(self, prediction, reference) -> float | None:
         """Add one image; returns the mean over its objects of the best IoU, see `AveragePrecision.add`."""
         rows = [
             (score, int(label), as_rle(mask))
@@ -117,21 +119,22 @@ class CityscapesAveragePrecision(InstanceMetric):
             [(rle, label, group) for label, group, rle in objects], [(rle, label, score) for score, label, rle in rows]
         )
 
-    def compute(self) -> dict:
-        """Scores of all images since the last call.
+    def scores(self) -> dict:
+        """Scores of all images.
 
         Returns:
             `ap`, `ap50` in [0, 1] and `per_class_ap`; None without an object (of the class).
         """
         images = gather_object(self.images)
-        self.reset()
         scores = np.full((self.num_labels, len(OVERLAPS)), np.nan)
         for label in range(self.num_labels):
             found = [image[label] for image in images if label in image]
             if not any(matches.counts.any() for matches in found):
                 continue
             for column, threshold in enumerate(OVERLAPS):
-                hits, wrong, missed = [], [], 0
+                hits: list[float] = []
+                wrong: list[float] = []
+                missed = 0
                 for matches in found:
                     own = outcomes(matches, threshold)
                     hits, wrong, missed = hits + own[0], wrong + own[1], missed + own[2]

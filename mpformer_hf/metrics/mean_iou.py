@@ -1,13 +1,13 @@
 """Mean intersection over union of classes and of their boundaries, from confusion matrices."""
 
-import datasets
-import evaluate
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from datasets import Features
 from torch.nn import functional as F
 
 from .boundary import boundary_reach
+from .metric import ImageMetric, maps_of_integers
 
 DESCRIPTION = """
 IoU of a class = true positive pixels / (true positive + false positive + false negative pixels); mIoU = mean over the
@@ -17,8 +17,8 @@ columns (Cheng et al., "Boundary IoU", section 4).
 """
 
 
-class MeanIoU(evaluate.Metric):
-    """Accumulates a confusion matrix; `compute` sums it over all processes.
+class MeanIoU(ImageMetric):
+    """Accumulates a confusion matrix.
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
@@ -28,27 +28,21 @@ class MeanIoU(evaluate.Metric):
         ValueError: `ignore_index` is a class id.
     """
 
+    description = DESCRIPTION
+    inputs = "predictions and references: one (height, width) map of class ids per image"
+    features = Features({"predictions": maps_of_integers(), "references": maps_of_integers()})
+
     def __init__(self, *args, num_labels: int, ignore_index: int = 255, **kwargs):
-        super().__init__(*args, **kwargs)
         if 0 <= ignore_index < num_labels:
             raise ValueError(f"ignore_index {ignore_index} is one of the {num_labels} classes; choose -1, for example.")
         self.num_labels, self.ignore_index = num_labels, ignore_index
-        self.reset()
-
-    def _info(self):
-        maps = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description="predictions and references: one (height, width) map of class ids per image",
-            features=datasets.Features({"predictions": maps, "references": maps}),
-        )
+        super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
         self.confusion = np.zeros((self.num_labels, self.num_labels), dtype=np.int64)  # [reference, prediction]
         self.boundaries = np.zeros((2, self.num_labels), dtype=np.int64)  # intersection, union
 
-    def add(self, *, prediction, reference) -> float | None:
+    def add_image(self, prediction, reference) -> float | None:
         """Add one image: two integer label maps `[H, W]`. Returns the mean IoU of this image (None: all void).
 
         Raises:
@@ -75,13 +69,8 @@ class MeanIoU(evaluate.Metric):
         self.boundaries += boundaries
         return summarise(own, boundaries)["mean_iou"]
 
-    def add_batch(self, *, predictions, references) -> None:
-        """Add several images, see `add`."""
-        for prediction, reference in zip(predictions, references, strict=True):
-            self.add(prediction=prediction, reference=reference)
-
-    def compute(self) -> dict:
-        """Scores of all images since the last call. The confusion matrix of all processes is kept in `total`.
+    def scores(self) -> dict:
+        """Scores of all images. The confusion matrix of all processes is kept in `total`.
 
         Returns:
             `mean_iou`, `pixel_accuracy`, `boundary_mean_iou` in [0, 1], and `per_class_iou`; None where no class
@@ -89,7 +78,6 @@ class MeanIoU(evaluate.Metric):
         """
         self.total = np.sum(gather_object([self.confusion]), axis=0)
         boundaries = np.sum(gather_object([self.boundaries]), axis=0)
-        self.reset()
         return summarise(self.total, boundaries)
 
 

@@ -1,12 +1,16 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", section 4) with COCO's crowd and void rules."""
 
-import datasets
-import evaluate
 import numpy as np
 from accelerate.utils import gather_object
+from datasets import Features, Sequence, Value
 
 from .boundary import mask_boundary
+from .metric import ImageMetric, maps_of_integers
 
+RESULT = {
+    "segmentation": maps_of_integers(),
+    "segments_info": Sequence({"id": Value("int64"), "label_id": Value("int64")}),
+}
 DESCRIPTION = """
 PQ of a class = sum of IoU over matched segments / (matched + half of the unmatched segments) = SQ x RQ. Segments of
 one class match if their IoU is above 1/2; void pixels of the reference are excluded from the union. Crowd segments
@@ -23,8 +27,8 @@ def boundary_iou(reference: np.ndarray, predicted: np.ndarray) -> float:
     return float((near[0] & near[1]).sum() / union) if union else 0.0
 
 
-class PanopticQuality(evaluate.Metric):
-    """Accumulates four numbers per class; `compute` sums them over all processes.
+class PanopticQuality(ImageMetric):
+    """Accumulates four numbers per class.
 
     Args:
         num_labels: number of classes K; ids are 0..K-1.
@@ -32,32 +36,22 @@ class PanopticQuality(evaluate.Metric):
         boundary: also score boundaries.
     """
 
-    def __init__(self, *args, num_labels: int, thing_ids=(), boundary: bool = False, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.num_labels, self.thing_ids, self.boundary = num_labels, set(thing_ids), boundary
-        self.reset()
+    description = DESCRIPTION
+    inputs = (
+        "predictions and references: per image a dict of `segmentation`, a (height, width) map of segment ids (0 = "
+        "void), and `segments_info`, a list of `id`, `label_id` and, in references, `iscrowd`"
+    )
+    features = Features({"predictions": RESULT, "references": RESULT})
 
-    def _info(self):
-        segment = {"id": datasets.Value("int64"), "label_id": datasets.Value("int64")}
-        result = {
-            "segmentation": datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
-            "segments_info": datasets.Sequence(segment),
-        }
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=(
-                "predictions and references: per image a dict of `segmentation`, a (height, width) map of segment ids "
-                "(0 = void), and `segments_info`, a list of `id`, `label_id` and, in references, `iscrowd`"
-            ),
-            features=datasets.Features({"predictions": result, "references": result}),
-        )
+    def __init__(self, *args, num_labels: int, thing_ids=(), boundary: bool = False, **kwargs):
+        self.num_labels, self.thing_ids, self.boundary = num_labels, set(thing_ids), boundary
+        super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
         # of segments and of boundaries; sum of IoU, matched, false positives, false negatives
         self.statistics = np.zeros((2, self.num_labels, 4))
 
-    def add(self, *, prediction, reference) -> float | None:
+    def add_image(self, prediction, reference) -> float | None:
         """Add one image. Returns the PQ of this image (None: no segment).
 
         Raises:
@@ -110,26 +104,20 @@ class PanopticQuality(evaluate.Metric):
             for r in set(reference_label) - {r for r, _ in matched} - crowd - {0}:
                 statistics[reference_label[r], 3] += 1
             for p in set(predicted_area) - {p for _, p in matched} - {0}:
-                ignored = overlap.get((0, p), 0) + overlap.get((crowd_of.get(predicted_label[p]), p), 0)
+                ignored = overlap.get((0, p), 0) + overlap.get((crowd_of.get(predicted_label[p], -1), p), 0)
                 if ignored / predicted_area[p] <= 0.5:
                     statistics[predicted_label[p], 2] += 1
         self.statistics += own
         return self.summarise(own[0])["pq"]
 
-    def add_batch(self, *, predictions, references) -> None:
-        """Add several images, see `add`."""
-        for prediction, reference in zip(predictions, references, strict=True):
-            self.add(prediction=prediction, reference=reference)
-
-    def compute(self) -> dict:
-        """Scores of all images since the last call.
+    def scores(self) -> dict:
+        """Scores of all images.
 
         Returns:
             `pq`, `sq`, `rq` in [0, 1] (means over the classes that occur), the same with `_things` and `_stuff`, and
             `per_class_pq`; None where no class occurs. With `boundary` also `boundary_pq`.
         """
         statistics = np.sum(gather_object([self.statistics]), axis=0)
-        self.reset()
         scores = self.summarise(statistics[0])
         return scores | ({"boundary_pq": self.summarise(statistics[1])["pq"]} if self.boundary else {})
 

@@ -3,14 +3,12 @@ row.
 
 python -m scripts.benchmark --backbone r50 --output_file training/results/benchmark_r50_cpu.json
 python -m scripts.benchmark --backbone swin_t --measure inference training --rounds 3
-python -m scripts.benchmark --backbone r50 --measure curves --output_file training/results/curves.json
 python -m scripts.benchmark --preset gpu --output_file training/results/benchmark_gpu.json
 
 Each row has the ratio of medians, ours / theirs, and the smallest and largest ratio of consecutive runs; absolute times
 depend on the machine and its load. Training steps are ours with the pilot and theirs without. Peak memory is measured
 in separate processes, above that of the loaded model; on the CPU once with an allocator that returns freed blocks, to
-measure the memory of tensors, and once with the default allocator. `curves` measures training steps over numbers of
-targets, groups and queries and over image sizes, and plots them next to the JSON. Uses a GPU if there is one; `--bf16`
+measure the memory of tensors, and once with the default allocator. Uses a GPU if there is one; `--bf16`
 runs the models under autocast. `--preset gpu`, which has flags of its own (`--preset gpu --help`), measures whole
 training steps on a GPU.
 """
@@ -26,11 +24,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from mpformer_hf.cli.main import run_command
-from mpformer_hf.files import write_json
+from mpformer_hf.utils.command import run_command
+from mpformer_hf.utils.files import write_json
 
 from . import gpu
-from .curves import curve_rows, plot_curves
 from .model_rows import compiled_rows, inference_rows, memory_rows, option_rows, pilot_rows, stage_rows, training_rows
 from .models import BACKBONES, DEVICE
 from .part_rows import operator_rows, postprocessing_rows, processor_rows
@@ -46,12 +43,11 @@ BENCHMARKS = {
     "pilot": pilot_rows,
     "operators": operator_rows,
     "options": option_rows,
-    "curves": curve_rows,
 }
 
 
 def summary(measured: dict | list) -> object:
-    """Printed summary of a row: the last of several models; nothing for a curve."""
+    """Printed summary of a row: the last of several models."""
     if isinstance(measured, list):
         return ""
     last = list(measured.values())[-1]
@@ -76,13 +72,13 @@ def main(argv: list[str] | None = None) -> dict:
         "--measure",
         nargs="+",
         choices=BENCHMARKS,
-        default=[name for name in BENCHMARKS if name not in ("options", "curves")],
+        default=[name for name in BENCHMARKS if name != "options"],
         help="what to measure",
     )
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024], help="image sides")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each")
     parser.add_argument("--bf16", action="store_true", help="models under bfloat16 autocast")
-    parser.add_argument("--output_file", type=Path, help="JSON file, new or of the same settings; curves are drawn too")
+    parser.add_argument("--output_file", type=Path, help="JSON file, new or of the same settings")
     args = parser.parse_args(argv)
     args.dtype = torch.bfloat16 if args.bf16 else None
     result = {
@@ -112,8 +108,6 @@ def main(argv: list[str] | None = None) -> dict:
             if args.output_file:
                 write_json(result, args.output_file)
             print(f"{row:60s} {summary(measured)}", flush=True)
-    if args.output_file and "curves" in args.measure:
-        plot_curves(result["rows"], args.output_file.with_suffix(".png"))
     return result
 
 

@@ -1,16 +1,14 @@
-"""Training on a GPU: whole steps, memory, waits and kernels of our model and transformers', the operator, loading.
+"""Training on a GPU: whole steps, memory, waits and kernels of our model and of transformers'.
 
 python -m scripts.benchmark --preset gpu --output_file training/results/benchmark_gpu.json
 python -m scripts.benchmark --preset gpu --backbones r50 --batches 1 4 --precisions bf16 --side 512
-python -m scripts.benchmark --preset gpu --measure operator --batches 2 16
 
 A step is forward and backward pass, clipping of gradients and AdamW (fused). Models of one row have the same weights
 and inputs and take turns in one process, after three steps of each: ours with the pilot, without, with the pilot and
 compiled (not with `--eager_only`), and transformers' Mask2Former. Memory is the peak above the loaded models and their
 optimizer states. Waits and kernels of a step are counted by torch's profiler. Models that do not fit together are
-measured alone. `largest_batch` searches the largest batch of a step with the pilot, and measures steps of it. The
-operator is deformable attention of one encoder layer: bytes and launches by counting, time, and bytes per second beside
-those of a copy. On a CPU it runs too, to try the command.
+measured alone. `largest_batch` searches the largest batch of a step with the pilot, and measures steps of it. On a CPU
+it runs too, to try the command.
 """
 
 import argparse
@@ -20,14 +18,12 @@ from pathlib import Path
 
 import torch
 
-from mpformer_hf.files import write_json
+from mpformer_hf.utils.files import write_json
 
-from .gpu_loading import loading_row
-from .gpu_operator import operator_rows, traffic_rows
 from .gpu_steps import PRECISIONS, largest_batch, step_row
 from .models import BACKBONES, DEVICE
 
-MEASURED = ("loading", "operator", "steps", "largest_batch")
+MEASURED = ("steps", "largest_batch")
 COLUMNS = ("error", "images_per_second", "ratio", "memory_mib", "waits", "kernels")
 
 
@@ -83,7 +79,6 @@ def main(argv: list[str]) -> dict:
     parser.add_argument("--side", type=positive, default=1024, help="side of the images in pixels")
     parser.add_argument("--targets", type=positive, default=20, help="objects of an image")
     parser.add_argument("--rounds", type=positive, default=10, help="timed steps of each model")
-    parser.add_argument("--workers", type=int, default=4, help="loader workers")
     parser.add_argument("--eager_only", action="store_true", help="do not compile a model")
     parser.add_argument("--output_file", type=Path, help="new JSON file, written after each row")
     args = parser.parse_args(argv)
@@ -96,20 +91,5 @@ def main(argv: list[str]) -> dict:
         "targets": args.targets,
         "rounds": args.rounds,
     }
-    last, first = args.batches[-1], args.batches[0]
-    works = {
-        "loading": lambda: {f"{args.workers} workers": loading_row(args.side, args.targets, args.workers, args.rounds)},
-        f"operator, model of bytes, batch {last}": lambda: traffic_rows(args.side, last),
-        f"operator, times, batch {first}": lambda: operator_rows(args.side, first, args.rounds),
-    }
-    for title, work in works.items():
-        if title.split(",")[0] in args.measure:
-            result[title] = work()
-            print_table(
-                title, result[title], tuple(dict.fromkeys(name for row in result[title].values() for name in row))
-            )
-            if args.output_file:
-                write_json(result, args.output_file)
-    if {"steps", "largest_batch"} & set(args.measure):
-        measure_steps(args, result)
+    measure_steps(args, result)
     return result

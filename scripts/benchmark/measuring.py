@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from training.memory import peak_memory
+from mpformer_hf.training.memory import peak_memory
 
 from .models import DEVICE, build, make_batch, train_step, with_float_masks
 

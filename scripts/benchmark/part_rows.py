@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Mask2FormerImageProcessor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
-from mpformer_hf import MPFormerImageProcessor, mask_losses
-from mpformer_hf.deformable_attention import weighted_row_sum
+from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.model import chunks, mask_losses
+from mpformer_hf.model.deformable_attention import weighted_row_sum
 
 from .measuring import compare
 from .models import DEVICE
@@ -84,7 +85,7 @@ def operator_rows(args: argparse.Namespace, rounds: int) -> dict:
             sampled = torch.cat((logits.gather(1, selected), logits[:, -random:]), dim=1)
             return torch.stack(mask_losses.point_losses(sampled, mask_losses.truth_at(truth, target, selected, random)))
 
-        chunks, _ = mask_losses.make_chunks(counts, features.shape[1], features.device)
+        parts, _ = chunks.make_chunks(counts, features.shape[1], features.device)
         parts = [
             checkpoint(
                 chunk_losses,
@@ -93,7 +94,7 @@ def operator_rows(args: argparse.Namespace, rounds: int) -> dict:
                 target[chunk.rows[0]],
                 use_reentrant=False,
             )
-            for chunk in chunks
+            for chunk in parts
         ]
         return torch.cat(parts, dim=1)
 

@@ -17,7 +17,7 @@ results. Scores are those of the last step, on the recipe's evaluation split; no
 import argparse
 from pathlib import Path
 
-from mpformer_hf.cli.main import run_command
+from mpformer_hf.utils.command import run_command
 
 from .report import report
 from .runs import run

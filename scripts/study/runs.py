@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from mpformer_hf.arguments import as_flags, merge, read_recipe
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.files import write_atomically
-from training.arguments import parse_arguments
-from training.building import build_model, build_processor
-from training.checkpoints import save_model
-from training.run_folder import EVALUATIONS, LOG
+from mpformer_hf.training.arguments import parse_arguments
+from mpformer_hf.training.building import build_model, build_processor
+from mpformer_hf.training.checkpoints import save_model
+from mpformer_hf.training.run_folder import EVALUATIONS, LOG
+from mpformer_hf.utils.arguments import as_flags, merge, read_recipe
+from mpformer_hf.utils.files import write_atomically
 
 from .report import read_lines
 

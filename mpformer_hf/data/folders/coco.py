@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets import Value
 
-from ...files import IMAGE_SUFFIXES, TABLE_SUFFIXES, files_below, read_json
+from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, files_below, read_json
 from ..coco_checks import check_coco
 from ..labels import Labels
 from ..layouts import objects_reader, panoptic_reader

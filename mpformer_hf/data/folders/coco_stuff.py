@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...files import read_json
+from ...utils.files import read_json
 from ..layouts import semantic_reader
 from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, pair_by_stem, row_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 
-from ...files import IMAGE_SUFFIXES
+from ...utils.files import IMAGE_SUFFIXES
 from ..labels import Labels
 from ..segments import Reader
 

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from datasets import Value
 
-from ...files import IMAGE_SUFFIXES, files_below, read_json
-from ...images import displayed_size, open_image
+from ...model.images import displayed_size, open_image
+from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects, merge_by_class

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...files import read_json
+from ...utils.files import read_json
 from ..labels import Labels
 from ..layouts import panoptic_reader, semantic_reader
 from ..releases import categories_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import Value
 
-from ...images import displayed_size, is_not_black, open_image
+from ...model.images import displayed_size, is_not_black, open_image
 from ..labels import Labels
 from ..layouts import semantic_reader
 from ..segments import ObjectMask, Reader, Segments, from_objects

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from datasets import Image
 
-from ...images import is_not_black
+from ...model.images import is_not_black
 from ..labels import Labels
 from ..segments import Reader, Segments, read_map
 from .folder import FolderLayout, FolderSplit, images_in, make_rows, row_of

@@ -83,7 +83,10 @@ def read_names(file: Path) -> list[dict]:
 def voc_color(label_id: int) -> tuple[int, int, int]:
     """RGB of a class in Pascal VOC's palette: bits 0, 3, 6 of the id are the highest bits of red, from the highest on;
     bits 1, 4, 7 those of green, and bits 2, 5 those of blue."""
-    return tuple(sum((label_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
+    red, green, blue = (
+        sum((label_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
+    )
+    return red, green, blue
 
 
 def read_labelmap(file: Path) -> list[dict]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...files import TABLE_SUFFIXES, files_below
+from ...utils.files import TABLE_SUFFIXES, files_below
 from .ade20k import Ade20k
 from .cityscapes import Cityscapes
 from .coco import Coco

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Value
 
-from ...files import IMAGE_SUFFIXES, files_below, read_yaml
-from ...images import displayed_size
+from ...model.images import displayed_size
+from ...utils.files import IMAGE_SUFFIXES, files_below, read_yaml
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects
@@ -141,7 +141,7 @@ class Yolo(FolderLayout):
         Raises:
             ValueError: it is invalid.
         """
-        file = self.configuration(folder)
+        file = self.configuration(folder) or folder / "data.yaml"
         content = read_yaml(file)
         if not isinstance(content, dict):
             raise ValueError(f"{file} is not a mapping with names, train and val.")
@@ -199,7 +199,7 @@ class Yolo(FolderLayout):
         without = [file for file in without if file.name != "classes.txt"]
         if without:
             logger.warning("%s has no image; there are %d of these.", without[0], len(without))
-        names = names_of(self.content(folder), self.configuration(folder))
+        names = names_of(self.content(folder), self.configuration(folder) or folder / "data.yaml")
         rows = [row_of(image, text=file) for image, file in zip(images, files, strict=True)]
         categories = [{"id": i, "name": name, "isthing": 1} for i, name in names.items()]
         return FolderSplit(make_rows(rows, text=Value("string")), categories, polygons_reader)

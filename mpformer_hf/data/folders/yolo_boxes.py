@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from ...files import IMAGE_SUFFIXES, files_below, read_yaml
-from ...images import read_size
+from ...model.images import read_size
+from ...utils.files import IMAGE_SUFFIXES, files_below, read_yaml
 from .yolo import names_of, polygon_of, read_labels_lines
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ def read_yolo_boxes(labels: Path, images: Path, names: dict[int, str]) -> dict:
     without = [file for file in without if file.name != "classes.txt"]
     if without:
         logger.warning("%s has no image; there are %d of these.", without[0], len(without))
-    rows, annotations = [], []
+    rows: list[dict] = []
+    annotations: list[dict] = []
     for image_id, (file, text) in enumerate(zip(files, texts, strict=True)):
         name = file.relative_to(images)
         width, height = size_of(file)
@@ -75,7 +76,7 @@ def read_yolo_boxes(labels: Path, images: Path, names: dict[int, str]) -> dict:
         for number, category, values in read_labels_lines(text) if text.is_file() else ():
             if category not in names:
                 raise ValueError(f"line {number} of {text} has class {category}; the classes are {sorted(names)}.")
-            row = {"id": len(annotations), "image_id": image_id, "category_id": category}
+            row: dict = {"id": len(annotations), "image_id": image_id, "category_id": category}
             if len(values) in (4, 5):
                 x, y, w, h = (value * side for value, side in zip(values, (width, height) * 2, strict=False))
                 row["bbox"] = [x - w / 2, y - h / 2, w, h]

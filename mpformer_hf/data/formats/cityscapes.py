@@ -4,7 +4,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ...files import write_text
+from ...utils.files import write_text
 from ..releases import categories_of
 from ..result_names import path_inside
 from .coco import CocoPanoptic

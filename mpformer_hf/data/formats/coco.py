@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...files import write_json
+from ...utils.files import write_json
 from ..result_names import path_inside
 from .format import ImageRecord, PredictionFormat, panoptic_png, write_png
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...boxes import mask_boxes
-from ...files import write_atomically
-from ...label_maps import compress_counts, encode_rle
+from ...model.boxes import mask_boxes
+from ...model.label_maps import compress_counts, encode_rle
+from ...model.postprocessing import segments_of
+from ...utils.files import write_atomically
 
 
 @dataclass
@@ -108,11 +109,10 @@ def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]
         labels, areas = result.unique(return_counts=True)
         rows = zip(labels.tolist(), areas.tolist(), strict=True)
         return [{"label_id": i, "label": id2label[i], "area": area} for i, area in rows]
-    maps, segments = result["segmentation"], result["segments_info"]
-    masks = maps if task == "instance" else torch.stack([maps == s["id"] for s in segments]) if segments else maps[:0]
-    boxes = mask_boxes(masks).tolist() if len(segments) else []
-    rows = []
-    for segment, mask, (x0, y0, x1, y1) in zip(segments, masks, boxes, strict=True):
+    found = segments_of(result)
+    boxes = mask_boxes(torch.stack([mask for _, mask in found])).tolist() if found else []
+    described = []
+    for (segment, mask), (x0, y0, x1, y1) in zip(found, boxes, strict=True):
         row = {
             "id": segment["id"],
             "label_id": segment["label_id"],
@@ -124,5 +124,5 @@ def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]
         if task == "instance":
             rle = encode_rle(mask.numpy())
             row["segmentation"] = {"size": rle["size"], "counts": compress_counts(rle["counts"])}
-        rows.append(row)
-    return rows
+        described.append(row)
+    return described

@@ -6,7 +6,7 @@ import numpy as np
 import yaml
 from scipy.ndimage import binary_fill_holes
 
-from ...files import write_text
+from ...utils.files import write_text
 from ..result_names import path_inside, plain_parts, result_name
 from .format import Category, ImageRecord, PredictionFormat
 

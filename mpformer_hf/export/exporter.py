@@ -1,0 +1,283 @@
+"""Export of the inference model to ONNX or torch.export, alone or from 8-bit images to results."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..inference.loading import load_model, load_processor
+from ..model.image_processing_mpformer import MPFormerImageProcessor
+from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
+from ..utils.files import write_atomically
+from .postprocessing import RESULTS, Postprocessing
+from .precision import calibration_images, convert_to_half, quantize
+from .windows import replace_window_attention
+
+logger = logging.getLogger(__name__)
+STRIDE, LARGEST_BATCH, LONGEST_SIDE = 32, 64, 8192
+OUTPUTS = ["class_queries_logits", "masks_queries_logits"]
+TOLERANCE = 1e-3  # for mask logits, whose magnitude is in the tens
+
+
+class ExportableModel(nn.Module):
+    """The model as a function of one tensor with two outputs."""
+
+    def __init__(self, model: MPFormerForUniversalSegmentation):
+        super().__init__()
+        self.model = model
+        encoder: Any = model.model.pixel_level_module.encoder
+        encoder.set_attn_implementation("eager")  # fused attention cannot be exported to ONNX
+        self.smallest_side = STRIDE * (replace_window_attention(encoder) + 1)
+        self.input_name, self.output_names, self.dtype = "pixel_values", OUTPUTS, torch.float32
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """float `[B, 3, H, W]` -> class logits `[B, Q, K + 1]` and mask logits `[B, Q, H / 4, W / 4]`."""
+        outputs = self.model(pixel_values)
+        return tuple(outputs[name] for name in OUTPUTS)
+
+
+class EndToEndModel(nn.Module):
+    """From 8-bit images to results: normalisation, the model and post-processing.
+
+    Args:
+        model: returns class and mask logits of `pixel_values`.
+        processor: its normalisation, task and thresholds are used.
+        detections: number of instances of an image.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: ExportableModel, processor: MPFormerImageProcessor, detections: int):
+        super().__init__()
+        self.model, self.smallest_side = model, model.smallest_side
+        self.input_name, self.output_names, self.dtype = "image", RESULTS[processor.task], torch.uint8
+        self.postprocessing = Postprocessing(
+            processor.task,
+            list(processor.label_ids_to_fuse),
+            processor.threshold,
+            processor.mask_threshold,
+            processor.overlap_mask_area_threshold,
+            detections,
+        )
+        self.register_buffer("mean", 255 * torch.tensor(processor.image_mean).view(-1, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(processor.image_std).view(-1, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """uint8 `[B, 3, H, W]`, sides multiples of 32, to results, see `Postprocessing.forward`."""
+        return self.postprocessing(*self.model((image.float() - self.mean) / self.std))
+
+
+Exportable = ExportableModel | EndToEndModel
+
+
+@dataclass
+class Exported:
+    """A traced model.
+
+    Attributes:
+        program: of torch.export, with a dynamic batch size.
+        smallest_side: smallest image side in pixels if the image size is dynamic too, else None.
+        height, width: sides of the traced images in pixels.
+        difference: largest absolute difference of a logit.
+    """
+
+    program: ExportedProgram
+    smallest_side: int | None
+    height: int
+    width: int
+    difference: float = math.inf
+
+    def other_images(self, dtype: torch.dtype) -> Tensor:
+        """Images of another batch size and, if it is dynamic, of another image size than the traced ones."""
+        grow = STRIDE if self.smallest_side else 0
+        size = (3, 3, self.height + grow, self.width + 2 * grow)
+        return random_images(size, dtype)
+
+
+def random_images(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Noise: 8-bit values, or normalised ones."""
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return (64 * noise + 128).clamp(0, 255).to(dtype) if dtype == torch.uint8 else noise.to(dtype)
+
+
+def export_program(model: Exportable, height: int, width: int, check: Callable[[Exported], float]) -> Exported:
+    """`torch.export` with a dynamic batch size and, where the backbone allows it, dynamic image size.
+
+    Args:
+        model: the model.
+        height, width: of the traced images.
+        check: returns the largest difference of a logit of what is made of the program, for `other_images`; if it is
+            above `TOLERANCE` or fails, the image size is not dynamic.
+
+    Raises:
+        ValueError: the model cannot be exported.
+    """
+    rows, columns = (
+        Dim(name, min=model.smallest_side // STRIDE, max=LONGEST_SIDE // STRIDE) for name in ("rows", "columns")
+    )
+    batch = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
+    sizes = {**batch, 2: STRIDE * rows, 3: STRIDE * columns}
+    example = torch.zeros(2, 3, height, width, dtype=model.dtype)
+    for dynamic in (batch,) if min(height, width) < model.smallest_side else (sizes, batch):
+        try:
+            with torch.no_grad():
+                program = torch.export.export(model, (example,), dynamic_shapes={model.input_name: dynamic})
+            exported = Exported(program, model.smallest_side if 2 in dynamic else None, height, width)
+            exported.difference = check(exported)
+        except Exception as error:  # of many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        else:
+            if exported.difference <= TOLERANCE:
+                return exported
+            reason = f"its outputs differ from the model's by {exported.difference:.1e}"
+        if 2 in dynamic:
+            logger.warning("The image size cannot be dynamic: %s", reason)
+    raise ValueError(f"The model cannot be exported at {height}x{width}: {reason}; nothing was saved.")
+
+
+def require_onnx() -> None:
+    """
+    Raises:
+        ValueError: packages for ONNX are missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f'ONNX export needs {error.name}: pip install "mpformer-hf[onnx]".') from error
+
+
+def save_onnx(model: Exportable, program: ExportedProgram, file: Path, metadata: dict[str, str]) -> None:
+    """Write an ONNX file with metadata."""
+    inputs, outputs = [model.input_name], list(model.output_names)
+    onnx_program: Any = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
+    onnx_program.model.metadata_props.update(metadata)
+    onnx_program.save(file)
+
+
+def run_exported(file: Path, images: Tensor) -> list[Tensor]:
+    """Outputs of an exported file."""
+    if file.suffix == ".pt2":
+        outputs = torch.export.load(file).module()(images)
+        return list(outputs)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
+
+
+def largest_difference(model: Exportable, images: Tensor, outputs: Iterable[Tensor]) -> float:
+    """Largest absolute difference between outputs and those of the model, and of integers and masks the share that
+    differs; infinite if outputs are not finite."""
+    with torch.no_grad():
+        expected = model(images)
+    if model.output_names == RESULTS["instance"]:
+        expected, outputs = (without_order(*results) for results in (expected, outputs))
+    differences = [
+        (ours - theirs).abs().max() if ours.is_floating_point() else (ours != theirs).float().mean()
+        for ours, theirs in zip(expected, outputs, strict=True)
+    ]
+    largest = torch.stack(differences).max().item()
+    return largest if math.isfinite(largest) else math.inf
+
+
+def without_order(scores: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, sums of scores by class, and number of masks at each pixel: the same for instances of equal scores in
+    another order."""
+    by_class = torch.zeros(len(scores), int(labels.max()) + 1).scatter_add(1, labels, scores)
+    return scores, by_class, masks.long().sum(1)
+
+
+def save_and_compare(model: Exportable, exported: Exported, file: Path, metadata: dict[str, str]) -> float:
+    """Save a traced model; returns the largest difference of the outputs of the file."""
+    if file.suffix == ".onnx":
+        save_onnx(model, exported.program, file, metadata)
+    else:
+        torch.export.save(exported.program, file, extra_files=metadata)
+    images = exported.other_images(model.dtype)
+    return largest_difference(model, images, run_exported(file, images))
+
+
+def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, str]) -> dict[str, str]:
+    """What a program without transformers needs to know, as texts: labels, normalisation, size, task, thresholds."""
+    size = {side: value for side, value in dict(processor.size).items() if value is not None}
+    content = {
+        "model": Path(name).name,
+        "labels": json.dumps(list(id2label.values())),
+        "stuff": json.dumps(list(processor.label_ids_to_fuse)),
+        "image_mean": json.dumps(list(processor.image_mean)),
+        "image_std": json.dumps(list(processor.image_std)),
+        "size": json.dumps(size),
+    }
+    fields = ("task", "size_divisor", "threshold", "mask_threshold", "overlap_mask_area_threshold", "category_ids")
+    return content | {field: json.dumps(getattr(processor, field)) for field in fields}
+
+
+def export(
+    name: str,
+    file: Path,
+    height: int,
+    width: int,
+    with_postprocessing: bool = False,
+    detections: int = 100,
+    precision: str = "fp32",
+    calibration: Path | None = None,
+) -> tuple[float, int | None]:
+    """Export a saved model; the file is checked against the model before it is put in place. The image processor is
+    saved beside it, as `NAME_processor/`.
+
+    Args:
+        name: saved MP-Former or Mask2Former, folder or Hub name.
+        file: new file, `.onnx` or `.pt2`.
+        height, width: size of the traced images in pixels, multiples of 32.
+        with_postprocessing: from 8-bit images to results of the processor's task, see `exported_postprocessing.py`.
+        detections: number of instances of an image, for that.
+        precision: of an ONNX file: fp32, fp16 or int8.
+        calibration: folder of images, for int8.
+
+    Returns:
+        largest absolute difference of an output (of fp16 and int8: of the float32 file before), and the smallest
+        image side in pixels, None if the image size is fixed.
+
+    Raises:
+        ValueError: an argument is invalid, or the exported model differs from the original.
+    """
+    processor_folder = file.with_name(f"{file.stem}_processor")
+    if file.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"{file} must end in .onnx or .pt2.")
+    for path in (file, processor_folder):
+        if path.exists():
+            raise ValueError(f"{path} exists; choose another file name.")
+    if height % STRIDE or width % STRIDE or min(height, width) < 2 * STRIDE:
+        raise ValueError(f"{height}x{width}: sides must be multiples of {STRIDE}, at least {2 * STRIDE}.")
+    if precision != "fp32" and file.suffix != ".onnx":
+        raise ValueError(f"precision {precision} is for .onnx files.")
+    if (precision == "int8") != (calibration is not None):
+        raise ValueError("precision int8 needs a folder of images to calibrate with, and no other precision does.")
+    if calibration is not None:
+        calibration_images(calibration)
+    if file.suffix == ".onnx":
+        require_onnx()
+    loaded, processor = load_model(name), load_processor(name)
+    metadata = describe(name, processor, loaded.config.id2label)
+    plain = ExportableModel(loaded)
+    model: Exportable = EndToEndModel(plain, processor, detections) if with_postprocessing else plain
+    with write_atomically(file) as temporary:
+        check = partial(save_and_compare, model, file=temporary, metadata=metadata)
+        exported = export_program(model, height, width, check)
+        if precision == "fp16":
+            convert_to_half(temporary)
+        elif calibration is not None:  # int8
+            quantize(temporary, calibration, processor, model.input_name, (height, width))
+        processor.save_pretrained(processor_folder)
+    return exported.difference, exported.smallest_side

@@ -1,0 +1,68 @@
+"""Model cards: one template for converted, fine-tuned and published models."""
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from ..utils.files import write_text
+
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+{body}
+"""
+USE = """
+## Use
+
+```python
+{imports}from transformers import pipeline
+
+segmenter = pipeline("image-segmentation", model="{model}"{trust})
+segmenter("image.jpg")
+```
+"""
+
+
+def escape(text: str) -> str:
+    """A name from outside as one line of markdown that is neither HTML nor code."""
+    return html.escape(" ".join(text.split())).replace("`", "'")
+
+
+def use_section(model: str, with_code: bool = False) -> str:
+    """How to use a model: by this package, or by the code in its repository (`with_code`)."""
+    imports, trust = ("", ", trust_remote_code=True") if with_code else ("import mpformer_hf\n", "")
+    return USE.format(imports=imports, model=model, trust=trust)
+
+
+def replace_use_section(text: str, section: str) -> str:
+    """Replace the section "Use" of a card, or append it."""
+    pattern = r"\n## Use\n.*?(?=\n## |\Z)"
+    if re.search(pattern, text, re.DOTALL):
+        return re.sub(pattern, lambda _: section, text, count=1, flags=re.DOTALL)
+    return text.rstrip() + "\n" + section
+
+
+def write_card(folder: Path, body: str, title: str | None = None, tags: Sequence[str] = (), **metadata) -> None:
+    """Write `README.md` into a folder.
+
+    Args:
+        folder: of the saved model.
+        body: text below the title.
+        title: default: the folder's name.
+        tags: in addition to those of every MP-Former.
+        metadata: other fields of `huggingface_hub.ModelCardData`.
+    """
+    title = title or folder.resolve().name
+    tags = ["mp-former", "mask2former", *tags]
+    data = ModelCardData(library_name="transformers", pipeline_tag="image-segmentation", tags=tags, **metadata)
+    text = CARD.format(metadata=data.to_yaml(), title=escape(title), body=body.strip())
+    write_text(
+        text if "\n## Use\n" in text else replace_use_section(text, use_section(f"path/to/{escape(title)}")),
+        folder / "README.md",
+    )

@@ -1,0 +1,82 @@
+"""Loading saved models and image processors, with errors in one sentence."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils.hub import cached_file
+
+from ..model.image_processing_mpformer import MPFormerImageProcessor
+from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
+
+
+def load_pretrained(cls, name: str, **kwargs):
+    """`cls.from_pretrained(name, **kwargs)`.
+
+    Raises:
+        ValueError: it cannot be loaded; the message names it and the reason.
+    """
+    try:
+        return cls.from_pretrained(name, **kwargs)
+    except Exception as error:  # broken JSON, truncated safetensors, shapes, network: many types
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise ValueError(f"Cannot load {name}: {reason}") from error
+
+
+def load_weights(name: str, new: tuple[str, ...] = (), **kwargs) -> MPFormerForUniversalSegmentation:
+    """Load an MP-Former or Mask2Former. No weight may be missing, except the pilot's class embedding and what changes
+    no output.
+
+    Args:
+        name: folder or Hub name.
+        new: parts of the names of other weights that may be newly initialised.
+        kwargs: arguments of `from_pretrained`; default dtype: float32.
+
+    Raises:
+        ValueError: it cannot be loaded, weights are missing, have other shapes or are not finite.
+    """
+    kwargs = {"dtype": torch.float32, **kwargs}  # that of the images; autocast lowers it where it is used
+    model, info = load_pretrained(MPFormerForUniversalSegmentation, name, output_loading_info=True, **kwargs)
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    lost = sorted(key for key in missing if not any(part in key for part in new))
+    if lost:
+        raise ValueError(
+            f"Cannot load {name}: {len(lost)} weights are missing or have other shapes, such as {lost[0]}."
+        )
+    broken = [key for key, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"Cannot load {name}: {len(broken)} weights are not finite, such as {broken[0]}.")
+    return model
+
+
+def load_model(name: str) -> MPFormerForUniversalSegmentation:
+    """Load a complete MP-Former or Mask2Former from a folder or the Hub, in evaluation mode.
+
+    Raises:
+        ValueError: see `load_weights`.
+    """
+    return load_weights(name).eval()
+
+
+def fingerprint(name: str) -> str:
+    """Identifies the weights and settings of a saved model: a hash of its files, or the commit of a Hub repository."""
+    folder = Path(name)
+    if not folder.is_dir():
+        file = Path(cached_file(name, "config.json"))  # .../snapshots/COMMIT/config.json
+        return file.parent.name
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        if file.suffix == ".safetensors" or file.name in ("config.json", "preprocessor_config.json"):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def load_processor(name: str) -> MPFormerImageProcessor:
+    """Load the image processor of an MP-Former or Mask2Former from a folder or the Hub.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    return load_pretrained(MPFormerImageProcessor, name)

@@ -1,0 +1,341 @@
+"""Inference on images of any size: batches, prompts, test-time augmentation, sliding windows.
+
+Augmented views: semantic score maps are averaged, as in the official code. For segments the queries of each view are
+assigned to those of the first view, and the class and mask probabilities of those that agree are averaged. Windows are
+merged after post-processing, see `windows.py`.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..model.image_sizes import size_of
+from ..model.matcher import mask_costs
+from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
+from ..model.postprocessing import ResizeGeometry, resize_in_chunks, resize_masks, valid_sizes
+from ..model.prompting import EncodedImage, boxes_to_masks, check_prompts, enlarge_boxes, prepare_masks
+from ..model.ranges import check_range
+from .windows import (
+    Box,
+    ScoreMap,
+    SegmentJoiner,
+    segments_to_instances,
+    segments_to_panoptic,
+    window_boxes,
+    window_segments,
+)
+
+logger = logging.getLogger(__name__)
+POSTPROCESS = {task: f"post_process_{task}_segmentation" for task in ("semantic", "instance", "panoptic")}
+MIN_VIEW_IOU = 0.5  # queries of two views with a smaller one are not of one object
+
+
+@dataclass
+class InferenceOptions:
+    """Test-time augmentation, sliding windows and score threshold.
+
+    Attributes:
+        flip: also predict the mirrored image.
+        scales: image sizes relative to the processor's; the first one is the reference.
+        window: side of square windows in pixels of the image; None = the full image at once.
+        overlap: overlap of neighbouring windows as a share of their side, in [0, 1).
+        threshold: smallest score; None = the processor's.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+    window: int | None = None
+    overlap: float = 0.25
+    threshold: float | None = None
+
+    def __post_init__(self):
+        if not self.scales:
+            raise ValueError("scales is empty; [1.0] is the processor's size.")
+        for name, interval in (
+            ("scales", "(0, 16]"),
+            ("window", "[32, inf)"),
+            ("overlap", "[0, 1)"),
+            ("threshold", "[0, 1]"),
+        ):
+            check_range(name, getattr(self, name), interval)
+        if self.window is not None and self.overlap == 0:
+            logger.warning("Windows do not overlap, so objects are cut at their borders; overlap 0.25 joins them.")
+
+    @property
+    def uses_tta(self) -> bool:
+        return self.flip or tuple(self.scales) != (1.0,)
+
+
+class Predictor:
+    """Predicts results for images, with a model and its processor.
+
+    Args:
+        model: `MPFormerForUniversalSegmentation`, on its device, in evaluation mode.
+        processor: an MP-Former image processor.
+        task: semantic, instance or panoptic; None = the processor's.
+        options: see `InferenceOptions`.
+    """
+
+    def __init__(
+        self,
+        model: MPFormerForUniversalSegmentation,
+        processor,
+        task: str | None = None,
+        options: InferenceOptions | None = None,
+    ):
+        self.model, self.processor, self.options = model, processor, options or InferenceOptions()
+        self.task = task or processor.task
+        if self.task not in POSTPROCESS:
+            raise ValueError(f"task must be semantic, instance or panoptic, got {self.task!r}.")
+
+    @torch.no_grad()
+    def __call__(self, images: list[Tensor]) -> list:
+        """
+        Args:
+            images: uint8 `[3, H, W]`, of any sizes; batches of equal sizes are fastest.
+
+        Returns:
+            per image, on the CPU: semantic: int64 `[H, W]`; panoptic: result of the processor's post-processing;
+            instance: the same with `segmentation` bool `[n, H, W]`.
+
+        Raises:
+            ValueError: an image is too narrow for the processor's size.
+        """
+        if self.options.window is not None:
+            return [self.predict_windows(image, self.options.window) for image in images]
+        return self.predict_full(images)
+
+    # --- Prompts ---
+
+    def encode(self, image: Tensor, scale: float = 1.0) -> EncodedImage:
+        """Features of an image for any number of calls of `refine`.
+
+        Args:
+            image: uint8 `[3, H, W]`.
+            scale: image size relative to the processor's; somewhat larger images have finer masks.
+
+        Raises:
+            ValueError: the scale is out of range.
+        """
+        check_range("scale", scale, "(0, 16]")
+        inputs = self.scaled_inputs([image], scale)
+        (resized,) = valid_sizes(inputs["pixel_mask"])
+        geometry = ResizeGeometry(size_of(inputs["pixel_mask"]), resized, size_of(image))
+        return EncodedImage(self.model.encode(inputs["pixel_values"]), geometry)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        image: Tensor | EncodedImage,
+        masks: Tensor | None = None,
+        boxes: Tensor | None = None,
+        labels: Any = None,
+        rounds: int = 1,
+        limits: Tensor | None = None,
+    ) -> dict:
+        """Refine boxes or rough masks, see `prompting.py`.
+
+        Args:
+            image: uint8 `[3, H, W]`, or what `encode` made of it (at another scale).
+            masks: `[P, H, W]`, non-zero = inside; or
+            boxes: `[P, 4]`, (x0, y0, x1, y1) in pixels of the image, x1 and y1 exclusive.
+            labels: class of each prompt; -1 or None: not known.
+            rounds: number of rounds, see `MPFormerForUniversalSegmentation.refine`.
+            limits: boxes `[P, 4]` that the refined masks do not leave; default: none for masks, and boxes enlarged by a
+                tenth of their sides.
+
+        Returns:
+            the form of an instance result, on the CPU: `segmentation`, bool `[P, H, W]`, and `segments_info` with `id`,
+            `label_id` and `score` of each prompt.
+
+        Raises:
+            ValueError: a prompt is invalid.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        geometry = encoded.geometry
+        if boxes is not None:
+            boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+            boxes_to_masks(boxes, geometry.target)  # errors are in pixels of the image
+            limits = enlarge_boxes(boxes) if limits is None else limits
+            (height, width), (own_height, own_width) = geometry.image, geometry.target
+            boxes = boxes * boxes.new_tensor([width / own_width, height / own_height] * 2)
+        if masks is not None:
+            masks = torch.as_tensor(masks) != 0
+            labels = check_prompts(masks, labels, geometry.target, self.model.config.num_labels)
+            masks = prepare_masks(masks, geometry)
+        refined = self.model.refine(encoded.features, masks, boxes, labels, rounds)
+        found = [part.cpu() > 0 for _, part in resize_in_chunks(refined.mask_logits, geometry)]
+        segmentation = torch.cat(found) if found else torch.zeros(0, *geometry.target, dtype=torch.bool)
+        if limits is not None:
+            segmentation = segmentation & boxes_to_masks(limits, geometry.target).bool()
+        rows = zip(refined.label_ids.tolist(), refined.scores.tolist(), strict=True)
+        return {
+            "segmentation": segmentation,
+            "segments_info": [
+                {"id": index, "label_id": label, "score": round(score, 6)} for index, (label, score) in enumerate(rows)
+            ],
+        }
+
+    # --- Full images ---
+
+    def predict_full(self, images: list[Tensor], scores: bool = False) -> list:
+        """Results without windows; with `scores` the class scores `[K, H, W]` instead (semantic only)."""
+        sizes = [size_of(image) for image in images]
+        if not self.options.uses_tta:
+            return self.postprocess(self.forward_scaled(images, 1.0), sizes, scores)
+        if self.task == "semantic":
+            maps = (self.mean_scores(image) for image in images)
+            return [map_ if scores else map_.argmax(0) for map_ in maps]
+        return [self.postprocess(self.merge_views(image), [size])[0] for image, size in zip(images, sizes, strict=True)]
+
+    def forward_scaled(self, images: list[Tensor], scale: float):
+        """Model outputs for images resized to `scale` times the processor's size."""
+        return self.model(**self.scaled_inputs(images, scale))
+
+    def scaled_inputs(self, images: list[Tensor], scale: float):
+        """Inputs of the model, resized to `scale` times the processor's size."""
+        size = {name: round(scale * side) for name, side in dict(self.processor.size).items() if side is not None}
+        return self.processor(images, size=size, return_tensors="pt").to(self.model.device)
+
+    def postprocess(self, outputs, sizes: list[tuple[int, int]], scores: bool = False) -> list:
+        """Model outputs to results of (height, width) `sizes`, on the CPU."""
+        process = getattr(self.processor, POSTPROCESS[self.task])
+        if self.task == "semantic":
+            results = process(outputs, target_sizes=sizes, return_segmentation_scores=scores)
+            return [(result.segmentation_scores if scores else result).cpu() for result in results]
+        binary = {"return_binary_maps": True} if self.task == "instance" else {}
+        results = process(outputs, threshold=self.options.threshold, target_sizes=sizes, **binary)
+        return [{**result, "segmentation": result["segmentation"].cpu()} for result in results]
+
+    # --- Augmented views ---
+
+    def views(self, image: Tensor) -> Iterator[tuple[bool, Any]]:
+        """Whether a view is mirrored, and the model's outputs for it."""
+        for scale in self.options.scales:
+            for mirrored in (False, True) if self.options.flip else (False,):
+                yield mirrored, self.forward_scaled([image.flip(-1) if mirrored else image], scale)
+
+    def mean_scores(self, image: Tensor) -> Tensor:
+        """Class scores, float32 `[K, H, W]`, mean over the views."""
+        total, count = torch.zeros(()), 0
+        for mirrored, outputs in self.views(image):
+            (scores,) = self.postprocess(outputs, [size_of(image)], scores=True)
+            scores = scores.flip(-1) if mirrored else scores
+            total = scores if count == 0 else total.add_(scores)
+            count += 1
+        return total.div_(count)
+
+    def merge_views(self, image: Tensor):
+        """Outputs for one image from all views, at the first view's resolution. Queries of other views that agree with
+        one of the first view are averaged with it; others are added, if they see an object."""
+        merged: QueryMeans | None = None
+        for mirrored, outputs in self.views(image):
+            (size,) = valid_sizes(outputs.pixel_mask)
+            cells = -(-size[0] // 4), -(-size[1] // 4)  # without padding, at the resolution of the masks
+            if merged is None:
+                (rows, columns), (height, width) = cells, size
+            logits = outputs.masks_queries_logits[0]
+            logits = resize_masks(logits, ResizeGeometry(size_of(logits), cells, (rows, columns)))
+            masks = (logits.flip(-1) if mirrored else logits).sigmoid()
+            classes = outputs.class_queries_logits[0].float().softmax(-1)
+            if merged is None:
+                merged = QueryMeans(classes, masks)
+            else:
+                merged.add(classes, masks)
+        pixel_mask = torch.zeros(1, 4 * rows, 4 * columns, dtype=torch.int64)
+        pixel_mask[:, :height, :width] = 1
+        assert merged is not None  # there is at least one scale
+        classes, masks = merged.means()
+        return SimpleNamespace(
+            class_queries_logits=classes.clamp(min=1e-12).log()[None],
+            masks_queries_logits=torch.logit(masks, eps=1e-6)[None],
+            pixel_mask=pixel_mask,
+        )
+
+    # --- Windows ---
+
+    def predict_windows(self, image: Tensor, window: int):
+        """Result for one image, from windows of this side in pixels."""
+        size = size_of(image)
+        boxes = window_boxes(size, window, self.options.overlap)
+        if self.task == "semantic":
+            scores = ScoreMap(boxes, size, round(window * self.options.overlap))
+            for box in boxes:
+                scores.add(box, self.predict_full([crop(image, box)], scores=True)[0])
+            return scores.classes
+        joiner = SegmentJoiner()
+        for box in boxes:
+            joiner.add(box, window_segments(self.predict_full([crop(image, box)])[0], box, size))
+        if self.task == "instance":
+            return segments_to_instances(joiner.joined(), size)
+        return segments_to_panoptic(joiner.joined(), size, set(self.processor.label_ids_to_fuse))
+
+
+def crop(image: Tensor, box: Box) -> Tensor:
+    """Part of an image, uint8 `[3, H, W]`."""
+    return image[:, box[0] : box[1], box[2] : box[3]]
+
+
+class QueryMeans:
+    """Means of class and mask probabilities over the queries of several views that agree.
+
+    Args:
+        classes: `[Q, K + 1]` of the first view.
+        masks: `[Q, h, w]`.
+    """
+
+    def __init__(self, classes: Tensor, masks: Tensor):
+        self.classes, self.masks = classes.clone(), masks.clone()
+        self.counts = torch.ones(len(classes), device=classes.device)
+
+    def add(self, classes: Tensor, masks: Tensor) -> None:
+        """Add another view, whose masks are aligned with those of the first."""
+        mean_classes, mean_masks = self.means()
+        order, agree = match_queries(mean_classes, mean_masks, classes, masks)
+        rows = agree.nonzero()[:, 0]
+        self.classes[rows] += classes[order[rows]]
+        self.masks[rows] += masks[order[rows]]
+        self.counts[rows] += 1
+        others = torch.ones(len(classes), dtype=torch.bool, device=classes.device)
+        others[order[rows]] = False
+        others &= classes[:, -1] < 0.5
+        self.classes = torch.cat((self.classes, classes[others]))
+        self.masks = torch.cat((self.masks, masks[others]))
+        self.counts = torch.cat((self.counts, self.counts.new_ones(int(others.sum()))))
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Class and mask probabilities."""
+        return self.classes / self.counts[:, None], self.masks / self.counts[:, None, None]
+
+
+def match_queries(classes: Tensor, masks: Tensor, other_classes: Tensor, other_masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Assign the queries of another view to those of the first, by class and mask probabilities.
+
+    Args:
+        classes, other_classes: `[P, K + 1]`, `[Q, K + 1]`.
+        masks, other_masks: `[P, h, w]`, `[Q, h, w]`.
+
+    Returns:
+        int64 `[P]`, for each query of the first view the one of the other view (0 if it has none), and bool `[P]`,
+        whether both agree: the IoU of their mask probabilities (sum of minima / sum of maxima) is at least 0.5, and
+        their most probable class is the same.
+    """
+    _, dice = mask_costs(torch.logit(other_masks.flatten(1), eps=1e-6), masks.flatten(1))
+    cost = dice - other_classes @ classes.T
+    other, first = (torch.from_numpy(x).to(classes.device) for x in linear_sum_assignment(cost.cpu().numpy()))
+    order = torch.zeros(len(classes), dtype=torch.int64, device=classes.device)
+    order[first] = other
+    agree = torch.zeros(len(classes), dtype=torch.bool, device=classes.device)
+    one, two = masks[first].flatten(1), other_masks[other].flatten(1)
+    iou = torch.minimum(one, two).sum(1) / torch.maximum(one, two).sum(1).clamp(min=1e-6)
+    agree[first] = (iou >= MIN_VIEW_IOU) & (other_classes[other].argmax(1) == classes[first].argmax(1))
+    return order, agree

@@ -1,0 +1,166 @@
+"""Images of any kind to 8-bit RGB: the same values in training, image processor and pipeline."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+ORIENTATION = 274  # EXIF tag
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # Pillow's names; JPEG includes MPO
+EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+def to_rgb(image) -> Tensor:
+    """PIL image to uint8 `[3, H, W]`, rotated as its EXIF data say. Grey, palette and CMYK images become RGB; alpha is
+    dropped; of 16 bits the upper 8 are kept; of an animation the current frame is used.
+
+    Raises:
+        ValueError: it is not an image, or its range of values is unknown (32 bits, floats).
+    """
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"expected an image, got {type(image).__name__}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in SIXTEEN_BITS:
+        grey = torch.from_numpy((np.array(image).astype(np.int32) >> 8).astype(np.uint8))
+        return grey.expand(3, -1, -1).contiguous()
+    if image.mode not in EIGHT_BITS:
+        raise ValueError(f"the image has mode {image.mode}, expected 8 or 16 bits per channel")
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def is_not_black(image: Image.Image) -> np.ndarray:
+    """Mask of an image of any mode, bool `[height, width]`: colours other than black; alpha is not looked at."""
+    if image.mode in ("1", "L", "I", "F", *SIXTEEN_BITS):
+        return np.array(image) > 0
+    return np.array(image.convert("RGB")).max(-1) > 0
+
+
+def displayed_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the rotation of the EXIF data; the image is not decoded."""
+    return image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+
+
+def to_rgb_image(image: Image.Image) -> Image.Image:
+    """PIL image of any mode to RGB with 8 bits, see `to_rgb`."""
+    if image.mode == "RGB" and image.getexif().get(ORIENTATION, 1) == 1:
+        return image
+    return Image.fromarray(to_rgb(image).permute(1, 2, 0).numpy())
+
+
+def to_eight_bits(image):
+    """Images of any kind to values in 0..255.
+
+    Args:
+        image: PIL image of any mode; numpy array or tensor of uint8, uint16 (the upper 8 bits are kept) or floats (if
+            they are in [0, 1], they are multiplied by 255), bool (0 and 255); or a list of these.
+
+    Returns:
+        RGB PIL image, array or tensor of the same shape; or a list of these.
+
+    Raises:
+        ValueError: the range of values is unknown.
+    """
+    if isinstance(image, (list, tuple)):
+        return [to_eight_bits(entry) for entry in image]
+    if isinstance(image, Image.Image):
+        return to_rgb_image(image)
+    if not isinstance(image, np.ndarray) and not torch.is_tensor(image):
+        return image
+    kind = str(image.dtype).removeprefix("torch.")
+    if kind == "uint8":
+        return image
+    if kind == "bool":
+        return image.to(torch.uint8) * 255 if torch.is_tensor(image) else image.astype(np.uint8) * 255
+    if not kind.startswith(("int", "uint", "float", "bfloat")):
+        raise ValueError(f"the image has values of type {kind}, expected integers or floats")
+    if kind == "uint16":
+        if torch.is_tensor(image):
+            return (image.to(torch.int32) >> 8).to(torch.uint8)
+        return (image >> 8).astype(np.uint8)
+    low, high = (float(image.min()), float(image.max())) if np.prod(image.shape) else (0.0, 0.0)
+    if kind.startswith(("float", "bfloat")) and low >= 0 and high <= 1:
+        return image * 255
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"the image has values of type {kind} from {low:g} to {high:g}, expected 0 to 255 or 0 to 1")
+    return image
+
+
+def read_image(file: str | Path | BinaryIO) -> Tensor:
+    """Image file to uint8 `[3, H, W]`, see `to_rgb`; the first frame of an animation.
+
+    Raises:
+        ValueError: see `open_image` and `to_rgb`.
+    """
+    return to_rgb(open_image(file))
+
+
+def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image.Image:
+    """Open and decode an image of a known type. Other types are never tried: for some of them Pillow starts other
+    programs. The checksums of a PNG are compared, which decoding does not do.
+
+    Args:
+        file: a path, or a binary file.
+        largest: most pixels that are decoded; default: Pillow's limit.
+
+    Raises:
+        ValueError: it is not a regular file, not an image of `FORMATS`, truncated, damaged or too large; the message
+            has no file name.
+    """
+    with image_errors():
+        image = open_header(file)
+        if largest is not None and image.width * image.height > largest:
+            raise ImageTooLarge(f"it has {image.width * image.height:,} pixels, at most {largest:,} are allowed")
+        if image.format == "PNG":
+            image.verify()  # closes the image
+            image = open_header(file)
+        image.load()
+        return image
+
+
+def read_size(file: str | Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) of an image file, see `displayed_size`; only its header is read.
+
+    Raises:
+        ValueError: see `open_image`.
+    """
+    with image_errors(), open_header(file) as image:
+        return displayed_size(image)
+
+
+class ImageTooLarge(ValueError):
+    """An image has more pixels than are allowed."""
+
+
+def open_header(file: str | Path | BinaryIO) -> Image.Image:
+    """Open an image file, of which only the header is read."""
+    if hasattr(file, "seek"):
+        file.seek(0)
+    elif not os.path.isfile(file):  # a pipe or a device would be read for ever
+        raise FileNotFoundError("there is no such file")
+    return Image.open(file, formats=FORMATS)
+
+
+@contextlib.contextmanager
+def image_errors() -> Iterator[None]:
+    """Turn all errors of reading an image, of which each decoder has its own, into ValueErrors.
+
+    Raises:
+        ValueError: see `open_image`.
+    """
+    try:
+        yield
+    except ImageTooLarge:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is not an image file ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from error
+    except Exception as error:
+        raise ValueError(f"it cannot be decoded: {' '.join(str(error).split())}") from error

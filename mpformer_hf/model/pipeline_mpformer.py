@@ -1,0 +1,93 @@
+"""`pipeline("image-segmentation")` with task and thresholds from the image processor."""
+
+import io
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import get_session
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
+
+from .images import open_image, to_rgb_image
+from .postprocessing import segments_of
+
+logger = logging.getLogger(__name__)
+
+
+class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
+    """transformers' [`ImageSegmentationPipeline`] with defaults from MP-Former's image processor.
+
+    The processor's `task` and thresholds are used unless `subtask`, `threshold`, `mask_threshold` or
+    `overlap_mask_area_threshold` are given. Instance masks may overlap.
+    """
+
+    THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
+
+    def check_model_type(self, supported_models) -> None:
+        """Overridden, since transformers' lists of supported models do not have MP-Former and an error would be
+        logged."""
+
+    def _sanitize_parameters(self, **kwargs):
+        unknown = sorted(set(kwargs) - {"subtask", "timeout", *self.THRESHOLDS})
+        if unknown:
+            raise ValueError(f"Unknown options: {', '.join(unknown)}; known: subtask, {', '.join(self.THRESHOLDS)}.")
+        return super()._sanitize_parameters(**kwargs)
+
+    def preprocess(self, image: str | Image.Image, subtask: str | None = None, timeout: float | None = None):
+        """An image, path, URL or base64 text to model inputs. Images of 16 bits are converted as in training, where
+        transformers would saturate them."""
+        if isinstance(image, str) and image.startswith(("http://", "https://")):
+            response = get_session().get(image, timeout=timeout)
+            response.raise_for_status()
+            image = open_image(io.BytesIO(response.content))
+        elif isinstance(image, str) and os.path.isfile(image):
+            image = open_image(image)
+        image = to_rgb_image(image) if isinstance(image, Image.Image) else image
+        inputs = super().preprocess(image, subtask=subtask, timeout=timeout)
+        # In lists, which the collation of transformers leaves as they are: it cannot batch images of different sizes.
+        return {**inputs, "pixel_values": [inputs["pixel_values"]], "pixel_mask": [inputs["pixel_mask"]]}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> Any:
+        """Model outputs of an image or of a batch, whose images are padded to a common size at the right and bottom."""
+        inputs = {name: flatten(model_inputs[name]) for name in ("pixel_values", "pixel_mask")}
+        height, width = (max(image.shape[dim] for image in inputs["pixel_values"]) for dim in (-2, -1))
+        for name, tensors in inputs.items():
+            padded = [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in tensors]
+            model_inputs[name] = torch.cat(padded)
+        return super()._forward(model_inputs)
+
+    def postprocess(self, model_outputs: Any, subtask: str | None = None, **thresholds: float) -> list[dict[str, Any]]:
+        """Model outputs of one image to `[{"label", "score", "mask"}]`, masks as PIL images of mode L, 0 or 255.
+
+        Raises:
+            ValueError: `subtask` is not semantic, instance or panoptic.
+        """
+        subtask = subtask or self.image_processor.task
+        if subtask not in ("semantic", "instance", "panoptic"):
+            raise ValueError(f"subtask must be semantic, instance or panoptic, got {subtask!r}.")
+        sizes = {"target_sizes": model_outputs["target_size"]}
+        process = getattr(self.image_processor, f"post_process_{subtask}_segmentation")
+        options = {} if subtask == "semantic" else thresholds
+        options = options | ({"return_binary_maps": True} if subtask == "instance" else {})
+        segments = segments_of(process(model_outputs, **options, **sizes)[0])
+        if not segments:
+            used = {name: thresholds.get(name, getattr(self.image_processor, name)) for name in self.THRESHOLDS}
+            logger.warning("No segment is above %s.", ", ".join(f"{name} {value}" for name, value in used.items()))
+        return [
+            {
+                "score": row.get("score"),
+                "label": self.model.config.id2label[row["label_id"]],
+                "mask": Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255),
+            }
+            for row, mask in segments
+        ]
+
+
+def flatten(tensors: list) -> list[Tensor]:
+    """The tensors of a list, or of the lists of a batch."""
+    return [x for entry in tensors for x in (flatten(entry) if isinstance(entry, list) else [entry])]

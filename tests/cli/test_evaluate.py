@@ -1,0 +1,42 @@
+"""Tests of `evaluate`."""
+
+import pytest
+
+from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.cli import convert, evaluate, predict
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from tests import datasets_on_disk as make
+from tests.tiny import tiny_model
+
+SIZE = {"shortest_edge": 64, "longest_edge": 96}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    MPFormerImageProcessor(task="panoptic", size=SIZE, threshold=0.0, label_ids_to_fuse=[3]).save_pretrained(folder)
+    return folder
+
+
+def test_a_plain_mask2former_is_scored_with_the_stuff_of_the_dataset(saved, shapes, tmp_path, monkeypatch, capsys):
+    tiny_model(num_labels=8).save_pretrained(saved)
+    convert.main(["to-mask2former", str(saved), str(tmp_path / "plain")])
+    used = []
+    monkeypatch.setattr(evaluate, "evaluate_model", lambda model, processor, *_, **__: used.append(processor) or {})
+    data = ["--dataset_name", str(shapes), "--task", "panoptic"]
+    evaluate.main(["--model_name_or_path", str(tmp_path / "plain"), *data])
+    labels = open_dataset(DataArguments(dataset_name=str(shapes)), "validation").labels
+    assert used[0].label_ids_to_fuse == labels.stuff != []
+    make.photo().save(tmp_path / "photo.png")
+    predict.main([str(tmp_path / "plain"), str(tmp_path / "photo.png"), str(tmp_path / "out")])
+    assert "names no stuff classes" in capsys.readouterr().err
+
+
+def test_two_outputs_of_one_name_are_refused(tmp_path):
+    both = str(tmp_path / "same")
+    with pytest.raises(ValueError, match="is given twice"):
+        evaluate.main(["--output_file", both, "--report", both, "--dataset_name", "x"])
+    with pytest.raises(ValueError, match="diagnostics must be a file"):
+        evaluate.main(["--diagnostics", str(tmp_path / "plot.xyz"), "--dataset_name", "x"])

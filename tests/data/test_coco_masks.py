@@ -1,0 +1,60 @@
+"""Tests of `coco_masks`."""
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mpformer_hf.data.coco_masks import decode_segmentation
+from mpformer_hf.model.label_maps import encode_rle
+
+HUGE = [[1.0, 1.0, 1e9, 1.0, 1e9, 1e9]]
+
+
+def random_mask(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 60, 2)
+    return rng.random((height, width)) < rng.random()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rle_equals_pycocotools(seed):
+    mask = random_mask(seed)
+    compressed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    for rle in (compressed, {**compressed, "counts": compressed["counts"].decode()}, encode_rle(mask)):
+        assert np.array_equal(decode_segmentation(rle, *mask.shape), mask)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_polygons_equal_pycocotools(seed):
+    rng = np.random.default_rng(seed)
+    polygons = [(rng.random(2 * rng.integers(3, 8)) * 50 - 5).tolist() for _ in range(2)]
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 40, 60))).astype(bool)
+    assert np.array_equal(decode_segmentation(polygons, 40, 60), expected)
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ({"size": [40, 60], "counts": [10, 20]}, "an RLE of 30 pixels, the image has 2400"),
+        ({"size": [40, 60], "counts": [10, -20, 2410]}, "not integers of at least 0"),
+        ({"size": [40, 60], "counts": [10.5, 2389.5]}, "not integers of at least 0"),
+        ({"size": [40, 60], "counts": "0"}, "an RLE of 0 pixels"),
+        ({"size": [40, 60], "counts": "o"}, "truncated"),
+        ({"size": [40, 60], "counts": "\n"}, "not COCO's compressed format"),
+        ({"size": [40, 60], "counts": 7}, "neither a list nor a string"),
+        ({"size": [60, 40], "counts": [2400]}, "an RLE of 60x40, the image is 40x60"),
+        ({"counts": [2400]}, "without size and counts"),
+        (HUGE, "far outside of the image"),
+        ([[1.0, 1.0, float("inf"), 1.0, 5.0, 5.0]], "far outside of the image"),
+        ([[1.0, 1.0, float("nan"), 1.0, 5.0, 5.0]], "far outside of the image"),
+        ([[1.0, 1.0, 5.0, 5.0]], "a polygon of 4 coordinates"),
+        ([[1.0, 1.0, 5.0, 5.0, 7.0, 7.0, 9.0]], "a polygon of 7 coordinates"),
+        ([["a"] * 6], "neither polygons nor RLE"),
+        ([], "neither polygons nor RLE"),
+        ("polygon", "neither polygons nor RLE"),
+        (None, "neither polygons nor RLE"),
+    ],
+)
+def test_invalid_segmentations_are_refused(segmentation, message):
+    with pytest.raises(ValueError, match=message):
+        decode_segmentation(segmentation, 40, 60)

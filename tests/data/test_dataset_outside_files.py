@@ -1,0 +1,73 @@
+"""Tests of `dataset_outside_files`."""
+
+import pyarrow.parquet
+import pytest
+from datasets import Features, Value
+from datasets import Image as ImageColumn
+
+from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from tests import datasets_on_disk as make
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny_model(num_labels=1, id2label={0: "cat"}).save_pretrained(tmp_path / "model")
+    MPFormerImageProcessor(task="instance", size={"height": 64, "width": 64}, threshold=0.0).save_pretrained(
+        tmp_path / "model"
+    )
+    return tmp_path / "model"
+
+
+def test_pictures_outside_of_the_data_set_are_not_read(tmp_path, saved):
+    make.photo().save(tmp_path / "private.png")
+    folder = tmp_path / "data"
+    (folder / "data").mkdir(parents=True)
+    (folder / "id2label.json").write_text('{"0": "cat"}')
+    features = Features({"image": ImageColumn(), "objects": Value("string")})
+    rows = [
+        {"image": {"bytes": None, "path": str(tmp_path / "private.png")}, "objects": "[]"},
+        {"image": {"bytes": None, "path": "../private.png"}, "objects": "[]"},
+    ]
+    table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+    pyarrow.parquet.write_table(table, folder / "data" / "train.parquet")
+    arguments = DataArguments(dataset_name=str(folder), task="instance")
+    for index in range(2):
+        with pytest.raises(ValueError, match=rf"Row {index} .*outside of the dataset {folder}; --allow_outside_files"):
+            open_dataset(arguments, "train")[index]
+    with pytest.raises(SystemExit, match="outside of the dataset"):
+        mpformer(["prepare", str(folder), str(tmp_path / "prepared"), "--task", "instance", "--splits", "train"])
+    assert not (tmp_path / "prepared").exists()
+    arguments.allow_outside_files = True
+    assert open_dataset(arguments, "train")[0][0].shape == (3, 40, 60)
+
+
+@pytest.mark.parametrize("what", ["image", "label", "folder"])
+def test_links_that_leave_the_data_set(what, tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "data"
+    for kind in ("images", "masks"):
+        (outside / kind).mkdir(parents=True)
+        (folder / kind).mkdir(parents=True)
+        make.photo(mode="RGB" if kind == "images" else "L").point(lambda value: 0).save(outside / kind / "a.png")
+    linked = {"image": ["images"], "label": ["masks"], "folder": ["images", "masks"]}[what]
+    for kind in ("images", "masks"):
+        if what == "folder":
+            (folder / kind).rmdir()
+            (folder / kind).symlink_to(outside / kind)
+        elif kind in linked:
+            (folder / kind / "a.png").symlink_to(outside / kind / "a.png")
+        else:
+            (folder / kind / "a.png").write_bytes((outside / kind / "a.png").read_bytes())
+    (folder / "id2label.json").write_text('{"0": "road", "1": "car"}')
+    arguments = DataArguments(dataset_name=str(folder), task="semantic")
+    with pytest.raises(ValueError, match="outside of the dataset"):
+        open_dataset(arguments, "train")[0]
+    arguments.allow_outside_files = True
+    assert open_dataset(arguments, "train")[0][1].classes == {0: 0}
+    (tmp_path / "link").symlink_to(outside)  # a link to the data set as a whole is the user's own
+    (outside / "id2label.json").write_text('{"0": "road", "1": "car"}')
+    arguments = DataArguments(dataset_name=str(tmp_path / "link"), task="semantic")
+    assert open_dataset(arguments, "train")[0][1].classes == {0: 0}

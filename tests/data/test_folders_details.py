@@ -1,0 +1,180 @@
+"""Tests of `folders_details`."""
+
+import json
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from tests import official_folders
+
+
+def opened(folder, task, split="train", **fields):
+    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+
+
+def areas(dataset, index=0):
+    """Pixels of each segment of an image."""
+    segments = dataset[index][1]
+    return sorted(int((segments.map == i).sum()) for i in segments.classes)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        official_folders.mask_images,
+        official_folders.yolo,
+        official_folders.labelme,
+        official_folders.instance_files,
+        official_folders.cityscapes,
+    ],
+)
+def test_hidden_files_are_no_data(build, tmp_path):
+    task = "semantic" if build is official_folders.mask_images else "instance"
+    folder = build(tmp_path)
+    count = len(opened(folder, task))
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\26\7")
+    (folder / ".vscode").mkdir()
+    (folder / ".vscode" / "settings.json").write_text("{}")
+    (folder / ".DS_Store").touch()
+    dataset = opened(folder, task)
+    assert len(dataset) == count and dataset[0][1].classes
+
+
+def test_known_layouts_with_metadata_beside_them(tmp_path):
+    folder = official_folders.mask_images(tmp_path / "m")
+    (folder / "metadata.csv").write_text("file_name,author\n")
+    assert len(opened(folder, "semantic")) == 2
+    (official_folders.cityscapes(tmp_path / "c") / "metadata.json").write_text("{}")
+    assert len(opened(tmp_path / "c", "instance")) == 2
+
+
+def test_equal_names_get_different_ids(tmp_path):
+    for name, where in (("one", "x"), ("two", "y")):
+        official_folders.save_photo(tmp_path / name / "images" / "image.png")
+        official_folders.save(
+            np.full((official_folders.HEIGHT, official_folders.WIDTH), 255, np.uint8),
+            tmp_path / name / "masks" / f"{where}.png",
+        )
+    dataset = opened(tmp_path, "instance")
+    assert [dataset.identity(i) for i in range(2)] == [
+        ("one/images/image.png", "one/images/image.png", "one_images_image"),
+        ("two/images/image.png", "two/images/image.png", "two_images_image"),
+    ]
+    folder, content = tmp_path / "coco", official_folders.coco_content()
+    for image, name in zip(content["images"], ("a/b_c.jpg", "a_b/c.jpg"), strict=True):
+        image["file_name"] = name
+        official_folders.save_photo(folder / name)
+    official_folders.write_json(content, folder / "instances_train.json")
+    coco = opened(folder, "instance")
+    assert len({coco.identity(i)[2] for i in range(2)}) == 2
+
+
+def test_a_label_that_is_there_twice_is_refused(tmp_path):
+    folder = official_folders.mask_images(tmp_path)
+    shutil.copy(folder / "masks" / "train" / "a_mask.png", folder / "masks" / "train" / "a_mask.tif")
+    with pytest.raises(ValueError, match=r"a_mask\.tif and a_mask\.png are labels of one name"):
+        opened(folder, "semantic")
+
+
+def test_images_that_are_left_out_are_named(tmp_path, caplog):
+    for build, file in (
+        (official_folders.mapillary, "training/panoptic/panoptic_2018.json"),
+        (official_folders.ade20k_prepared, "ade20k_panoptic_train.json"),
+    ):
+        folder = build(tmp_path / build.__name__)
+        content = json.loads((folder / file).read_text())
+        content["annotations"].pop()
+        (folder / file).write_text(json.dumps(content))
+        caplog.clear()
+        assert len(opened(folder, "panoptic")) == 1 and "1 images have no annotation and are left out" in caplog.text
+    folder = official_folders.labelme(tmp_path / "labelme")
+    official_folders.save_photo(folder / "unlabelled.jpg")
+    caplog.clear()
+    opened(folder, "instance")
+    assert "1 images have no annotation and are left out" in caplog.text
+    folder = official_folders.instance_files(tmp_path / "files")
+    shutil.rmtree(folder / "0a1b" / "masks")
+    dataset = opened(folder, "instance")
+    assert "has no masks/: an image without objects" in caplog.text
+    assert [len(dataset[i][1].classes) for i in range(2)] == [0, 2]
+
+
+def test_composed_and_decomposed_names_of_labelme(tmp_path):
+    folder = official_folders.labelme(tmp_path)
+    name = unicodedata.normalize("NFD", "é.jpg")
+    (folder / "a.jpg").rename(folder / name)
+    content = json.loads((folder / "a.json").read_text())
+    for written in (name, unicodedata.normalize("NFC", name), f"..\\photos\\{name}"):
+        (folder / "a.json").write_text(json.dumps({**content, "imagePath": written}))
+        assert opened(folder, "instance")[0][1].classes
+    (folder / "categories.json").write_text("[]")
+    assert len(opened(folder, "instance")) == 2
+
+
+def test_names_and_classes_of_voc(tmp_path):
+    folder = official_folders.pascal_voc(tmp_path)
+    for part, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png"), ("SegmentationObject", "png")):
+        old = folder / part / f"2007_000000_train.{suffix}"
+        old.rename(folder / part / f"my image [1].{suffix}")
+    (folder / "JPEGImages" / "my image [1].json").write_text("{}")
+    (folder / "JPEGImages" / "my image [1].2.jpg").write_bytes(b"another")
+    (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("\ufeffmy image [1]\n", encoding="utf-8")
+    assert areas(opened(folder, "instance")) == [400, 572]
+    names = ["__ignore__", "_background_", *(f"c{i}" for i in range(1, 9))]
+    (folder / "labels.txt").write_text("\n".join(names))
+    labels = opened(folder, "semantic").labels
+    assert labels.names[0] == "_background_" and labels.names[7] == "c7"
+    assert labels.palette[7] == (128, 128, 128), "Pascal VOC's palette"
+    colors = {0: (0, 0, 0), 7: (255, 0, 0), 255: (0, 0, 0), 1: (0, 128, 0), 2: (0, 0, 128)}
+    for part in ("SegmentationClass", "SegmentationObject"):
+        for file in (folder / part).glob("*.png"):
+            values = np.array(Image.open(file))
+            official_folders.save(np.array([[colors[i] for i in row] for row in values.tolist()], np.uint8), file)
+    (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:255,0,0::\n")
+    semantic = opened(folder, "semantic")
+    assert semantic.labels.names == ["background", "car"] and areas(semantic)[0] == 400 + 572
+    assert semantic.labels.palette == [(0, 0, 0), (255, 0, 0)]
+    assert areas(opened(folder, "instance")) == [400, 572]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "1", "P"])
+def test_masks_of_any_mode(mode, tmp_path):
+    folder = official_folders.instance_files(tmp_path)
+    for file in folder.rglob("masks/*.png"):
+        with Image.open(file) as image:
+            converted = image.convert(mode)
+        if mode == "P":  # white first
+            converted = image.point(lambda value: 0 if value else 1)
+            converted.putpalette([255, 255, 255, 0, 0, 0])
+        converted.save(file)
+    assert areas(opened(folder, "instance")) == [400, 572]
+
+
+def test_grey_label_images_of_three_channels(tmp_path):
+    folder = official_folders.mask_images(tmp_path)
+    expected = areas(opened(folder, "semantic"))
+    for file in (folder / "masks").rglob("*.png"):
+        with Image.open(file) as image:
+            rgb = image.convert("RGB")
+        rgb.save(file)
+    assert areas(opened(folder, "semantic")) == expected
+
+
+def test_a_rotated_image_without_objects(tmp_path):
+    folder = official_folders.instance_files(tmp_path)
+    image = next((folder / "0a1b" / "images").iterdir())
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(image) as opened_image:
+        pixels = opened_image.copy()
+    pixels.save(image, exif=exif)
+    for mask in (folder / "0a1b" / "masks").iterdir():
+        mask.unlink()
+    pixels, segments = opened(folder, "instance")[0]
+    assert pixels.shape[1:] == segments.map.shape == (official_folders.WIDTH, official_folders.HEIGHT)

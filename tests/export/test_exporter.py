@@ -1,0 +1,265 @@
+"""`mpformer export`: exported files have the outputs of the model, also at other sizes than the traced ones."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoBackbone, SwinConfig, Swinv2Config
+
+from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.export import exporter
+from mpformer_hf.export.postprocessing import RESULTS, Postprocessing
+from mpformer_hf.export.windows import replace_window_attention
+from mpformer_hf.inference.loading import load_model
+from mpformer_hf.model.images import read_image, to_rgb
+from mpformer_hf.model.modeling_mpformer import MPFormerForUniversalSegmentationOutput
+from tests import official_folders
+from tests.datasets_on_disk import photo as photo_of
+from tests.runs import ROOT
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folders = {}
+    for backbone in ("resnet", "swin"):
+        folders[backbone] = tmp_path_factory.mktemp("saved") / backbone
+        torch.manual_seed(0)
+        tiny_model(backbone, decoder_layers=3).save_pretrained(folders[backbone])
+        MPFormerImageProcessor().save_pretrained(folders[backbone])
+    return folders
+
+
+def check_file(saved: Path, file: Path, smallest: int, capsys) -> None:
+    """Export a model, and compare the file with it at another size."""
+    sides = ["--height", str(smallest), "--width", str(smallest + 32)]
+    mpformer(["export", str(saved), str(file), *sides])
+    assert f"image sides: multiples of 32 from {smallest}): largest difference of an output" in capsys.readouterr().out
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, "model_processor"]
+    pixel_values = torch.randn(1, 3, smallest + 64, smallest)
+    logits = exporter.ExportableModel(load_model(str(saved)))
+    with torch.no_grad():
+        expected = logits(pixel_values)
+    for ours, theirs in zip(exporter.run_exported(file, pixel_values), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("backbone, name, smallest", [("swin", "model.onnx", 160), ("resnet", "model.pt2", 64)])
+def test_the_file_is_the_model(saved, tmp_path, backbone, name, smallest, capsys):
+    if name.endswith("onnx"):
+        pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    check_file(saved[backbone], tmp_path / name, smallest, capsys)
+
+
+@pytest.mark.parametrize("config", [SwinConfig, Swinv2Config])
+@pytest.mark.parametrize("size", [(96, 160), (128, 128), (32, 64), (256, 224)])
+def test_windows_that_can_be_exported_are_those_of_transformers(config, size):
+    options = {"embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 1, 2, 2], "window_size": 4}
+    torch.manual_seed(0)
+    encoder = AutoBackbone.from_config(config(**options, out_indices=[1, 2, 3, 4])).eval()
+    for bias in (layer.bias for layer in encoder.modules() if isinstance(layer, torch.nn.Linear)):
+        if bias is not None:
+            torch.nn.init.normal_(bias)  # so that padding changes the attention
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = encoder(image).feature_maps
+        assert replace_window_attention(encoder) == 4
+        for ours, theirs in zip(encoder(image).feature_maps, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+
+def test_what_differs_is_not_kept(saved, tmp_path, monkeypatch, capsys):
+    def wrong(file, pixel_values):
+        height, width = pixel_values.shape[-2:]
+        return [torch.zeros(3, 8, 5), torch.full((3, 8, height // 4, width // 4), 9.0)]
+
+    monkeypatch.setattr(exporter, "run_exported", wrong)
+    with pytest.raises(SystemExit, match=r"at 64x96: its outputs differ from the model's by .*; nothing was saved"):
+        mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--height", "64", "--width", "96"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_read_back_gets_one_size(saved, tmp_path, monkeypatch, capsys):
+    read = exporter.run_exported
+
+    def guarded(file, pixel_values):
+        if pixel_values.shape[-2:] != (64, 96):
+            raise RuntimeError("the shape guards cannot be read")
+        return read(file, pixel_values)
+
+    monkeypatch.setattr(exporter, "run_exported", guarded)
+    mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--height", "64", "--width", "96"])
+    assert "image sides: only 64x96" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["{resnet}", "model.txt"], "must end in .onnx or .pt2"),
+        (["{resnet}", "{resnet}/config.pt2"], "exists; choose another file"),
+        (["{resnet}", "model.pt2", "--height", "100"], "multiples of 32"),
+        (["no/such folder", "model.pt2"], "Cannot load no/such folder"),
+    ],
+)
+def test_bad_arguments(saved, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    (saved["resnet"] / "config.pt2").touch()
+    with pytest.raises(SystemExit, match=message):
+        mpformer(["export", *(part.format(resnet=saved["resnet"]) for part in argv)])
+    assert not list(tmp_path.iterdir())
+
+
+def check_results(task: str, found: dict, expected: list, least_classes: int) -> None:
+    """Compare the outputs of a graph with the results of the image processor."""
+    for index, result in enumerate(expected):
+        if task == "semantic":
+            assert (found["segmentation"][index] == result).float().mean() > 0.999
+            assert len(result.unique()) >= least_classes
+            continue
+        scores, labels = found["scores"][index], found["labels"][index]
+        segments = [row for row in result["segments_info"] if row["score"] > 0]
+        kept = (scores > 0).nonzero()[:, 0].tolist()
+        assert sorted(scores[kept].tolist()) == pytest.approx(sorted(row["score"] for row in segments), abs=1e-4)
+        areas = [{}, {}]  # by class, of the graph and of the processor
+        for query in kept:
+            mask = found["masks"][index, query] if task == "instance" else found["segmentation"][index] == query + 1
+            areas[0].setdefault(int(labels[query]), []).append(int(mask.sum()))
+        for row in segments:
+            mask = result["segmentation"]
+            mask = mask[row["id"]] if task == "instance" else mask == row["id"]
+            areas[1].setdefault(row["label_id"], []).append(int(mask.sum()))
+        assert areas[0].keys() == areas[1].keys() and len(areas[0]) >= least_classes
+        for label, values in areas[0].items():
+            assert sorted(values) == pytest.approx(sorted(areas[1][label]), abs=3)
+
+
+def results_of(processor, outputs, size: tuple[int, int]) -> list:
+    """Results of the image processor, all instances."""
+    sizes = {"target_sizes": [size] * len(outputs.class_queries_logits)}
+    if processor.task == "instance":
+        options = {"threshold": 0.0, "max_detections": 20, "return_binary_maps": True}
+        return processor.post_process_instance_segmentation(outputs, **sizes, **options)
+    return getattr(processor, f"post_process_{processor.task}_segmentation")(outputs, **sizes)
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+@pytest.mark.parametrize("seed", range(3))
+def test_fixed_shapes_give_the_results_of_the_processor(task, seed):
+    torch.manual_seed(seed)
+    classes = 3 * torch.randn(2, 12, 6)
+    masks = F.interpolate(4 * torch.randn(2, 12, 4, 6), scale_factor=4, mode="bicubic")
+    outputs = MPFormerForUniversalSegmentationOutput(
+        class_queries_logits=classes, masks_queries_logits=masks, pixel_mask=torch.ones(2, 64, 96, dtype=torch.int64)
+    )
+    processor = MPFormerImageProcessor(
+        task=task, threshold=0.3, label_ids_to_fuse=[1, 2], overlap_mask_area_threshold=0.3
+    )
+    thresholds = (processor.threshold, processor.mask_threshold, processor.overlap_mask_area_threshold)
+    graph = Postprocessing(task, [1, 2], *thresholds, detections=20)
+    found = dict(zip(RESULTS[task], graph(classes, masks), strict=True))
+    check_results(task, found, results_of(processor, outputs, (64, 96)), least_classes=2)
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_results_in_the_graph_and_the_example_without_torch(task, saved, tmp_path):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    folder, file = shutil.copytree(saved["resnet"], tmp_path / "model"), tmp_path / "model.onnx"
+    processor = MPFormerImageProcessor(task=task, threshold=0.05, size={"shortest_edge": 64, "longest_edge": 96})
+    processor.save_pretrained(folder)
+    flags = ["--height", "64", "--width", "96", "--with-postprocessing", "--detections", "20"]
+    mpformer(["export", str(folder), str(file), *flags])
+    images = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    with torch.no_grad():
+        outputs = load_model(str(folder))((images / 255 - mean) / std)
+    found = dict(zip(RESULTS[task], exporter.run_exported(file, images), strict=True))
+    check_results(task, found, results_of(processor, outputs, (96, 128)), least_classes=1)
+    Image.effect_noise((90, 70), 60).save(tmp_path / "photo.png")
+    command = [sys.executable, "-X", "importtime", "scripts/run_onnx.py", str(file), str(tmp_path / "photo.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "LABEL_" in done.stdout and "% of the image" in done.stdout
+    assert not re.search(r"\| +(torch|transformers)$", done.stderr, re.MULTILINE)
+
+
+def graph_operators(graph) -> set[str]:
+    """Operators of a graph and of the graphs in it."""
+    found = set()
+    for node in graph.node:
+        found.add(node.op_type)
+        for attribute in node.attribute:
+            found |= graph_operators(attribute.g) if attribute.HasField("g") else set()
+    return found
+
+
+def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, tmp_path, capsys):
+    """No loops, branches or sequences; OpenVINO has the logits of the model."""
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
+    file = tmp_path / "model.onnx"
+    check_file(saved["resnet"], file, 64, capsys)
+    content = onnx.load(file)
+    onnx.checker.check_model(content, full_check=True)
+    operators = graph_operators(content.graph) | {o for f in content.functions for o in graph_operators(f)}
+    assert "GridSample" in operators
+    assert not {name for name in operators if name in ("Loop", "If", "Scan") or "Sequence" in name}
+    settings = {row.key: row.value for row in content.metadata_props}
+    assert (
+        json.loads(settings["labels"]) == [f"LABEL_{i}" for i in range(4)]
+        and json.loads(settings["task"]) == "panoptic"
+    )
+    assert json.loads(settings["image_mean"]) == pytest.approx([0.485, 0.456, 0.406])
+    assert (tmp_path / "model_processor" / "preprocessor_config.json").is_file()
+    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = load_model(str(saved["resnet"]))
+    for size in ((2, 3, 96, 128), (1, 3, 64, 64)):
+        pixel_values = torch.randn(size)
+        outputs = compiled(pixel_values.numpy())
+        with torch.no_grad():
+            expected = model(pixel_values)
+        for name in exporter.OUTPUTS:
+            torch.testing.assert_close(torch.from_numpy(outputs[name]), expected[name], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_are_near_the_model(precision, saved, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    official_folders.mask_images(tmp_path / "photos")
+    file = tmp_path / "model.onnx"
+    flags = ["--height", "64", "--width", "96", "--precision", precision]
+    flags += ["--calibration", str(tmp_path / "photos")] if precision == "int8" else []
+    mpformer(["export", str(saved["resnet"]), str(file), *flags])
+    content = onnx.load(file)
+    if precision == "int8":
+        assert "QuantizeLinear" in graph_operators(content.graph)
+    else:
+        kinds = [row.data_type for row in content.graph.initializer]
+        assert kinds.count(onnx.TensorProto.FLOAT16) > len(kinds) / 4
+    assert {row.key for row in content.metadata_props} >= {"labels", "task", "size"}
+    photo = read_image(next((tmp_path / "photos").rglob("*.jpg"))) if precision == "int8" else to_rgb(photo_of(48, 64))
+    processor = MPFormerImageProcessor(size={"height": 96, "width": 128})
+    pixel_values = processor([photo, photo], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = load_model(str(saved["resnet"]))(pixel_values).masks_queries_logits
+    found = exporter.run_exported(file, pixel_values)[1]
+    assert (
+        0 < (found - expected).abs().mean() < (0.005 if precision == "fp16" else 0.25) * expected.abs().mean() + 0.002
+    )
+
+
+def test_precisions_that_do_not_fit(saved, tmp_path):
+    argv = ["export", str(saved["resnet"]), str(tmp_path / "model.onnx"), "--precision"]
+    with pytest.raises(SystemExit, match="int8 needs a folder of images to calibrate with"):
+        mpformer([*argv, "int8"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty has no image to calibrate with"):
+        mpformer([*argv, "int8", "--calibration", str(tmp_path / "empty")])
+    with pytest.raises(SystemExit, match=r"precision fp16 is for \.onnx files"):
+        mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--precision", "fp16"])

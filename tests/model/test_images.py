@@ -1,0 +1,152 @@
+"""Image files of every kind: handled, or refused in one sentence."""
+
+import io
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mpformer_hf import MPFormerImageProcessor, MPFormerImageProcessorPil, MPFormerImageSegmentationPipeline
+from mpformer_hf.model.images import ORIENTATION, open_image, read_image, to_eight_bits, to_rgb
+from mpformer_hf.model.label_maps import as_maps
+from tests import datasets_on_disk as make
+from tests.tiny import tiny_model
+
+
+def gradient(height=6, width=8):
+    return np.linspace(0, 255, height * width * 3).reshape(height, width, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr"])
+def test_modes_become_rgb(mode):
+    image = Image.fromarray(gradient()).convert(mode)
+    expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(to_rgb(image), expected)
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    values = np.array([[0, 255, 256, 65535, 40000]], dtype=np.uint16)
+    assert to_rgb(Image.fromarray(values))[0].tolist() == [[0, 0, 1, 255, 156]]
+
+
+def test_exif_turns_the_image(tmp_path):
+    image, exif = Image.fromarray(gradient()), Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(tmp_path / "turned.png")
+    assert torch.equal(turned, to_rgb(image).rot90(-1, (1, 2)))
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "two.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_unknown_ranges_are_refused(mode):
+    with pytest.raises(ValueError, match=f"has mode {mode}, expected 8 or 16 bits"):
+        to_rgb(Image.new(mode, (4, 4)))
+    with pytest.raises(ValueError, match="expected an image, got str"):
+        to_rgb("photo.jpg")
+
+
+def test_broken_files_are_refused(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    (tmp_path / "truncated.jpg").write_bytes(buffer.getvalue()[:400])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
+    for name, message in (
+        ("truncated", "cannot be decoded"),
+        ("text", "not an image file"),
+        ("empty", "not an image file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_image(next(tmp_path.glob(f"{name}.*")))
+    Image.new("1", (400, 300)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="more than 2,000 pixels"):
+        read_image(tmp_path / "huge.png")
+
+
+def sixteen_bits(tmp_path):
+    values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "sixteen.png")
+    return tmp_path / "sixteen.png", values
+
+
+def rotated(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # rotated by 90 degrees
+    values = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "rotated.png", exif=exif)
+    return tmp_path / "rotated.png", values
+
+
+@pytest.mark.parametrize("kind", [sixteen_bits, rotated])
+@pytest.mark.parametrize("processor", [MPFormerImageProcessor, MPFormerImageProcessorPil])
+def test_training_processor_and_pipeline_have_equal_values(kind, processor, tmp_path):
+    path, _ = kind(tmp_path)
+    processor = processor(do_resize=False, size_divisor=1, task="semantic")
+    in_training = processor(read_image(path), return_tensors="pt")["pixel_values"]
+    in_processor = processor(Image.open(path), return_tensors="pt")["pixel_values"]
+    segmenter = MPFormerImageSegmentationPipeline(model=tiny_model(), image_processor=processor)
+    assert torch.equal(in_processor, in_training)
+    for image in (Image.open(path), str(path)):
+        assert torch.equal(segmenter.preprocess(image)["pixel_values"][0], in_training)
+
+
+def test_arrays_of_other_types_have_the_values_of_eight_bits():
+    eight = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    processor = MPFormerImageProcessor(do_resize=False, size_divisor=1)
+    expected = processor(eight, return_tensors="pt")["pixel_values"]
+    sixteen = eight.astype(np.uint16) * 256 + 77
+    for same in (sixteen, torch.from_numpy(sixteen), eight.astype(np.float32), eight.astype(np.float32) / 255):
+        torch.testing.assert_close(processor(same, return_tensors="pt")["pixel_values"], expected, atol=1e-5, rtol=0)
+    for wrong in (eight.astype(np.int32) + 200, eight.astype(np.float32) - 5):
+        with pytest.raises(ValueError, match="expected 0 to 255 or 0 to 1"):
+            processor(wrong, return_tensors="pt")
+
+
+def test_images_and_maps_of_other_types():
+    assert to_eight_bits(np.array([[True, False]])).tolist() == [[255, 0]]
+    with pytest.raises(ValueError, match="values of type complex64"):
+        to_eight_bits(np.zeros((2, 2), dtype=np.complex64))
+    assert as_maps(np.full((2, 2), 3_000_000_000, dtype=np.uint32))[0].tolist() == [[3_000_000_000] * 2] * 2
+    with pytest.raises(ValueError, match="has ids down to"):
+        as_maps(np.full((2, 2), -(2**40), dtype=np.int64))
+    with torch.no_grad():
+        outputs = tiny_model()(torch.randn(1, 3, 64, 96))
+    for size in ((40, 60, 3), (40,), (40.7, 60), (0, 60), (-1, 60)):
+        with pytest.raises(ValueError, match="target_sizes must be pairs"):
+            MPFormerImageProcessor().post_process_panoptic_segmentation(outputs, target_sizes=[size])
+
+
+def test_only_known_types_are_opened(tmp_path):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n"
+    (tmp_path / "a.png").write_bytes(eps)
+    for source in (tmp_path / "a.png", io.BytesIO(eps)):
+        with pytest.raises(ValueError, match=r"not an image file \(PNG, JPEG"):
+            open_image(source)
+
+
+def test_damaged_files_of_every_type_have_one_kind_of_error(tmp_path):
+    photo, formats = make.photo(40, 60), ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+    for name in formats:
+        buffer = io.BytesIO()
+        photo.save(buffer, name)
+        assert open_image(io.BytesIO(buffer.getvalue())).size == (60, 40)
+        for content in (buffer.getvalue()[: len(buffer.getvalue()) // 2], buffer.getvalue()[:40] + b"\xff" * 999):
+            with pytest.raises(ValueError, match=r"it (cannot be decoded|is not an image file|has more than)"):
+                open_image(io.BytesIO(content))
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "x.png").st_mode)
+    with pytest.raises(ValueError, match="there is no such file"):
+        open_image(tmp_path / "x.png")

@@ -1,0 +1,45 @@
+"""Tests of `files`."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.training.checkpoints import save_model
+from mpformer_hf.utils.files import write_json
+from tests.runs import ROOT
+from tests.tiny import tiny_model
+
+SIZE = {"shortest_edge": 64, "longest_edge": 96}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    MPFormerImageProcessor(task="panoptic", size=SIZE, threshold=0.0).save_pretrained(folder)
+    return folder
+
+
+def limited():
+    """Files of more than 100 KB cannot be written, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    write_json([1], tmp_path / "file.json")
+    code = f"from mpformer_hf.utils.files import *; write_json(['x' * 200_000], Path({str(tmp_path / 'file.json')!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, preexec_fn=limited, capture_output=True, text=True)
+    assert done.returncode == 1 and "File too large" in done.stderr
+    assert json.loads((tmp_path / "file.json").read_text()) == [1] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failed_save_leaves_no_temporary_files(saved, tmp_path, monkeypatch):
+    processor = MPFormerImageProcessor.from_pretrained(saved)
+    monkeypatch.setattr(processor, "save_pretrained", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        save_model(tiny_model(), processor, tmp_path)
+    assert not list(tmp_path.iterdir())
