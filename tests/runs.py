@@ -1,14 +1,21 @@
-"""Flags of small training runs, and processes that run together."""
+"""Flags of small training runs, and processes of their own that need no time for imports."""
 
 import json
+import multiprocessing
 import os
+import runpy
+import signal
 import socket
-import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.tiny import BACKBONES, SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["mpformer_hf.training.finetune", "mpformer_hf.cli.main", "mpformer_hf.cli.predict"])
 
 
 def flags(data, output, **more):
@@ -36,8 +43,54 @@ def flags(data, output, **more):
     return argv
 
 
+class Run:
+    """`python -m module arguments` in a new process that has the imports already.
+
+    Args:
+        command: module and arguments.
+        before: called in the process, before the module runs.
+        environment: additional variables.
+    """
+
+    def __init__(self, command: list, before: Callable | None = None, **environment: str):
+        self._output = Path(tempfile.mkstemp(prefix="run-")[1])
+        argv = [str(part) for part in command]
+        self._process = PROCESSES.Process(target=run_module, args=(argv, self._output, environment, before))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def told(self) -> str:
+        """What the process has written so far."""
+        return self._output.read_text()
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 240) -> int | None:
+        """Exit status; None if it did not end in time and was killed."""
+        self._process.join(seconds)
+        status = self._process.exitcode
+        self._process.kill()
+        self._process.join()
+        return status
+
+
+def run_module(argv: list[str], output: Path, environment: dict, before: Callable | None) -> None:
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in the background of a shell
+    file = os.open(output, os.O_WRONLY)
+    os.dup2(file, 1), os.dup2(file, 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.argv = argv
+    if before:
+        before()
+    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+
+
 def run_together(command: list, processes: int, **environment: str) -> list[str]:
-    """Run a command in several processes of one group, as launchers do; returns the output of each process.
+    """Run a module in several processes of one group, as launchers do; returns the output of each process.
 
     Raises:
         AssertionError: one of them failed.
@@ -52,24 +105,9 @@ def run_together(command: list, processes: int, **environment: str) -> list[str]
         "LOCAL_WORLD_SIZE": str(processes),
         "ACCELERATE_USE_CPU": "true",
         "GLOO_SOCKET_IFNAME": "lo",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
+        **environment,
     }
-    started = [
-        subprocess.Popen(
-            [str(part) for part in command],
-            env={**os.environ, **shared, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        told = [process.communicate(timeout=240)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert all(process.returncode == 0 for process in started), "\n".join(text[-2000:] for text in told)
-    return told
+    started = [Run(command, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(processes)]
+    statuses = [run.wait() for run in started]
+    assert not any(statuses) and None not in statuses, "\n".join(run.told[-2000:] for run in started)
+    return [run.told for run in started]

@@ -31,7 +31,7 @@ def environment(tmp_path_factory):
     # after the standard library (PYTHONPATH would not): cityscapesscripts installs an old `typing`.
     packages = next((folder / "env").rglob("site-packages"))
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    return python, {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return python, {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
 
 
 ALL = "import json, sys; from mpformer_hf.cli.main import main; [main(argv) for argv in json.loads(sys.argv[1])]"

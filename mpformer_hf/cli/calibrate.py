@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     data, args = parse(classes, argv, __doc__, "mpformer calibrate", ignore_unknown=True)
     file = Path(args.model_name_or_path or "") / "config.json"
     if not args.model_name_or_path or not file.is_file():
-        raise ValueError(f"model_name_or_path must be the folder of a saved model, got {args.model_name_or_path!r}.")
+        raise ValueError(
+            f"model_name_or_path must be the folder of a saved model, got {args.model_name_or_path or None!r}."
+        )
     if not data.dataset_name or data.streaming:
         raise ValueError("Name a dataset with --dataset_name, and leave out streaming.")
     if data.eval_split == data.train_split:

@@ -240,7 +240,7 @@ def export(
         name: saved MP-Former or Mask2Former, folder or Hub name.
         file: new file, `.onnx` or `.pt2`.
         height, width: size of the traced images in pixels, multiples of 32.
-        with_postprocessing: from 8-bit images to results of the processor's task, see `exported_postprocessing.py`.
+        with_postprocessing: from 8-bit images to results of the processor's task, see `export/postprocessing.py`.
         detections: number of instances of an image, for that.
         precision: of an ONNX file: fp32, fp16 or int8.
         calibration: folder of images, for int8.

@@ -2,10 +2,10 @@
 
 import io
 import json
+import multiprocessing
+import random
 import shutil
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -22,12 +22,13 @@ from mpformer_hf.cli import predict
 from mpformer_hf.cli import predict as script
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.result_names import result_names
+from mpformer_hf.inference import shards
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.images import read_image
 from mpformer_hf.utils.files import lock_folder
 from tests import datasets_on_disk as make
 from tests import official_folders
-from tests.runs import ROOT, run_together
+from tests.runs import run_together
 from tests.tiny import tiny_model
 
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
@@ -368,9 +369,7 @@ def test_no_file_ends_in_a_traceback(trained, tmp_path, capsys):
 
 
 def test_two_processes_share_the_work(trained, photos, tmp_path):
-    told = run_together(
-        [sys.executable, "-m", "mpformer_hf.cli.predict", trained, photos, tmp_path / "out"], processes=2
-    )
+    told = run_together(["mpformer_hf.cli.predict", trained, photos, tmp_path / "out"], processes=2)
     assert sum("4 of 4 images" in text for text in told) == 1, "the processes did not find each other"
     run(trained, photos, tmp_path / "alone")
     assert read(tmp_path / "out" / "predictions.json") == read(tmp_path / "alone" / "predictions.json")
@@ -406,28 +405,26 @@ def test_a_shard_and_the_whole_are_written_by_one_run_each(trained, photos, tmp_
         run(trained, photos, tmp_path / "out", "--shard", "1/2")
 
 
-STARTS = """
-import random, sys, time
-from pathlib import Path
-from mpformer_hf.inference import shards
-check = shards.check_new_folder
-shards.check_new_folder = lambda folder: time.sleep(0.02 * random.random()) or check(folder)
-time.sleep(max(0, float(sys.argv[2]) - time.time()))
-for turn in range(20):
-    folder = Path(sys.argv[3]) / str(turn)
-    shards.check_output(folder, {"a": 1}, 3)
-    lock = shards.claim_output(folder, {"a": 1}, int(sys.argv[1]), 3)
-"""
+def start_shards(index: int, together, folder: Path) -> None:
+    """Claim twenty folders, with delays between looking at a folder and using it."""
+    check = shards.check_new_folder
+    shards.check_new_folder = lambda folder: time.sleep(0.02 * random.random()) or check(folder)
+    held = []
+    for turn in range(20):
+        together.wait(60)
+        shards.check_output(folder / str(turn), {"a": 1}, 3)
+        held.append(shards.claim_output(folder / str(turn), {"a": 1}, index, 3))
 
 
 def test_shards_may_start_at_the_same_time(tmp_path):
-    """Twenty times, with delays between looking at the folder and using it."""
-    start = str(time.time() + 15)
-    command = [sys.executable, "-c", STARTS]
-    options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
-    jobs = [subprocess.Popen([*command, str(index), start, tmp_path], **options) for index in range(3)]
-    errors = [job.communicate(timeout=120)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0, 0], errors
+    processes = multiprocessing.get_context("fork")
+    together = processes.Barrier(3)
+    jobs = [processes.Process(target=start_shards, args=(index, together, tmp_path)) for index in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
     assert all(read(tmp_path / str(turn) / "settings.json") == {"a": 1, "shards": 3} for turn in range(20))
 
 

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,30 +32,52 @@ def saved(tmp_path_factory):
     for backbone in ("resnet", "swin"):
         folders[backbone] = tmp_path_factory.mktemp("saved") / backbone
         torch.manual_seed(0)
-        tiny_model(backbone, decoder_layers=3).save_pretrained(folders[backbone])
+        tiny_model(backbone, decoder_layers=2).save_pretrained(folders[backbone])
         MPFormerImageProcessor().save_pretrained(folders[backbone])
     return folders
 
 
-def check_file(saved: Path, file: Path, smallest: int, capsys) -> None:
-    """Export a model, and compare the file with it at another size."""
-    sides = ["--height", str(smallest), "--width", str(smallest + 32)]
-    mpformer(["export", str(saved), str(file), *sides])
-    assert f"image sides: multiples of 32 from {smallest}): largest difference of an output" in capsys.readouterr().out
-    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, "model_processor"]
-    pixel_values = torch.randn(1, 3, smallest + 64, smallest)
-    logits = exporter.ExportableModel(load_model(str(saved)))
-    with torch.no_grad():
-        expected = logits(pixel_values)
-    for ours, theirs in zip(exporter.run_exported(file, pixel_values), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """Tests that export the same model at the same size share what `torch.export` made."""
+    traced, export = {}, torch.export.export
+
+    def once(model, arguments, dynamic_shapes):
+        key = (type(model), tuple(model.output_names), model.smallest_side, arguments[0].shape, repr(dynamic_shapes))
+        if key not in traced:
+            traced[key] = export(model, arguments, dynamic_shapes=dynamic_shapes)
+        return traced[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.export, "export", once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def onnx_file(saved, tmp_path_factory):
+    """The resnet model as `model.onnx`, with dynamic sizes."""
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    file = tmp_path_factory.mktemp("exported") / "model.onnx"
+    mpformer(["export", str(saved["resnet"]), str(file), "--height", "64", "--width", "96"])
+    return file
 
 
 @pytest.mark.parametrize("backbone, name, smallest", [("swin", "model.onnx", 160), ("resnet", "model.pt2", 64)])
 def test_the_file_is_the_model(saved, tmp_path, backbone, name, smallest, capsys):
+    """Also at another size than the traced one."""
     if name.endswith("onnx"):
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    check_file(saved[backbone], tmp_path / name, smallest, capsys)
+    file = tmp_path / name
+    sides = ["--height", str(smallest), "--width", str(smallest + 32)]
+    mpformer(["export", str(saved[backbone]), str(file), *sides])
+    assert f"image sides: multiples of 32 from {smallest}): largest difference of an output" in capsys.readouterr().out
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, "model_processor"]
+    pixel_values = torch.randn(1, 3, smallest + 64, smallest)
+    logits = exporter.ExportableModel(load_model(str(saved[backbone])))
+    with torch.no_grad():
+        expected = logits(pixel_values)
+    for ours, theirs in zip(exporter.run_exported(file, pixel_values), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("config", [SwinConfig, Swinv2Config])
@@ -199,13 +220,10 @@ def graph_operators(graph) -> set[str]:
     return found
 
 
-def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, tmp_path, capsys):
+def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, onnx_file):
     """No loops, branches or sequences; OpenVINO has the logits of the model."""
-    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
-    file = tmp_path / "model.onnx"
-    check_file(saved["resnet"], file, 64, capsys)
-    content = onnx.load(file)
+    content = onnx.load(onnx_file)
     onnx.checker.check_model(content, full_check=True)
     operators = graph_operators(content.graph) | {o for f in content.functions for o in graph_operators(f)}
     assert "GridSample" in operators
@@ -216,8 +234,8 @@ def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, tmp_path, 
         and json.loads(settings["task"]) == "panoptic"
     )
     assert json.loads(settings["image_mean"]) == pytest.approx([0.485, 0.456, 0.406])
-    assert (tmp_path / "model_processor" / "preprocessor_config.json").is_file()
-    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert (onnx_file.with_name("model_processor") / "preprocessor_config.json").is_file()
+    compiled = openvino.Core().compile_model(str(onnx_file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     model = load_model(str(saved["resnet"]))
     for size in ((2, 3, 96, 128), (1, 3, 64, 64)):
         pixel_values = torch.randn(size)
@@ -229,8 +247,10 @@ def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, tmp_path, 
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_other_precisions_are_near_the_model(precision, saved, tmp_path):
+def test_other_precisions_are_near_the_model(precision, saved, onnx_file, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
+    save_onnx = lambda model, program, file, metadata: shutil.copyfile(onnx_file, file)  # noqa: E731
+    monkeypatch.setattr(exporter, "save_onnx", save_onnx)
     official_folders.mask_images(tmp_path / "photos")
     file = tmp_path / "model.onnx"
     flags = ["--height", "64", "--width", "96", "--precision", precision]

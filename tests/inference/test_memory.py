@@ -1,6 +1,5 @@
 """Tests of `memory`."""
 
-import multiprocessing
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +7,11 @@ import torch
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.training.memory import peak_memory
+from tests.runs import PROCESSES
 
 
 def peak_of(connection, task):
     """Child process: MiB that one large image adds to the largest resident memory."""
-    torch.set_num_threads(2)
     generator = torch.Generator().manual_seed(0)
     outputs = SimpleNamespace(
         masks_queries_logits=torch.randn(1, 100, 256, 512, generator=generator),
@@ -29,9 +28,8 @@ def peak_of(connection, task):
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_a_hundred_queries_of_a_large_image_stay_below_a_gigabyte_and_a_half(task):
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=peak_of, args=(there, task))
+    here, there = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=peak_of, args=(there, task))
     process.start()
     process.join(120)
     shape, peak = here.recv()

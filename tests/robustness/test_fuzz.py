@@ -1,18 +1,15 @@
 """Tests of `fuzz`."""
 
-import subprocess
-import sys
-
 import pytest
 
 from tests import fuzz
-from tests.runs import ROOT
+from tests.runs import Run
 
 
 def run_module(*argv):
-    done = subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    done = Run(argv)
+    assert done.wait(300) == 0, done.told[-6000:]
+    return done.told
 
 
 def test_changed_inputs_give_the_right_result_or_a_sentence():

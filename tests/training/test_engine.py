@@ -1,10 +1,7 @@
 """Long runs: resuming after a kill, moving averages, freezing, early stopping, trackers, streams, processes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -18,7 +15,7 @@ from safetensors.torch import load_file
 
 from mpformer_hf.training import engine, finetune
 from mpformer_hf.training.sharding import prepare_sharding
-from tests.runs import ROOT, flags, run_together
+from tests.runs import ROOT, Run, flags, run_together
 
 
 def rows_of(output, name="log.jsonl"):
@@ -29,27 +26,18 @@ def losses_of(output):
     return {row["step"]: row["loss"] for row in rows_of(output)}
 
 
-def launch(*argv):
-    """Start training.finetune in a new process."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "training.finetune", *map(str, argv)]
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def test_a_killed_run_resumes_with_equal_results(shapes, tmp_path):
     torch.set_num_threads(1)
     options = {"max_train_steps": 9, "eval_steps": 3, "checkpointing_steps": 2, "ema_decay": 0.9, "max_eval_samples": 1}
     finetune.main(flags(shapes, tmp_path / "whole", **options))
-    killed = launch(*flags(shapes, tmp_path / "killed", **options))
+    killed = Run(["training.finetune", *flags(shapes, tmp_path / "killed", **options)])
     log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 120
     while time.time() < deadline and not (log.is_file() and log.read_text().count("\n") >= 5):
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
+    killed.send(signal.SIGKILL)
     killed.wait()
     step = max(losses_of(tmp_path / "killed"))
-    assert 5 <= step < 9, killed.stdout.read()[-2000:]
+    assert 5 <= step < 9, killed.told[-2000:]
     with log.open("a") as file:
         file.write('{"step": 6, "lo')  # as if it had died while it wrote
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -156,7 +144,7 @@ def test_instances_train_and_are_scored(shapes, tmp_path, task):
 def test_two_processes_train_together(shapes, tmp_path):
     options = {"max_train_steps": 3, "eval_steps": 3, "checkpointing_steps": 3, "num_pictures": 0}
     argv = flags(shapes, tmp_path / "two", per_device_train_batch_size=1, **options)
-    run_together([sys.executable, ROOT / "training" / "finetune.py", *argv], processes=2)
+    run_together(["training.finetune", *argv], processes=2)
     results = finetune.main(flags(shapes, tmp_path / "one", per_device_train_batch_size=2, **options))
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     assert two["best"]["images"] == results["best"]["images"] == 3
@@ -174,9 +162,9 @@ def test_fsdp_trains_like_ddp_and_resumes(shapes, tmp_path):
     options = {"max_train_steps": 4, "eval_steps": 2, "checkpointing_steps": 3, "num_pictures": 0}
     options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "ema_decay": 0.5}
     ddp, fsdp = (flags(shapes, tmp_path / name, **options) for name in ("ddp", "fsdp"))
-    run_together([sys.executable, "-m", "training.finetune", *ddp], processes=2)
+    run_together(["training.finetune", *ddp], processes=2)
     environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml")
-    command = [sys.executable, "-m", "tests.sharded_run", *fsdp]
+    command = ["tests.sharded_run", *fsdp]
     told = run_together(command, processes=2, **environment)
     checkpoint = tmp_path / "fsdp" / "checkpoint-3"
     assert len(list(checkpoint.rglob("*.distcp"))) == 4, told[0]  # weights and optimizer of either process

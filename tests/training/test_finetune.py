@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ from mpformer_hf.training.building import build_model, load_checkpoint
 from mpformer_hf.training.optimization import build_optimizer, build_scheduler, parameter_groups
 from mpformer_hf.utils.arguments import parse
 from tests import datasets_on_disk as make
-from tests.runs import ROOT, flags
+from tests.runs import Run, flags
 from tests.tiny import BACKBONES, SIZES, tiny_config, tiny_model
 
 LABELS = Labels(["a", "b", "c"], {0: 0, 1: 1, 2: 2}, {0})
@@ -363,10 +361,9 @@ def test_a_failed_save_leaves_the_old_weights(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("module", ["training.finetune", "mpformer_hf.cli.main"])
 def test_help_is_readable(module):
-    command = [sys.executable, "-m", module, *(["evaluate"] if "cli" in module else [])]
-    helped = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert helped.returncode == 0
-    usage, *groups = re.split(r"\n\n(?=[a-z ]+:\n)", helped.stdout)
+    helped = Run([module, *(["evaluate"] if "cli" in module else []), "--help"])
+    assert helped.wait() == 0
+    usage, *groups = re.split(r"\n\n(?=[a-z ]+:\n)", helped.told)
     assert len(usage.splitlines()) < 20 and all(len(group.splitlines()) <= 24 for group in groups)
     flags = [line.split() for group in groups for line in group.splitlines()[1:]]
     assert {"--config", "--dataset_name"} <= {words[0] for words in flags}

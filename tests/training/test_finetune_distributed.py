@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from transformers import TimmBackboneConfig
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation
 from tests.distributed_step import step
 from tests.model.test_backbone import tiny_model as backbone_model
-from tests.runs import flags, run_together
+from tests.runs import ROOT, Run, flags, run_together
 from tests.tiny import SIZES, batch_of, tiny_model
 
 
@@ -23,22 +22,8 @@ def test_two_processes_equal_one(counts, tmp_path):
     model.save_pretrained(tmp_path / "model")
     batch = batch_of(counts)
     torch.save(batch, tmp_path / "case.pt")
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed_step", str(tmp_path), str(rank)],
-            env=environment,
-            cwd=Path(__file__).resolve().parents[2],
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [run.communicate(timeout=120)[1].decode() for run in runs]
-    finally:
-        for run in runs:
-            run.kill()
-    assert [run.returncode for run in runs] == [0, 0], errors
+    runs = [Run(["tests.distributed_step", tmp_path, rank], GLOO_SOCKET_IFNAME="lo") for rank in range(2)]
+    assert [run.wait() for run in runs] == [0, 0], [run.told for run in runs]
     result = torch.load(tmp_path / "result.pt", weights_only=True)
 
     loss = step(model.train(), batch)
@@ -59,7 +44,7 @@ def test_two_processes_fine_tune_saved_checkpoints(tmp_path):
     MPFormerForUniversalSegmentation(MPFormerConfig(backbone_config=timm, num_labels=4, **SIZES)).save_pretrained(
         tmp_path / "timm"
     )
-    for told in run_together([sys.executable, "-m", "tests.distributed_checkpoints", tmp_path], processes=2):
+    for told in run_together(["tests.distributed_checkpoints", tmp_path], processes=2):
         assert [line for line in told.splitlines() if line in kinds] == kinds
 
 
@@ -68,7 +53,7 @@ def test_two_processes_fine_tune_a_saved_swin(shapes, tmp_path):
     backbone_model("swin").save_pretrained(tmp_path / "model")
     options = {"model_name_or_path": tmp_path / "model", "model_fields": "{}", "max_train_steps": 3, "eval_steps": 3}
     argv = flags(shapes, tmp_path / "out", **options, max_eval_samples=1, per_device_train_batch_size=1)
-    run_together([sys.executable, "-m", "training.finetune", *argv], processes=2)
+    run_together(["training.finetune", *argv], processes=2)
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 3
 
 
@@ -87,7 +72,7 @@ def test_torchrun_restarts_after_a_process_died_and_the_run_resumes(shapes, tmp_
     command = [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, argv)]
     done = subprocess.run(
         [*command, "--resume_from_checkpoint", "latest"],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         env={**os.environ, **own},
         capture_output=True,
         text=True,

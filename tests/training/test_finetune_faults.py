@@ -1,10 +1,7 @@
 """Tests of `finetune_faults`."""
 
-import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,7 +10,7 @@ import pytest
 from mpformer_hf.training import finetune
 from mpformer_hf.training.engine import FineTuner
 from tests import datasets_on_disk as make
-from tests.runs import ROOT, flags
+from tests.runs import Run, flags
 
 
 def test_images_too_narrow_to_train_on_stop_the_run_in_a_sentence(tmp_path):
@@ -27,41 +24,25 @@ def test_images_too_narrow_to_train_on_stop_the_run_in_a_sentence(tmp_path):
 def limited():
     """Files of more than 100 KB cannot be written, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
-def run_limited(module, *argv):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, argv)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        preexec_fn=limited,
-    )
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
 def test_a_full_disk_ends_training_in_a_sentence(shapes, tmp_path):
-    done = run_limited("training.finetune", *flags(shapes, tmp_path / "out", max_train_steps=1))
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ")
-    assert "File too large" in done.stderr.splitlines()[-1]
+    done = Run(["training.finetune", *flags(shapes, tmp_path / "out", max_train_steps=1)], before=limited)
+    assert done.wait() == 1, done.told
+    last = done.told.splitlines()[-1]
+    assert last.startswith("error: ") and "File too large" in last
     assert not list((tmp_path / "out").rglob("*.safetensors")) and not list((tmp_path / "out").rglob(".writing*"))
 
 
 def test_ctrl_c_ends_training_in_a_word_and_the_run_resumes(shapes, tmp_path):
     argv = flags(shapes, tmp_path / "out", max_train_steps=10_000, eval_steps=10_000, checkpointing_steps=1)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training.finetune", *argv],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in the background of a shell
-    )
+    process = Run(["training.finetune", *argv])
     end = time.monotonic() + 120
     while not list((tmp_path / "out").glob("checkpoint-*")) and time.monotonic() < end:
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in told and "interrupted" in told.splitlines()
+    process.send(signal.SIGINT)
+    assert process.wait(60) == 130 and "Traceback" not in process.told and "interrupted" in process.told.splitlines()
     steps = max(int(f.name.split("-")[1]) for f in (tmp_path / "out").glob("checkpoint-*")) + 1
     argv[argv.index("--max_train_steps") + 1] = str(steps)
     assert finetune.main([*argv, "--resume_from_checkpoint", "latest"])["steps"] == steps

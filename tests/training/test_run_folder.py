@@ -5,8 +5,7 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from mpformer_hf.training import checkpoints, engine, finetune, run_folder
-from tests.runs import ROOT, flags
+from tests.runs import PROCESSES, flags
 
 OPTIONS = {"max_train_steps": 6, "eval_steps": 3, "checkpointing_steps": 2, "max_eval_samples": 1, "num_pictures": 0}
 
@@ -209,25 +208,23 @@ def test_checkpoints_of_other_runs_and_steps_are_refused(shapes, interrupted, tm
             resume(shapes, interrupted)
 
 
-HOLD = """
-import sys, time
-from mpformer_hf.training.run_folder import lock_run
-lock = lock_run(sys.argv[1])
-print("held", flush=True)
-time.sleep(60)
-"""
+def hold(folder: str, held) -> None:
+    lock = run_folder.lock_run(folder)
+    held.send(lock is not None)
+    time.sleep(60)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "model")]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    here, there = PROCESSES.Pipe()
+    first = PROCESSES.Process(target=hold, args=(str(tmp_path / "model"), there))
+    first.start()
     try:
-        assert first.stdout.readline() == "held\n"
+        assert here.poll(60) and here.recv()
         with pytest.raises(ValueError, match="is used by another process"):
             run_folder.lock_run(str(tmp_path / "model"))
     finally:
         first.kill()
-        first.wait()
+        first.join()
     run_folder.lock_run(str(tmp_path / "model")).release()  # the lock of a killed process is gone
 
 

@@ -2,15 +2,12 @@
 
 import json
 import resource
-import subprocess
-import sys
 
 import pytest
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.training.checkpoints import save_model
 from mpformer_hf.utils.files import write_json
-from tests.runs import ROOT
 from tests.tiny import tiny_model
 
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
@@ -24,16 +21,16 @@ def saved(tmp_path_factory):
     return folder
 
 
-def limited():
-    """Files of more than 100 KB cannot be written, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
 def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """Files of more than 100 KB cannot be written, as on a full disk."""
     write_json([1], tmp_path / "file.json")
-    code = f"from mpformer_hf.utils.files import *; write_json(['x' * 200_000], Path({str(tmp_path / 'file.json')!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, preexec_fn=limited, capture_output=True, text=True)
-    assert done.returncode == 1 and "File too large" in done.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_json(["x" * 200_000], tmp_path / "file.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert json.loads((tmp_path / "file.json").read_text()) == [1] and len(list(tmp_path.iterdir())) == 1
 
 
