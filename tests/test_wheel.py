@@ -41,7 +41,9 @@ def test_every_command_runs_without_the_repository(environment, tmp_path):
     data = make.shapes(tmp_path / "data", train=1, validation=2)
     names = json.loads((data / "id2label.json").read_text())
     torch.manual_seed(0)
-    tiny_model(num_labels=8, id2label={int(i): name for i, name in names.items()}).save_pretrained(tmp_path / "model")
+    tiny_model(decoder_layers=2, num_labels=8, id2label={int(i): name for i, name in names.items()}).save_pretrained(
+        tmp_path / "model"
+    )
     MPFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
     make.photo().save(tmp_path / "photo.png")
     hub = Hub()
