@@ -31,10 +31,10 @@ from PIL import Image
 
 from ..data.coco_masks import decode_segmentation
 from ..data.dataset import check_inside
-from ..data.folders.coco import read_coco_json
-from ..data.folders.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.formats.format import ImageRecord
 from ..data.formats.yolo import Yolo, write_data_yaml
+from ..data.layouts.coco import read_coco_json
+from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.result_names import result_name
 from ..inference.drawing import draw_segmentation
 from ..inference.loading import fingerprint, load_model, load_processor

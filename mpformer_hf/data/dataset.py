@@ -17,13 +17,13 @@ from torch import Tensor
 from ..model.images import open_image, read_size, to_rgb
 from ..utils.progress import progress
 from .arguments import DataArguments
-from .folders.folder import FolderSplit
-from .folders.registry import find_layout
 from .labels import Labels, read_labels
-from .layouts import has_targets, instance_map_reader, objects_reader, panoptic_reader, semantic_reader
+from .layouts.folder import FolderSplit
+from .layouts.registry import find_layout
 from .result_names import result_name, result_names
 from .segments import Reader, Segments
 from .splits import divide
+from .tables import has_targets, instance_map_reader, objects_reader, panoptic_reader, semantic_reader
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from .arguments import DataArguments
-from .folders.registry import find_layout
+from .layouts.registry import find_layout
 
 SPLIT_SEED = 0
 SAMPLED = 10  # images that are read to see whether label maps have classes

@@ -23,7 +23,7 @@ from mpformer_hf.training import finetune
 from mpformer_hf.training.arguments import TransformArguments
 from mpformer_hf.training.batches import StreamSampler, TrainingDataset
 from tests import datasets_on_disk, official_folders
-from tests.data.test_folders import CASES, ONE_SPLIT
+from tests.data.test_layouts import CASES, ONE_SPLIT
 from tests.runs import flags
 
 

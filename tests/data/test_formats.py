@@ -28,7 +28,7 @@ from mpformer_hf.evaluation.task_metrics import semantic_reference
 from mpformer_hf.training import finetune
 from mpformer_hf.utils.files import read_json
 from tests import official_folders
-from tests.data.test_folders import CASES, ONE_SPLIT
+from tests.data.test_layouts import CASES, ONE_SPLIT
 from tests.runs import flags
 from tests.tiny import tiny_model
 

@@ -1,255 +1,253 @@
-"""Instances in every layout, overlapping ones too, from files to masks."""
+"""Datasets as distributed: every layout gives the same scene, and what does not fit is named."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from datasets import Image as ImageColumn
-from datasets import Value
-from PIL import Image
 
-from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.evaluation.task_metrics import TaskMetrics, instance_reference, semantic_reference
-from mpformer_hf.metrics.mean_iou import MeanIoU
-from mpformer_hf.training.arguments import TransformArguments
-from mpformer_hf.training.batches import TrainingDataset
-from mpformer_hf.training.packing import Unpacker
-from tests import datasets_on_disk as make
+from mpformer_hf.data.layouts.registry import find_layout
+from mpformer_hf.training import finetune
+from tests import official_folders
+from tests.runs import flags
+
+CARS = [np.zeros((official_folders.HEIGHT, official_folders.WIDTH), bool) for _ in official_folders.CARS]
 
 
-def opened(folder, task="instance", split="train", **fields):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+for mask, where in zip(CARS, official_folders.CARS, strict=True):
+    mask[where] = True
 
 
-def masks_of(segments):
-    result = instance_reference(segments, set(range(10)))
-    return result["masks"], result["label_ids"], result["iscrowd"]
+# layout, task, split, names of the classes of the first image, ids of these in the dataset, id of the first image
+CASES = {
+    "cityscapes semantic": (official_folders.cityscapes, "semantic", {"sky": 23, "road": 7, "car": 26, "person": 24}),
+    "cityscapes instance": (official_folders.cityscapes, "instance", {"car": 26}),
+    "cityscapes panoptic": (official_folders.cityscapes, "panoptic", {"sky": 23, "road": 7, "car": 26}),
+    "ade20k semantic": (official_folders.ade20k, "semantic", {"sky": 3, "road": 7, "car": 21}),
+    "ade20k instance": (official_folders.ade20k, "instance", {"car": 20}),
+    "ade20k panoptic": (official_folders.ade20k, "panoptic", {"sky": 2, "road": 6, "car": 20}),
+    "ade20k prepared": (official_folders.ade20k_prepared, "panoptic", {"sky": 2, "road": 6, "car": 20}),
+    "mapillary semantic": (official_folders.mapillary, "semantic", {"Sky": 0, "Road": 1, "Car": 2}),
+    "mapillary instance": (official_folders.mapillary, "instance", {"Car": 2}),
+    "mapillary panoptic": (official_folders.mapillary, "panoptic", {"Sky": 1, "Road": 2, "Car": 3}),
+    "voc semantic": (official_folders.pascal_voc, "semantic", {"background": 0, "car": 7}),
+    "voc instance": (official_folders.pascal_voc, "instance", {"car": 7}),
+    "coco-stuff": (official_folders.coco_stuff, "semantic", {"sky-other": 156, "road": 148, "car": 2}),
+    "yolo": (official_folders.yolo, "instance", {"car": 1}),
+    "coco instance": (official_folders.coco_instances, "instance", {"car": 3}),
+    "coco panoptic": (official_folders.coco_panoptic, "panoptic", {"sky": 187, "road": 149, "car": 3}),
+    "lvis": (official_folders.lvis, "instance", {"car": 2}),
+    "roboflow": (official_folders.roboflow, "instance", {"car": 3}),
+    "cvat": (official_folders.cvat, "instance", {"car": 3}),
+    "labelme instance": (official_folders.labelme, "instance", {"car": 0, "sky": 1}),
+    "labelme semantic": (official_folders.labelme, "semantic", {"car": 0, "sky": 1}),
+    "label images": (official_folders.mask_images, "semantic", {"sky": 0, "road": 1, "car": 2}),
+    "instance files": (official_folders.instance_files, "instance", {"object": 0}),
+    "nuinsseg panoptic": (official_folders.nuinsseg, "panoptic", {"nucleus": 0, "tissue": 1}),
+    "nuinsseg instance": (official_folders.nuinsseg, "instance", {"nucleus": 0}),
+}
 
 
-def test_overlapping_objects_keep_all_their_pixels(tmp_path, caplog):
+ONE_SPLIT = ("cvat", "labelme", "instance files", "nuinsseg")
+
+
+def arguments(folder, task, **fields):
+    return DataArguments(dataset_name=str(folder), task=task, **fields)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_layout_gives_the_same_scene(name, tmp_path):
+    build, task, categories = CASES[name]
+    for split in ("train", "validation"):
+        dataset = open_dataset(arguments(build(tmp_path / split), task), split)
+        assert len(dataset) == 3 if name == "yolo" else len(dataset) == 2
+        for index in range(2):
+            image, segments = dataset[index]
+            assert image.shape == (3, official_folders.HEIGHT, official_folders.WIDTH)
+            layers = segments.map.view(-1, official_folders.HEIGHT, official_folders.WIDTH)
+            ids = dataset.labels.category_ids
+            things = [name for name in categories if name in ("car", "Car", "object", "nucleus")]
+            found = {}
+            for segment, label in segments.classes.items():
+                found.setdefault(dataset.labels.names[label], []).append((layers == segment).any(0).numpy())
+                assert ids[label] == categories.get(dataset.labels.names[label], 1)  # 1: the row without pixels
+            assert {name for name in found if any(mask.any() for mask in found[name])} == set(categories)
+            cars = sorted((mask for thing in things for mask in found[thing]), key=lambda mask: mask.sum())
+            expected = CARS if task != "semantic" else [CARS[0] | CARS[1]]
+            for mask, car in zip(cars, expected, strict=True):
+                free = np.ones_like(car)
+                free[:, -2:] = False  # void in some layouts
+                free[44:] = False
+                assert (mask == car)[free].all()
+
+
+@pytest.mark.parametrize("version", ["v1.2", "v2.0"])
+def test_versions_of_mapillary(version, tmp_path):
+    folder = official_folders.mapillary(tmp_path, version)
+    for task in ("semantic", "instance", "panoptic"):
+        assert len(open_dataset(arguments(folder, task, dataset_config_name=version), "train")) == 2
+    with pytest.raises(ValueError, match="cannot be read with dataset_config_name"):
+        open_dataset(arguments(folder, "semantic", dataset_config_name="v3"), "train")
+
+
+def test_void_crowds_and_areas(tmp_path):
+    dataset = open_dataset(arguments(official_folders.cityscapes(tmp_path / "c"), "instance"), "val")
+    segments = dataset[0][1]
+    assert {dataset.labels.names[label] for label in segments.crowds.values()} == {"person"}  # the group
+    assert segments.ignored >= {0, 1, 29} and not segments.ignored & {7, 23, 24, 29000}
+    semantic = open_dataset(arguments(tmp_path / "c", "semantic"), "val")[0][1]
+    assert 29 not in semantic.classes and 1 not in semantic.classes
+    coco = open_dataset(arguments(official_folders.coco_instances(tmp_path / "coco"), "instance"), "val")[0][1]
+    assert sorted(coco.areas.values()) == [100.0, 572.0, 1500.5] and len(coco.crowds) == 1
+    other = open_dataset(arguments(official_folders.nuinsseg(tmp_path / "n"), "panoptic"), "train")[0][1]
+    assert (other.map[:20, :10] == 0).all() and (other.map[20:22, 4:10] == 1).all()  # vague, but for the nucleus
+
+
+def test_ids_and_names_of_images(tmp_path):
+    cases = {
+        official_folders.coco_instances: ("instance", (397133, "000000397133.jpg", "000000397133")),
+        official_folders.cityscapes: (
+            "semantic",
+            ("berlin_000000_000019", "berlin_000000_000019_leftImg8bit.png", "berlin_000000_000019_leftImg8bit"),
+        ),
+        official_folders.ade20k: ("panoptic", ("ADE_val_00000001", "ADE_val_00000001.jpg", "ADE_val_00000001")),
+        official_folders.coco_stuff: ("semantic", (9, "000000000009.jpg", "000000000009")),
+    }
+    for build, (task, identity) in cases.items():
+        assert open_dataset(arguments(build(tmp_path / build.__name__), task), "val").identity(0) == identity
+
+
+def test_layouts_without_splits_are_not_used_for_training_and_evaluation(tmp_path):
+    for name in ONE_SPLIT:
+        build, task, _ = next(case for key, case in CASES.items() if key.startswith(name))
+        with pytest.raises(ValueError, match=r"is of no split, .* give --validation_share"):
+            finetune.main(flags(build(tmp_path / name.replace(" ", "_")), tmp_path / "out", task=task))
+
+
+def broken_cityscapes(folder):
+    official_folders.cityscapes(folder)
+    next((folder / "gtFine" / "val" / "berlin").glob("*000000*labelIds.png")).unlink()
+
+
+def cityscapes_without_an_image(folder):
+    official_folders.cityscapes(folder)
+    next((folder / "leftImg8bit" / "val" / "berlin").glob("*000000*")).unlink()
+
+
+def ade_without_instances(folder):
+    official_folders.ade20k(folder)
+    shutil.rmtree(folder / "annotations_instance")
+
+
+def yolo_of(line):
+    def build(folder):
+        official_folders.yolo(folder)
+        (folder / "valid" / "labels" / "a.txt").write_text(line)
+
+    return build
+
+
+def yolo_without_labels(folder):
+    official_folders.yolo(folder)
+    shutil.rmtree(folder / "valid" / "labels")
+
+
+def voc_without_a_map(folder):
+    official_folders.pascal_voc(folder)
+    next((folder / "SegmentationObject").glob("*0_val.png")).unlink()
+
+
+def labelme_without_image(folder):
+    official_folders.labelme(folder)
+    (folder / "a.jpg").unlink()
+
+
+def labels_without_images(folder):
+    official_folders.mask_images(folder)
+    (folder / "images" / "val" / "a.jpg").unlink()
+
+
+def coco_stuff_without_images(folder):
+    official_folders.coco_stuff(folder)
+    shutil.rmtree(folder / "val2017")
+
+
+def one_of_two_folders(folder):
+    official_folders.cityscapes(folder)
+    shutil.rmtree(folder / "gtFine")
+
+
+@pytest.mark.parametrize(
+    ("build", "task", "split", "message"),
+    [
+        (broken_cityscapes, "semantic", "val", r"000000_000019_leftImg8bit\.png has no label .*_gtFine_labelIds\.png"),
+        (cityscapes_without_an_image, "instance", "val", "has no image in .*leftImg8bit/val; there are 1 of these"),
+        (official_folders.cityscapes, "semantic", "test", "must have one folder for split 'test', it has train, val"),
+        (ade_without_instances, "panoptic", "val", "has no annotations_instance/validation/, the second download"),
+        (yolo_of("0 0.5 0.5 0.2 0.2"), "instance", "val", r"line 1 of .*a\.txt is a box, expected a polygon"),
+        (yolo_of("0 0.5 0.5 0.2 0.2 3 3"), "instance", "val", "has coordinates outside of 0 to 1"),
+        (yolo_of("7 0.5 0.5 0.2 0.2 0 0"), "instance", "val", r"has class 7, which is not in data\.yaml"),
+        (yolo_of("0 0.5 x"), "instance", "val", r"line 1 of .*a\.txt is not numbers"),
+        (yolo_without_labels, "instance", "val", "has 3 images, but none has labels such as"),
+        (official_folders.yolo, "instance", "test", r"data\.yaml has no split 'test', it has train, val"),
+        (
+            official_folders.yolo,
+            "semantic",
+            "val",
+            "is YOLO segmentation .*, which is for task instance, not for task semantic",
+        ),
+        (voc_without_a_map, "instance", "val", "names 2007_000000_val, but .*SegmentationObject.* is missing"),
+        (labelme_without_image, "instance", "train", r"a\.json refers to 'a\.jpg', which does not exist"),
+        (labels_without_images, "semantic", "val", r"a_mask\.png has no image in .*images/val"),
+        (coco_stuff_without_images, "semantic", "val", "has no images val2017/"),
+        (one_of_two_folders, "semantic", "val", "The nearest is Cityscapes .*, for which gtFine/ is missing"),
+        (lambda folder: folder.mkdir(), "semantic", "val", "fits no layout of Cityscapes .*, ADE20K .*, YOLO"),
+    ],
+)
+def test_bad_layouts_are_one_sentence(build, task, split, message, tmp_path):
+    build(tmp_path / "data")
+    with pytest.raises(ValueError, match=message):
+        dataset = open_dataset(arguments(tmp_path / "data", task), split)
+        [dataset[index] for index in range(len(dataset))]
+
+
+def test_the_layout_is_logged_and_chosen_for_the_task(tmp_path, caplog):
+    folder = official_folders.coco_stuff(official_folders.coco_panoptic(tmp_path / "d"))
     with caplog.at_level("INFO"):
-        data = opened(make.overlapping_objects(tmp_path / "d"))
-    assert "COCO objects" in caplog.text and data.labels.names == ["cat", "dog"] and data.labels.stuff == []
-    masks, labels, crowd = masks_of(data[0][1])
-    assert labels == [0, 1, 1] and crowd == [False, False, True]
-    assert masks[0].sum() == 400 and masks[1].sum() == 16 * 30 and (masks[0] & masks[1]).sum() == 100
-    assert data[1][1].map.shape == (40, 60) and not data[1][1].classes
+        open_dataset(arguments(folder, "semantic"), "val")
+        assert "COCO-Stuff" in caplog.text
+        open_dataset(arguments(folder, "panoptic"), "val")
+        assert "segments_info, panoptic_val2017.json" in caplog.text
+    assert find_layout("facebook/some-dataset", "semantic") is None
 
 
-def test_masks_of_overlapping_objects_reach_the_model(tmp_path):
-    data = opened(make.overlapping_objects(tmp_path / "d"))
-    arguments = TransformArguments(augmentation="none", horizontal_flip=False)
-    batches = TrainingDataset(data, arguments, MPFormerImageProcessor())
-    unpack = Unpacker(MPFormerImageProcessor(), torch.device("cpu"))
-    batch = unpack(batches.collate([batches[0, 1], batches[1, 1]]))
-    expected, labels, _ = masks_of(data[0][1])
-    assert batch["class_labels"][0].tolist() == labels[:2] and len(batch["class_labels"][1]) == 0
-    np.testing.assert_array_equal(batch["mask_labels"][0][:, :40, :60].numpy(), np.stack(expected[:2]))
-    batches = TrainingDataset(
-        data, TransformArguments(augmentation="lsj", crop_size=[64, 64]), MPFormerImageProcessor()
-    )
-    for draw in range(8):  # cropped together, and what is cropped away is dropped
-        batch = unpack(batches.collate([batches[0, draw]]))
-        assert batch["mask_labels"][0].flatten(1).any(1).all() and batch["mask_labels"][0].shape[1:] == (64, 64)
+def test_the_prepared_panoptic_json_of_ade20k_equals_the_maps(tmp_path):
+    raw = open_dataset(arguments(official_folders.ade20k(tmp_path / "raw"), "panoptic"), "val")
+    prepared = open_dataset(arguments(official_folders.ade20k_prepared(tmp_path / "prepared"), "panoptic"), "val")
+    for index in range(2):
+        one, other = raw[index][1], prepared[index][1]
+        names = [dataset.labels.names for dataset in (raw, prepared)]
+        classes = [
+            torch.tensor([s.classes.get(int(i), -1) for i in s.map.flatten()]).view(s.map.shape) for s in (one, other)
+        ]
+        assert torch.equal(*classes) and len(one.classes) == len(other.classes)
+        assert names[0][20] == names[1][20] == "car"
 
 
-def test_objects_as_structures_with_names_in_the_features(tmp_path):
-    data = opened(make.polygons(tmp_path / "d"))
-    masks, labels, _ = masks_of(data[0][1])
-    assert data.labels.names == ["cat", "dog"] and labels == [1, 0] and masks[0].sum() == masks[1].sum() == 361
+def test_images_without_an_object_are_found_in_any_layout(tmp_path):
+    folder = official_folders.yolo(tmp_path)
+    data = arguments(folder, "instance")
+    assert len(open_dataset(data, "train")) == 3 and len(open_dataset(data, "train", drop_empty=True)) == 2
 
 
-@pytest.mark.parametrize("reduce", [False, True])
-def test_instance_maps(tmp_path, reduce):
-    data = opened(make.instance_maps(tmp_path / "d"), do_reduce_labels=reduce)
-    masks, labels, _ = masks_of(data[0][1])
-    assert [data.labels.names[label] for label in labels] == ["cat", "cat", "dog"]
-    assert len(data.labels.names) == (2 if reduce else 3)
-    assert [mask.sum() for mask in masks] == [600, 600, 400]
-
-
-def test_the_things_of_a_panoptic_dataset(tmp_path):
-    folder = make.shapes(tmp_path / "shapes")
-    data, panoptic = opened(folder), opened(folder, "panoptic")
-    assert data.labels.names == ["disc", "square", "triangle", "star"] and len(panoptic.labels.names) == 8
-    for index in range(len(data)):
-        whole, things = panoptic[index][1], data[index][1]
-        expected = {i: label for i, label in whole.classes.items() if label in panoptic.labels.things}
-        assert things.classes == expected and torch.equal(things.map, whole.map)
-
-
-def test_coco_folders(tmp_path):
-    folder = make.coco_instances(tmp_path / "coco")
-    train, val = opened(folder), opened(folder, split="val")
-    assert train.labels.names == ["cat", "dog"] and train.labels.category_to_class == {3: 0, 18: 1}
-    masks, labels, _ = masks_of(val[0][1])
-    assert labels == [1] and masks[0].sum() == 361 and val[0][0].shape == (3, 40, 60)
-    data = opened(make.coco_panoptic(tmp_path / "panoptic"), "panoptic")
-    assert data.labels.names == ["cat", "sky"] and data.labels.things == {0}
-    assert data[0][1].classes == {256: 0, 5: 1} and (data[0][1].map[:20] == 256).all()
-    things = opened(tmp_path / "panoptic")
-    assert things.labels.names == ["cat"] and things[0][1].classes == {256: 0}
-
-
-def test_coco_folders_that_do_not_fit(tmp_path):
-    folder = make.coco_instances(tmp_path / "coco")
-    with pytest.raises(
-        ValueError, match="one JSON of panoptic annotations for split 'train', 0 of annotations/captions"
-    ):
-        opened(folder, "panoptic")
-    with pytest.raises(ValueError, match=r"for split 'test', 0 of annotations/captions"):
-        opened(folder, split="test")
-    (folder / "again").mkdir()
-    (folder / "train2017" / "train.jpg").rename(folder / "again" / "train.jpg")
-    assert len(opened(folder)) == 1
-    (folder / "twice").mkdir()
-    make.photo().save(folder / "twice" / "train.jpg")
-    with pytest.raises(ValueError, match=r"train.jpg, which was found 2 times in"):
-        opened(folder)
-    (folder / "twice" / "train.jpg").unlink()
-    (folder / "again" / "train.jpg").unlink()
-    with pytest.raises(ValueError, match=r"refers to train.jpg, which was found 0 times in"):
-        opened(folder)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"category": 5}, "Row 0: object 0 has category 5, which is not in id2label"),
-        ({"segmentation": [[1.0]]}, "Row 0: object 0 has a polygon of 1 coordinates"),
-        ({"segmentation": {"size": [4, 4], "counts": [16]}}, "Row 0: object 0 has an RLE of 4x4, the image is 40x60"),
-        ({"segmentation": None}, "Row 0: object 0 has a segmentation that is neither"),
-    ],
-)
-def test_bad_objects_are_one_sentence(tmp_path, change, message):
-    item = {"category": 0, "segmentation": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]], **change}
-    names = {"id2label.json": {"0": "cat"}}
-    features = {"image": make.Image(), "objects": make.Value("string")}
-    folder = make.write(tmp_path / "d", [{"image": make.photo(), "objects": json.dumps([item])}], features, names)
-    with pytest.raises(ValueError, match=message):
-        opened(folder)[0]
-
-
-def test_images_without_objects_can_be_left_out(tmp_path):
-    item = {"category": 0, "segmentation": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]], "iscrowd": 0}
-    objects = [[], [{**item, "iscrowd": 1}], [{**item, "iscrowd": 1}, item], [item]]
-    rows = [{"image": make.photo(), "objects": json.dumps(row)} for row in objects]
-    features = {"image": make.Image(), "objects": make.Value("string")}
-    folder = make.write(tmp_path / "d", rows, features, {"id2label.json": {"0": "cat"}})
-    for streaming in (False, True):
-        arguments = DataArguments(dataset_name=str(folder), task="instance", streaming=streaming)
-        kept = [row["objects"] for row in open_dataset(arguments, "train", drop_empty=True).rows]
-        assert kept == [json.dumps(row) for row in objects[2:]]
-    panoptic = DataArguments(dataset_name=str(make.coco_panoptic(tmp_path / "panoptic")), task="instance")
-    assert len(open_dataset(panoptic, "train", drop_empty=True)) == 1
-    maps = DataArguments(dataset_name=str(make.instance_maps(tmp_path / "maps")), task="instance")
-    assert len(open_dataset(maps, "train", drop_empty=True)) == 1
-    maps.streaming = True
-    with pytest.raises(ValueError, match="drop_empty needs a column objects or segments_info in a streamed dataset"):
-        open_dataset(maps, "train", drop_empty=True)
-
-
-def test_another_void_label(tmp_path):
-    values = np.zeros((40, 60), np.uint8)
-    values[:10], values[10:12] = 65, 255
-    data = opened(make.semantic(tmp_path / "d", [values]), "semantic", void_label=65)
-    assert data[0][1].classes == {0: 0}
-    with pytest.raises(ValueError, match=r"has ids \[65\] that are not in id2label"):
-        opened(make.semantic(tmp_path / "e", [values]), "semantic")[0]
-
-
-def test_named_classes_of_the_releases(tmp_path):
-    folder = make.write(
-        tmp_path / "d",
-        [{"image": make.photo(), "annotation": make.PILImage.fromarray(np.full((40, 60), 150, np.uint8))}],
-        {"image": make.Image(), "annotation": make.Image()},
-        {},
-    )
-    data = opened(folder, "semantic", id2label="ade20k", do_reduce_labels=True)
-    assert len(data.labels.names) == 150 and data.labels.names[0] == "wall"
-    assert set(data[0][1].classes.values()) == {149}
-
-
-def test_classes_are_those_of_the_training_split(tmp_path):
-    folder = make.shapes(tmp_path / "shapes")
-    train = opened(folder, "panoptic")
-    args = DataArguments(dataset_name=str(folder), task="panoptic")
-    assert open_dataset(args, "validation", 1, train.labels).labels is train.labels
-
-
-def test_lossy_and_fractional_label_images_are_refused(tmp_path):
-    photo, column = make.photo(), {"image": ImageColumn(), "label": ImageColumn()}
-    names = {"id2label.json": {"0": "a", "1": "b"}}
-    lossy = tmp_path / "lossy.jpg"
-    make.photo(mode="L").save(lossy)
-    make.write(tmp_path / "jpeg", [{"image": photo, "label": {"path": str(lossy)}}], column, names)
-    fractional = Image.fromarray(np.full((40, 60), 0.7, dtype=np.float32))
-    fractional.save(tmp_path / "float.tiff")
-    make.write(tmp_path / "float", [{"image": photo, "label": {"path": str(tmp_path / "float.tiff")}}], column, names)
-    for name, message in (
-        ("jpeg", "Row 0: the label is a JPEG"),
-        ("float", "Row 0: the label has values of type float"),
-    ):
-        data = DataArguments(dataset_name=str(tmp_path / name), task="semantic", allow_outside_files=True)
-        with pytest.raises(ValueError, match=message):
-            open_dataset(data, "train")[0]
-
-
-def test_class_255_is_a_class_where_there_are_more(tmp_path):
-    map_ = np.full((40, 60), 254, dtype=np.uint16)
-    map_[:10], map_[10:20] = 255, 299
-    names = [f"class {i}" for i in range(300)]
-    data = DataArguments(dataset_name=str(make.semantic(tmp_path / "d", [map_], names=names)), task="semantic")
-    split = open_dataset(data, "train")
-    _, segments = split[0]
-    assert sorted(segments.classes.values()) == [254, 255, 299]
-    assert semantic_reference(segments)[0, 0] == 255
-    scores = TaskMetrics("semantic", split.labels)
-    wrong = torch.from_numpy(map_.astype(np.int64))
-    wrong[:10] = 299
-    scores.add({"semantic": wrong}, segments)
-    assert scores.compute()["per_class_iou"]["class 255"] == 0.0
-    with pytest.raises(ValueError, match="ignore_index 255 is one of the 300 classes"):
-        MeanIoU(num_labels=300)
-
-
-def test_objects_of_class_255_are_targets(tmp_path):
-    square = [[1.0, 1.0, 20.0, 1.0, 20.0, 20.0, 1.0, 20.0]]
-    objects = json.dumps([{"category": c, "segmentation": square, "iscrowd": 0} for c in (254, 255, 256)])
-    names = {"id2label.json": {str(i): f"class {i}" for i in range(300)}}
-    features = {"image": ImageColumn(), "objects": Value("string")}
-    folder = make.write(tmp_path / "d", [{"image": make.photo(), "objects": objects}], features, names)
-    _, segments = open_dataset(DataArguments(dataset_name=str(folder), task="instance"), "train")[0]
-    assert sorted(segments.classes.values()) == [254, 255, 256]
-
-
-@pytest.mark.parametrize(
-    "segments, message",
-    [
-        ([{"id": 1, "category_id": 0}, {"id": 1, "category_id": 2}], "has the id 1, which must be positive"),
-        ([{"id": 0, "category_id": 0}], "has the id 0, which must be positive"),
-        ([{"id": 1, "category_id": 0, "isthing": 5}], "has isthing 5 of category 0"),
-        ([{"id": 1, "category_id": 0, "isthing": 1}, {"id": 2, "category_id": 0, "isthing": 0}], "thing and as stuff"),
-    ],
-)
-def test_segments_of_tables_are_checked(segments, message, tmp_path):
-    ids = np.ones((40, 60), dtype=np.int32)
-    ids[:10] = 2
-    segments = [{"isthing": 0, "iscrowd": 0, **segment} for segment in segments]
-    data = DataArguments(dataset_name=str(make.panoptic(tmp_path / "d", ids, segments)), task="panoptic")
-    with pytest.raises(ValueError, match=message):
-        open_dataset(data, "train")[0]
-
-
-@pytest.mark.parametrize("objects", ["null", "5", "[5]", '[{"category": [0], "segmentation": []}]', "{", None])
-def test_objects_of_any_form_are_named_by_row(objects, tmp_path):
-    names = {"id2label.json": {"0": "a"}}
-    rows = [{"image": make.photo(), "objects": objects}]
-    folder = make.write(tmp_path / "d", rows, {"image": ImageColumn(), "objects": Value("string")}, names)
-    data = DataArguments(dataset_name=str(folder), task="instance")
-    with pytest.raises(ValueError, match=r"^Row 0: ") as error:
-        open_dataset(data, "train")[0]
-    assert "\n" not in str(error.value)
+def test_a_parent_category_of_roboflow_is_left_out_and_others_are_not(tmp_path):
+    folder = official_folders.roboflow(tmp_path)
+    assert open_dataset(arguments(folder, "instance"), "train").labels.names == ["person", "car"]
+    file = folder / "train" / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["category_id"] = 0
+    file.write_text(json.dumps(content))
+    assert open_dataset(arguments(folder, "instance"), "train").labels.names == ["vehicles", "person", "car"]

@@ -8,7 +8,7 @@ import torch
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
-from mpformer_hf.data.folders.coco import read_coco_json
+from mpformer_hf.data.layouts.coco import read_coco_json
 from mpformer_hf.data.segments import ObjectMask, Segments, from_objects
 from mpformer_hf.prompts.audit import audit_image, predicted_objects
 from mpformer_hf.prompts.audit_page import choose_drawn

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from ..labels import Labels
-from ..layouts import semantic_reader
 from ..segments import Reader, Segments, read_map
+from ..tables import semantic_reader
 from .folder import FolderLayout, FolderSplit, images_in, make_rows, path_of_split, read_lines, row_of
 
 NAMES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]

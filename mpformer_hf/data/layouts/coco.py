@@ -11,8 +11,8 @@ from datasets import Value
 from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, files_below, read_json
 from ..coco_checks import check_coco
 from ..labels import Labels
-from ..layouts import objects_reader, panoptic_reader
 from ..segments import Reader
+from ..tables import objects_reader, panoptic_reader
 from .folder import ALL_SPLITS, FolderLayout, FolderSplit, make_rows, names_of_split, words_of
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import torch
 
 from ...utils.files import read_json
 from ..labels import Labels
-from ..layouts import panoptic_reader, semantic_reader
 from ..releases import categories_of
 from ..segments import Reader, Segments, read_map
+from ..tables import panoptic_reader, semantic_reader
 from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
 from .folder import (
     FolderLayout,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...utils.files import read_json
-from ..layouts import semantic_reader
+from ..tables import semantic_reader
 from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, pair_by_stem, row_of
 
 NAMES = Path(__file__).with_name("coco_stuff_names.json")

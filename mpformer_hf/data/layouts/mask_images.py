@@ -7,8 +7,8 @@ from datasets import Value
 
 from ...model.images import displayed_size, is_not_black, open_image
 from ..labels import Labels
-from ..layouts import semantic_reader
 from ..segments import ObjectMask, Reader, Segments, from_objects
+from ..tables import semantic_reader
 from .folder import (
     ALL_SPLITS,
     FolderLayout,
