@@ -19,9 +19,9 @@ import torch
 from ..data.arguments import DataArguments
 from ..data.coco_masks import decode_segmentation
 from ..data.dataset import SegmentationDataset, open_dataset
-from ..data.formats.coco import Cvat
-from ..data.formats.format import Category, ImageRecord
 from ..data.labels import check_classes
+from ..data.writers.coco import Cvat
+from ..data.writers.format import Category, ImageRecord
 from ..evaluation.task_metrics import number
 from ..inference.loading import load_model, load_processor
 from ..inference.predictor import InferenceOptions, Predictor

@@ -20,10 +20,10 @@ from accelerate import Accelerator
 
 from ..data.arguments import DataArguments
 from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
-from ..data.formats.format import Category
-from ..data.formats.registry import FORMATS, check_formats
 from ..data.labels import Labels, check_classes
 from ..data.splits import check_label_maps
+from ..data.writers.format import Category
+from ..data.writers.registry import FORMATS, check_formats
 from ..evaluation.details import EvaluationDetails
 from ..evaluation.evaluator import diagnose_model, draw_rows, evaluate_model, evaluation_loader
 from ..evaluation.plots import plot_diagnostics

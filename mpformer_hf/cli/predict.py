@@ -32,8 +32,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.coco_ids import read_image_ids
-from ..data.formats.format import Category, ImageRecord
-from ..data.formats.registry import DEFAULTS, FORMATS
+from ..data.writers.format import Category, ImageRecord
+from ..data.writers.registry import DEFAULTS, FORMATS
 from ..inference.loading import fingerprint, load_model, load_processor
 from ..inference.predictor import InferenceOptions, Predictor
 from ..inference.result_files import finish, is_complete, write_result

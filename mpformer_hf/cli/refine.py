@@ -31,11 +31,11 @@ from PIL import Image
 
 from ..data.coco_masks import decode_segmentation
 from ..data.dataset import check_inside
-from ..data.formats.format import ImageRecord
-from ..data.formats.yolo import Yolo, write_data_yaml
 from ..data.layouts.coco import read_coco_json
 from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.result_names import result_name
+from ..data.writers.format import ImageRecord
+from ..data.writers.yolo import Yolo, write_data_yaml
 from ..inference.drawing import draw_segmentation
 from ..inference.loading import fingerprint, load_model, load_processor
 from ..inference.predictor import Predictor

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI, HTTPException, Request
 from torch import Tensor
 
-from ..data.formats.format import describe_segments
+from ..data.writers.format import describe_segments
 from ..inference.predictor import Predictor
 from ..model.images import ImageTooLarge, open_image, to_rgb
 

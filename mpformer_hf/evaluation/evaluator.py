@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.dataset import SegmentationDataset
-from ..data.formats.format import ImageRecord, PredictionFormat, describe_segments
 from ..data.segments import VOID, Segments
+from ..data.writers.format import ImageRecord, PredictionFormat, describe_segments
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import size_of
 from ..utils.progress import progress

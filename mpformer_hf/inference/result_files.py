@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..data.formats.format import ImageRecord, PredictionFormat, describe_segments
 from ..data.result_names import path_inside
+from ..data.writers.format import ImageRecord, PredictionFormat, describe_segments
 from ..utils.files import read_json, write_atomically, write_json
 from .drawing import Palette, draw_segmentation
 

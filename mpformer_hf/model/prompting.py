@@ -117,7 +117,7 @@ def check_prompts(masks: Tensor, labels: Tensor | None, size: tuple[int, int], n
     """
     if masks.ndim != 3 or tuple(masks.shape[1:]) != tuple(size):
         raise ValueError(f"masks has shape {tuple(masks.shape)}, expected (prompts, {size[0]}, {size[1]}).")
-    empty = (masks.reshape(len(masks), -1) == 0).all(1).nonzero().flatten()
+    empty = (masks.flatten(1) == 0).all(1).nonzero().flatten()
     if len(empty):
         raise ValueError(f"Mask {int(empty[0])} is empty.")
     labels = torch.full((len(masks),), UNKNOWN) if labels is None else torch.as_tensor(labels).reshape(-1)

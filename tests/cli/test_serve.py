@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
-from mpformer_hf.data.formats.format import describe_segments
+from mpformer_hf.data.writers.format import describe_segments
 from mpformer_hf.inference.loading import load_model
 from mpformer_hf.inference.predictor import InferenceOptions, Predictor
 from mpformer_hf.model.images import to_rgb

@@ -19,10 +19,10 @@ from mpformer_hf.cli import convert, evaluate, predict
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.data.formats.ade20k import Ade20k
-from mpformer_hf.data.formats.cityscapes import Cityscapes
-from mpformer_hf.data.formats.format import Category, ImageRecord
-from mpformer_hf.data.formats.yolo import Yolo
+from mpformer_hf.data.writers.ade20k import Ade20k
+from mpformer_hf.data.writers.cityscapes import Cityscapes
+from mpformer_hf.data.writers.format import Category, ImageRecord
+from mpformer_hf.data.writers.yolo import Yolo
 from mpformer_hf.evaluation import evaluator
 from mpformer_hf.evaluation.task_metrics import semantic_reference
 from mpformer_hf.training import finetune
@@ -71,7 +71,7 @@ def test_files_for_cityscapes_have_its_names_and_ids(tmp_path):
             writer.write(record, torch.zeros(2, 2, dtype=torch.int64))
 
 
-def test_formats_refuse_or_fill_what_they_cannot_say(tmp_path):
+def test_writers_refuse_or_fill_what_they_cannot_say(tmp_path):
     with pytest.raises(ValueError, match="has 8 bits, for 255 classes; there are 300"):
         Ade20k(tmp_path, "semantic", [Category(i, str(i), False) for i in range(300)], 0.0)
     mask = np.zeros((60, 60), bool)
@@ -391,7 +391,7 @@ def test_annotations_for_cvat_are_coco(model, tmp_path):
     assert [image["file_name"] for image in images] == ["000000037777.jpg", "000000397133.jpg"]
 
 
-def test_formats_that_do_not_fit(model, tmp_path):
+def test_writers_that_do_not_fit(model, tmp_path):
     folder = official_folders.coco_instances(tmp_path / "data")
     with pytest.raises(ValueError, match="Format coco_panoptic is for task panoptic, not for task instance"):
         model(folder, "instance", "val", "coco_panoptic", False)
