@@ -23,7 +23,6 @@ from ..data.labels import check_classes
 from ..data.writers.coco import Cvat
 from ..data.writers.format import Category, ImageRecord
 from ..evaluation.task_metrics import number
-from ..inference.loading import load_model, load_processor
 from ..inference.predictor import InferenceOptions, Predictor
 from ..model.boxes import mask_boxes
 from ..prompts.audit import KINDS, annotations_of, audit_image
@@ -90,7 +89,7 @@ def auditing_predictor(model: str) -> Predictor:
     Raises:
         ValueError: the model has no pilot.
     """
-    predictor = Predictor(load_model(model), load_processor(model), "instance", InferenceOptions(threshold=0.0))
+    predictor = Predictor.from_pretrained(model, "instance", InferenceOptions(threshold=0.0))
     if not predictor.model.config.mask_piloting:
         raise ValueError(f"{model} has no pilot (mask_piloting is False), so it cannot audit masks.")
     return predictor

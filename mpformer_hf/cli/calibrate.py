@@ -16,7 +16,6 @@ import torch
 from ..data.arguments import DataArguments
 from ..data.dataset import open_dataset
 from ..data.labels import check_classes
-from ..inference.loading import load_model, load_processor
 from ..inference.predictor import Predictor
 from ..model.prompting import apply_calibration
 from ..prompts.calibration import calibration_error, fit_calibration
@@ -50,11 +49,12 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("Name a dataset with --dataset_name, and leave out streaming.")
     if data.eval_split == data.train_split:
         print("note: on images that the model was trained on, calibrated scores are too high", file=sys.stderr)
-    model = load_model(args.model_name_or_path)
+    predictor = Predictor.from_pretrained(args.model_name_or_path, data.task)
+    model = predictor.model
     model.config.prompt_calibration = None  # raw scores
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
     check_classes(model.config.id2label, split.labels.id2label)
-    scores, ious = scores_and_ious(Predictor(model, load_processor(args.model_name_or_path), data.task), split)
+    scores, ious = scores_and_ious(predictor, split)
     knots = fit_calibration(scores, ious)
     before, after = (
         calibration_error(values, ious) for values in (scores, apply_calibration(torch.tensor(scores), knots).tolist())

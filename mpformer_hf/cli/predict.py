@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from ..data.coco_ids import read_image_ids
 from ..data.writers.format import Category, ImageRecord
 from ..data.writers.registry import DEFAULTS, FORMATS
-from ..inference.loading import fingerprint, load_model, load_processor
+from ..inference.loading import fingerprint
 from ..inference.predictor import InferenceOptions, Predictor
 from ..inference.result_files import finish, is_complete, write_result
 from ..inference.shards import check_output, claim_output, parse_shard
@@ -92,9 +92,8 @@ def predict(args: argparse.Namespace) -> None:
             raise ValueError(f"--write video is for videos ({', '.join(VIDEO_SUFFIXES)}), not for {args.source}.")
         rate = frame_rate(Path(args.source)) / args.every
     state = Accelerator()
-    model, processor = load_model(args.model), load_processor(args.model)
-    predictor = Predictor(model.to(state.device), processor, args.task, options)
-    task, id2label = predictor.task, model.config.id2label
+    predictor = Predictor.from_pretrained(args.model, args.task, options, state.device)
+    processor, task, id2label = predictor.processor, predictor.task, predictor.model.config.id2label
     if task == "panoptic" and not processor.label_ids_to_fuse:
         print("note: the processor names no stuff classes (label_ids_to_fuse); stuff is not fused", file=sys.stderr)
     if processor.palette is not None and len(processor.palette) != len(id2label):

@@ -37,7 +37,7 @@ from ..data.result_names import result_name
 from ..data.writers.format import ImageRecord
 from ..data.writers.yolo import Yolo, write_data_yaml
 from ..inference.drawing import draw_segmentation
-from ..inference.loading import fingerprint, load_model, load_processor
+from ..inference.loading import fingerprint
 from ..inference.predictor import Predictor
 from ..inference.result_files import write_image
 from ..model.boxes import mask_boxes
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     check_range("scale", args.scale, "(0, 16]")
     if args.output.resolve().is_relative_to(args.images.resolve()):
         raise ValueError(f"{args.output} is in the folder of the images; choose another output folder.")
-    predictor = Predictor(load_model(args.model).eval(), load_processor(args.model))
+    predictor = Predictor.from_pretrained(args.model)
     if not predictor.model.config.mask_piloting:
         raise ValueError(f"{args.model} has no pilot (mask_piloting is False), so it cannot refine masks.")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -10,7 +10,6 @@ refused, and so are requests beyond the queue. There is no authentication: put i
 
 import argparse
 
-from ..inference.loading import load_model, load_processor
 from ..inference.predictor import InferenceOptions, Predictor
 from ..model.image_processing_mpformer import TASKS
 
@@ -26,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="saved MP-Former or Mask2Former: folder or Hub name")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all")
     parser.add_argument("--port", type=int, default=8000, help="port")
-    parser.add_argument("--device", default="cpu", help="device of the model, such as cuda")
+    parser.add_argument("--device", help="device of the model, such as cpu; default: an accelerator if there is one")
     parser.add_argument("--task", choices=TASKS, help="default: the processor's")
     parser.add_argument("--threshold", type=float, help="smallest score; default: the processor's")
     parser.add_argument("--batch_size", type=int, default=4, help="waiting images of equal size predicted together")
@@ -43,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         from .service import Limits, make_app
     except ImportError as error:
         raise ValueError(f'mpformer serve needs {error.name}: pip install "mpformer-hf[serve]".') from error
-    model, processor = load_model(args.model).to(args.device), load_processor(args.model)
-    predictor = Predictor(model, processor, args.task, InferenceOptions(threshold=args.threshold))
+    options = InferenceOptions(threshold=args.threshold)
+    predictor = Predictor.from_pretrained(args.model, args.task, options, args.device)
+    id2label = predictor.model.config.id2label
     limits = Limits(args.max_bytes, args.max_pixels, args.max_waiting, args.batch_size)
-    uvicorn.run(make_app(predictor, model.config.id2label, limits), host=args.host, port=args.port, log_level="warning")
+    uvicorn.run(make_app(predictor, id2label, limits), host=args.host, port=args.port, log_level="warning")

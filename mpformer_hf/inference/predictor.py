@@ -12,15 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..model.image_sizes import size_of
+from ..model.images import to_image_tensor
 from ..model.matcher import mask_costs
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..model.postprocessing import ResizeGeometry, resize_in_chunks, resize_masks, valid_sizes
 from ..model.prompting import EncodedImage, boxes_to_masks, check_prompts, enlarge_boxes, prepare_masks
 from ..model.ranges import check_range
+from .loading import load_model, load_processor
 from .windows import (
     Box,
     ScoreMap,
@@ -79,7 +82,7 @@ class Predictor:
     """Predicts results for images, with a model and its processor.
 
     Args:
-        model: `MPFormerForUniversalSegmentation`, on its device, in evaluation mode.
+        model: `MPFormerForUniversalSegmentation`, on its device and of any dtype; used in evaluation mode.
         processor: an MP-Former image processor.
         task: semantic, instance or panoptic; None = the processor's.
         options: see `InferenceOptions`.
@@ -97,36 +100,63 @@ class Predictor:
         if self.task not in POSTPROCESS:
             raise ValueError(f"task must be semantic, instance or panoptic, got {self.task!r}.")
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        task: str | None = None,
+        options: InferenceOptions | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Predictor":
+        """Predictor of a saved model, in float32.
+
+        Args:
+            name: folder or Hub name of an MP-Former or Mask2Former.
+            task: semantic, instance or panoptic; None = the processor's.
+            options: see `InferenceOptions`.
+            device: of the model; None = that of this process, an accelerator if there is one.
+
+        Raises:
+            ValueError: it cannot be loaded.
+        """
+        device = PartialState().device if device is None else device
+        return cls(load_model(name).to(device), load_processor(name), task, options)
+
     @torch.no_grad()
-    def __call__(self, images: list[Tensor]) -> list:
+    def __call__(self, images: Any) -> Any:
         """
         Args:
-            images: uint8 `[3, H, W]`, of any sizes; batches of equal sizes are fastest.
+            images: one image or a list, of any sizes: see `to_image_tensor`; batches of equal sizes are fastest.
 
         Returns:
             per image, on the CPU: semantic: int64 `[H, W]`; panoptic: result of the processor's post-processing;
             instance: the same with `segmentation` bool `[n, H, W]`.
 
         Raises:
-            ValueError: an image is too narrow for the processor's size.
+            ValueError: an image is of another kind, or too narrow for the processor's size.
         """
+        if not isinstance(images, (list, tuple)):
+            return self([images])[0]
+        images = [to_image_tensor(image) for image in images]
         if self.options.window is not None:
             return [self.predict_windows(image, self.options.window) for image in images]
         return self.predict_full(images)
 
     # --- Prompts ---
 
-    def encode(self, image: Tensor, scale: float = 1.0) -> EncodedImage:
+    @torch.no_grad()
+    def encode(self, image: Any, scale: float = 1.0) -> EncodedImage:
         """Features of an image for any number of calls of `refine`.
 
         Args:
-            image: uint8 `[3, H, W]`.
+            image: see `to_image_tensor`.
             scale: image size relative to the processor's; somewhat larger images have finer masks.
 
         Raises:
             ValueError: the scale is out of range.
         """
         check_range("scale", scale, "(0, 16]")
+        image = to_image_tensor(image)
         inputs = self.scaled_inputs([image], scale)
         (resized,) = valid_sizes(inputs["pixel_mask"])
         geometry = ResizeGeometry(size_of(inputs["pixel_mask"]), resized, size_of(image))
@@ -135,7 +165,7 @@ class Predictor:
     @torch.no_grad()
     def refine(
         self,
-        image: Tensor | EncodedImage,
+        image: Any,
         masks: Tensor | None = None,
         boxes: Tensor | None = None,
         labels: Any = None,
@@ -145,7 +175,7 @@ class Predictor:
         """Refine boxes or rough masks, see `prompting.py`.
 
         Args:
-            image: uint8 `[3, H, W]`, or what `encode` made of it (at another scale).
+            image: see `to_image_tensor`, or what `encode` made of it (at another scale).
             masks: `[P, H, W]`, non-zero = inside; or
             boxes: `[P, 4]`, (x0, y0, x1, y1) in pixels of the image, x1 and y1 exclusive.
             labels: class of each prompt; -1 or None: not known.
@@ -199,12 +229,13 @@ class Predictor:
 
     def forward_scaled(self, images: list[Tensor], scale: float):
         """Model outputs for images resized to `scale` times the processor's size."""
-        return self.model(**self.scaled_inputs(images, scale))
+        with self.model.evaluating():
+            return self.model(**self.scaled_inputs(images, scale))
 
     def scaled_inputs(self, images: list[Tensor], scale: float):
         """Inputs of the model, resized to `scale` times the processor's size."""
         size = {name: round(scale * side) for name, side in dict(self.processor.size).items() if side is not None}
-        return self.processor(images, size=size, return_tensors="pt").to(self.model.device)
+        return self.processor(images, size=size, return_tensors="pt").to(self.model.device, self.model.dtype)
 
     def postprocess(self, outputs, sizes: list[tuple[int, int]], scores: bool = False) -> list:
         """Model outputs to results of (height, width) `sizes`, on the CPU."""

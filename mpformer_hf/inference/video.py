@@ -21,7 +21,7 @@ def require_av():
 
 
 def read_frames(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
-    """Every n-th frame of a video, with its number.
+    """Every n-th frame of a video, rotated as players show it, with its number.
 
     Raises:
         ValueError: PyAV is missing, or the file cannot be read.
@@ -31,7 +31,7 @@ def read_frames(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
         with av.open(str(path)) as video:
             for index, frame in enumerate(video.decode(video=0)):
                 if index % every == 0:
-                    yield index, frame.to_image()
+                    yield index, frame.to_image().rotate(frame.rotation, expand=True)
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
 

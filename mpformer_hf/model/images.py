@@ -26,7 +26,11 @@ def to_rgb(image) -> Tensor:
     """
     if not isinstance(image, Image.Image):
         raise ValueError(f"expected an image, got {type(image).__name__}")
-    image = ImageOps.exif_transpose(image)
+    return stored_rgb(ImageOps.exif_transpose(image))
+
+
+def stored_rgb(image: Image.Image) -> Tensor:
+    """PIL image to uint8 `[3, H, W]` as its pixels are stored, see `to_rgb`."""
     if image.mode in SIXTEEN_BITS:
         grey = torch.from_numpy((np.array(image).astype(np.int32) >> 8).astype(np.uint8))
         return grey.expand(3, -1, -1).contiguous()
@@ -55,7 +59,7 @@ def to_rgb_image(image: Image.Image) -> Image.Image:
 
 
 def to_eight_bits(image):
-    """Images of any kind to values in 0..255.
+    """Images of any kind to values in 0..255. None is rotated: maps and target sizes are those of the stored pixels.
 
     Args:
         image: PIL image of any mode; numpy array or tensor of uint8, uint16 (the upper 8 bits are kept) or floats (if
@@ -70,7 +74,7 @@ def to_eight_bits(image):
     if isinstance(image, (list, tuple)):
         return [to_eight_bits(entry) for entry in image]
     if isinstance(image, Image.Image):
-        return to_rgb_image(image)
+        return image if image.mode == "RGB" else Image.fromarray(stored_rgb(image).permute(1, 2, 0).numpy())
     if not isinstance(image, np.ndarray) and not torch.is_tensor(image):
         return image
     kind = str(image.dtype).removeprefix("torch.")
@@ -90,6 +94,33 @@ def to_eight_bits(image):
     if not (low >= 0 and high <= 255):
         raise ValueError(f"the image has values of type {kind} from {low:g} to {high:g}, expected 0 to 255 or 0 to 1")
     return image
+
+
+def to_image_tensor(image) -> Tensor:
+    """An image of any kind to uint8 `[3, H, W]`.
+
+    Args:
+        image: path of a file or PIL image, both rotated as their EXIF data say; or array or tensor `[3, H, W]`,
+            `[H, W, 3]` or `[H, W]` with values as in `to_eight_bits`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise ValueError(f"expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+    image = np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image  # without negative strides
+    pixels = torch.as_tensor(to_eight_bits(image))
+    if pixels.ndim == 3 and pixels.shape[0] != 3:
+        pixels = pixels.permute(2, 0, 1)
+    if pixels.ndim == 2:
+        pixels = pixels.expand(3, -1, -1)
+    if pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(f"the image has shape {tuple(image.shape)}, expected [3, H, W], [H, W, 3] or [H, W]")
+    return pixels.round().to(torch.uint8) if pixels.is_floating_point() else pixels.to(torch.uint8)
 
 
 def read_image(file: str | Path | BinaryIO) -> Tensor:

@@ -4,7 +4,9 @@ At inference it is Mask2Former. Parameter names are those of transformers' Mask2
 conversion; the only additional parameter is the pilot's class embedding.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +180,17 @@ class MPFormerPreTrainedModel(PreTrainedModel):
         return loaded
 
     @torch.no_grad()
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode; afterwards the mode of each module is as before."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
     def _init_weights(self, module: nn.Module):
         """Initialise a module: Xavier with gain `init_xavier_std` for linear layers and convolutions, N(0, 1) for
         embeddings, N(0, `init_std`) for the class predictor, PyTorch's default for the mask embedder."""
@@ -394,10 +407,11 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> ImageFeatures:
-        """Features of one image, float `[1, 3, H, W]`, for `refine`."""
-        _, mask_features, levels = self.model.pixel_level_module(pixel_values)
-        memory = self.model.transformer_module.prepare(mask_features, levels)
-        matching = self.model.transformer_module.matching_states(memory)
+        """Features of one image, float `[1, 3, H, W]`, in evaluation mode, for `refine`."""
+        with self.evaluating():
+            _, mask_features, levels = self.model.pixel_level_module(pixel_values)
+            memory = self.model.transformer_module.prepare(mask_features, levels)
+            matching = self.model.transformer_module.matching_states(memory)
         return ImageFeatures(mask_features, memory, matching, size_of(pixel_values))
 
     def refine(
@@ -408,7 +422,7 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         labels: Tensor | None = None,
         rounds: int = 1,
     ) -> RefinedMasks:
-        """Refine masks or boxes, see `prompting.py`. The model should be in evaluation mode.
+        """Refine masks or boxes, in evaluation mode, see `prompting.py`.
 
         Args:
             image: float `[1, 3, H, W]`, normalised and padded, or what `encode` made of it.
@@ -428,7 +442,8 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         given = torch.as_tensor(masks) != 0 if boxes is None else boxes_to_masks(boxes, features.size)
         labels = check_prompts(given, labels, features.size, self.config.num_labels)
         given, labels = given.to(self.device, torch.uint8), labels.to(self.device)
-        return refine_masks(self, features, given, labels, rounds)
+        with self.evaluating():
+            return refine_masks(self, features, given, labels, rounds)
 
     def to_mask2former(self) -> Mask2FormerForUniversalSegmentation:
         """A plain Mask2Former with equal outputs, on the same device and in the same dtype. The pilot's class embedding

@@ -16,7 +16,6 @@ from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.evaluation.task_metrics import instance_reference
 from mpformer_hf.inference.drawing import class_color, draw_segmentation
-from mpformer_hf.inference.loading import load_model, load_processor
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.boxes import mask_boxes
 from mpformer_hf.utils.arguments import parse
@@ -45,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     args, flags = parser.parse_known_args(argv)
     (data,) = parse([DataArguments], flags)
     split = open_dataset(data, data.eval_split)
-    predictor = Predictor(load_model(args.model), load_processor(args.model))
+    predictor = Predictor.from_pretrained(args.model)
     sheet = Image.new("RGB", (len(args.rows) * (CELL + GAP) - GAP, 2 * CELL + GAP), "white")
     for column, row in enumerate(args.rows):
         image, segments = split[row]

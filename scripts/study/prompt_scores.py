@@ -21,7 +21,6 @@ from torch import Tensor
 
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.inference.loading import load_model, load_processor
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.boxes import mask_boxes
 from mpformer_hf.prompts.calibration import calibration_error
@@ -94,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
     if 1 not in args.rounds:
         raise ValueError("--rounds must have 1, whose scores and time are measured.")
-    model = load_model(args.model).eval()
-    predictor, generator = Predictor(model, load_processor(args.model), data.task), torch.Generator().manual_seed(0)
+    predictor, generator = Predictor.from_pretrained(args.model, data.task), torch.Generator().manual_seed(0)
     scores, shares = Scores(), []
     for image, masks, labels in objects_of_images(split, "prompts"):
         start = time.perf_counter()

@@ -1,10 +1,12 @@
 """Test-time augmentation and sliding windows."""
 
+import copy
 import time
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
 from mpformer_hf import MPFormerImageProcessor
@@ -252,3 +254,50 @@ def test_bad_options(options, message):
 def test_an_image_that_would_vanish(model):
     with pytest.raises(ValueError, match="the image is 30000x1 pixels, too narrow"):
         predictor(model)([torch.zeros(3, 1, 30000, dtype=torch.uint8)])
+
+
+def test_an_image_may_come_in_any_form(model, tmp_path):
+    pixels = picture()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+    segment = predictor(model)
+    (expected,) = segment([pixels])
+    rows = pixels.permute(1, 2, 0).numpy()
+    backwards = rows[:, :, ::-1].copy()[:, :, ::-1]  # BGR as OpenCV reads it, turned to RGB: a negative stride
+    forms = [pixels, rows, torch.from_numpy(rows), backwards, rows / 255, Image.fromarray(rows)]
+    for form in (*forms, tmp_path / "image.png", str(tmp_path / "image.png")):
+        assert torch.equal(segment(form), expected)
+    assert [tuple(result.shape) for result in segment([rows, tmp_path / "image.png"])] == [(64, 96)] * 2
+    for wrong, message in ((pixels[:2], "has shape"), (None, "got NoneType"), (pixels[None], "has shape")):
+        with pytest.raises(ValueError, match=message):
+            segment(wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_dtypes(model, dtype):
+    given = picture()
+    expected, found = predictor(model)(given), predictor(copy.deepcopy(model).to(dtype))(given)
+    assert (expected == found).float().mean() > 0.95
+    for task in ("instance", "panoptic"):
+        assert len(predictor(copy.deepcopy(model).to(dtype), task)(given)["segments_info"]) > 0
+
+
+def test_a_model_in_training_mode_is_used_in_evaluation_mode_and_stays_as_it_is(model):
+    training = copy.deepcopy(model).train()
+    training.model.pixel_level_module.eval()
+    before = {name: value.clone() for name, value in training.state_dict().items()}
+    modes = [module.training for module in training.modules()]
+    box = [[10, 10, 40, 40]]
+    assert torch.equal(predictor(training)(picture()), predictor(model)(picture()))
+    expected = predictor(model).refine(picture(), boxes=box)["segments_info"]
+    assert predictor(training.train()).refine(picture(), boxes=box)["segments_info"] == expected
+    assert all(torch.equal(value, before[name]) for name, value in training.state_dict().items())
+    training.model.pixel_level_module.eval()
+    assert [module.training for module in training.modules()] == modes
+
+
+def test_from_pretrained_is_the_saved_model(model, tmp_path):
+    expected = predictor(model, "panoptic")
+    model.save_pretrained(tmp_path)
+    expected.processor.save_pretrained(tmp_path)
+    options = InferenceOptions(threshold=0.0)
+    assert same(Predictor.from_pretrained(str(tmp_path), "panoptic", options)(picture()), expected(picture()))
