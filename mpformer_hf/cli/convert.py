@@ -115,8 +115,9 @@ def convert_to_mask2former(args: argparse.Namespace) -> None:
     folder = check_new_folder(args.destination)
     plain = load_model(args.source).to_mask2former()
     own = load_processor(args.source)
-    shared = ("size", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std", "do_reduce_labels")
-    fields = {name: getattr(own, name) for name in (*shared, "ignore_index", "rescale_factor", "size_divisor")}
+    shared = ["size", "resample", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std"]
+    shared += ["do_reduce_labels", "ignore_index", "rescale_factor", "size_divisor"]
+    fields = {name: getattr(own, name) for name in shared}
     folder.mkdir(parents=True, exist_ok=True)
     plain.save_pretrained(folder)
     Mask2FormerImageProcessor(**fields).save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Which dataset is read, and how."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..utils.arguments import CheckedArguments, option
 
@@ -13,9 +13,9 @@ class DataArguments(CheckedArguments):
     """The dataset and how to read it."""
 
     _argument_group_name = "data"
-    _advanced = (
+    _advanced: ClassVar[tuple[str, ...]] = (
         *("dataset_config_name", "image_column", "label_column", "void_label"),
-        *("allow_outside_files", "shuffle_buffer"),
+        "allow_outside_files",
     )
 
     dataset_name: str = option("", "Dataset: Hub name, or local folder of any layout in docs/layouts.md.")
@@ -40,21 +40,34 @@ class DataArguments(CheckedArguments):
         False, "Read files that the dataset names outside of its folder (absolute paths, links)."
     )
     streaming: bool = option(False, "Stream the dataset instead of downloading it first.")
+    max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.", within="[1, inf)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("validation_share", "skip_bad_images"):
+            if self.streaming and getattr(self, name):
+                raise ValueError(f"{name} needs the whole dataset: leave out streaming.")
+        if self.validation_share and self.train_split == self.eval_split:
+            raise ValueError("validation_share divides the training split: eval_split must have another name.")
+
+
+@dataclass
+class TrainingDataArguments(DataArguments):
+    """The dataset, and which of its images are trained on."""
+
+    _advanced: ClassVar[tuple[str, ...]] = (*DataArguments._advanced, "shuffle_buffer")
+
     shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.", within="[1, inf)")
     drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")
     max_train_samples: int | None = option(None, "Use only the first images of the training split.", within="[1, inf)")
     train_samples_seed: int | None = option(
         None, "Draw max_train_samples at random by this seed; default: the first images.", within="[0, 4294967295]"
     )
-    max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.", within="[1, inf)")
     dataloader_num_workers: int = option(2, "Worker processes of the training data loader.", within="[0, 1024]")
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("validation_share", "skip_bad_images", "train_samples_seed"):
-            if self.streaming and getattr(self, name) is not None and getattr(self, name) is not False:
-                raise ValueError(f"{name} needs the whole dataset: leave out streaming.")
+        if self.streaming and self.train_samples_seed is not None:
+            raise ValueError("train_samples_seed needs the whole dataset: leave out streaming.")
         if self.train_samples_seed is not None and self.max_train_samples is None:
             raise ValueError("train_samples_seed draws max_train_samples images: give their number too.")
-        if self.validation_share and self.train_split == self.eval_split:
-            raise ValueError("validation_share divides the training split: eval_split must have another name.")

@@ -11,11 +11,11 @@ from pycocotools import mask as coco_mask
 
 
 def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
-    """Polygons `[[x, y, x, y, ...], ...]` or an RLE `{"size": [height, width], "counts": ...}` to a mask.
+    """Polygons `[[x, y, x, y, ...], ...]`, an RLE `{"size": [height, width], "counts": ...}` or a bitmap to a mask.
 
     Args:
         segmentation: polygons in pixels, which may reach beyond the image by its longer side, or an RLE with a list of
-            run lengths or COCO's compressed string.
+            run lengths or COCO's compressed string, or `height` lists of `width` values of 0 and 1.
         height, width: size of the image.
 
     Returns:
@@ -26,10 +26,24 @@ def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
     """
     if isinstance(segmentation, dict):
         return decode_rle(segmentation, height, width)
+    if is_bitmap(segmentation):
+        bitmap = np.array(segmentation, dtype=bool)
+        if bitmap.shape != (height, width):
+            sizes = ["x".join(map(str, size)) for size in (bitmap.shape, (height, width))]
+            raise ValueError(f"has a bitmap of {sizes[0]}, the image is {sizes[1]} (height x width)")
+        return bitmap
     if isinstance(segmentation, (list, tuple, np.ndarray)) and len(segmentation):
         polygons = [check_polygon(polygon, height, width) for polygon in segmentation]
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(bool)
     raise ValueError("has a segmentation that is neither polygons nor RLE")
+
+
+def is_bitmap(segmentation) -> bool:
+    """Whether a segmentation is rows of pixels, which are 0 or 1."""
+    if not isinstance(segmentation, (list, tuple, np.ndarray)) or not len(segmentation):
+        return False
+    rows = all(isinstance(row, (list, tuple, np.ndarray)) and len(row) == len(segmentation[0]) for row in segmentation)
+    return rows and all(value in (0, 1) for row in segmentation for value in row)
 
 
 def decode_rle(rle: dict, height: int, width: int) -> np.ndarray:

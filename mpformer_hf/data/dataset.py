@@ -23,7 +23,7 @@ from .layouts.registry import find_layout
 from .result_names import result_name, result_names
 from .segments import Reader, Segments
 from .splits import divide
-from .tables import has_targets, instance_map_reader, objects_reader, panoptic_reader, semantic_reader
+from .tables import FILE_VOID, has_targets, instance_map_reader, objects_reader, panoptic_reader, semantic_reader
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class SegmentationDataset:
         score: official average precision of the dataset, `coco` or `cityscapes`.
         from_files: whether the images are files of a local folder.
         skipped: errors of the rows that `skip_bad_images` left out.
+        told_of_empty: whether it was logged that segments cover no pixel.
         roots: folders that the files of the dataset may be in; None: any.
     """
 
@@ -62,6 +63,7 @@ class SegmentationDataset:
     score: str = "coco"
     from_files: bool = False
     skipped: list[str] = field(default_factory=list)
+    told_of_empty: bool = False
     roots: tuple[str, ...] | None = None
 
     def source(self, value: dict) -> io.BytesIO | str:
@@ -131,6 +133,11 @@ class SegmentationDataset:
             if segments.map.shape[-2:] != image.shape[1:]:
                 sizes = ["x".join(map(str, shape)) for shape in (segments.map.shape[-2:], image.shape[1:])]
                 raise ValueError(f"the label map is {sizes[0]}, the image {sizes[1]} (height x width)")
+            if segments.empty and not self.told_of_empty:
+                self.told_of_empty = True
+                name = row.get("file_name") or file_name(row[self.image_column]) or "no file name"
+                text = "Row %d (%s): %d segments cover no pixel; later rows are not named."
+                logger.warning(text, row.get(ROW, index), name, segments.empty)
         except ROW_ERRORS as error:
             text = str(error)
             if not isinstance(error, ValueError):
@@ -256,7 +263,7 @@ def open_dataset(
         )
     count = "a stream of" if args.streaming else len(dataset)
     logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, description, len(labels.names))
-    return without_bad_images(dataset, args) if args.skip_bad_images else dataset
+    return without_bad_images(dataset) if args.skip_bad_images else dataset
 
 
 def open_folder(args: DataArguments, split: str) -> FolderSplit | None:
@@ -272,6 +279,8 @@ def open_folder(args: DataArguments, split: str) -> FolderSplit | None:
         return None
     flags = ["streaming", "image_column", "label_column", *(["do_reduce_labels"] * (not layout.reduces_labels))]
     without_effect = [name for name in flags if getattr(args, name)]
+    if args.void_label != FILE_VOID:
+        without_effect.append("void_label")
     if args.dataset_config_name and args.dataset_config_name not in layout.versions:
         without_effect.append("dataset_config_name")
     if without_effect:
@@ -312,7 +321,7 @@ def choose_reader(
     return "instance map", instance_map_reader(label_column, labels, args.do_reduce_labels)
 
 
-def without_bad_images(dataset: SegmentationDataset, args: DataArguments) -> SegmentationDataset:
+def without_bad_images(dataset: SegmentationDataset) -> SegmentationDataset:
     """Read every row, and leave out those that are invalid; `skipped` has their errors.
 
     Raises:
@@ -326,7 +335,7 @@ def without_bad_images(dataset: SegmentationDataset, args: DataArguments) -> Seg
             return str(error)
         return None
 
-    with ThreadPoolExecutor(max(1, args.dataloader_num_workers)) as pool:
+    with ThreadPoolExecutor() as pool:
         errors = list(progress(pool.map(error_of, range(len(dataset))), "check", len(dataset), leave=False))
     skipped = [error for error in errors if error]
     if len(skipped) == len(dataset):
@@ -366,6 +375,8 @@ def check_layout(args: DataArguments, rows: Dataset, label_column: str) -> None:
         raise ValueError(
             f"task panoptic needs a column segments_info; {args.dataset_name} has {', '.join(rows.column_names)}."
         )
+    if args.void_label != FILE_VOID and args.task != "semantic":
+        raise ValueError(f"void_label is for semantic label maps, and has no effect for the task {args.task}.")
     if args.task == "semantic" and has_segments:
         raise ValueError(
             f"task semantic needs class ids in {label_column!r}; {args.dataset_name} has segments_info, "

@@ -166,6 +166,14 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     if args.task == "instance" and things is not None:
         ignored_categories = void | (set(names) - things)
         names = {category: name for category, name in names.items() if category in things}
+    if not names:
+        raise ValueError(f"{args.dataset_name} has no class of things, which the task instance needs.")
+    if len(names) == 1 and args.task == "semantic":
+        (only,) = names.values()
+        raise ValueError(
+            f"{args.dataset_name} has one class, {only!r}, so every pixel of a semantic result would be of it: keep "
+            "the background as class 0 (leave out --do_reduce_labels), or choose --task instance."
+        )
     twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if twice:
         raise ValueError(f"{args.dataset_name} has classes of the same name: {', '.join(twice)}.")

@@ -3,7 +3,6 @@
 A map of segment ids and the class of each id. Pixels whose id has no class are void. Class ids are 0..K-1.
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 VOID = -1  # class of pixels without a class; in files void is 255, unless the dataset has a class 255
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -25,6 +23,7 @@ class Segments:
         crowds: class of each crowd segment; crowds are not trained on.
         areas: area in pixels of each segment as the dataset states it; where there is none, it is counted.
         ignored: ids, among those without a class, whose pixels official scores ignore; None: all of them.
+        empty: number of segments that the dataset lists and that have no pixel.
     """
 
     map: Tensor
@@ -32,6 +31,7 @@ class Segments:
     crowds: dict[int, int] = field(default_factory=dict)
     areas: dict[int, float] = field(default_factory=dict)
     ignored: frozenset[int] | None = None
+    empty: int = 0
 
 
 Reader = Callable[[dict], Segments]  # from a row of the dataset, whose images are opened
@@ -78,8 +78,7 @@ def from_objects(objects: Iterable[ObjectMask], height: int, width: int) -> Segm
     segments = Segments(torch.empty(0), {})
     layers: list[np.ndarray] = []
     for number, item in enumerate(objects, start=1):
-        if not item.mask.any():
-            logger.warning("Object %d of an image covers no pixel.", number - 1)
+        segments.empty += not item.mask.any()
         (segments.crowds if item.crowd else segments.classes)[number] = item.label
         if item.area is not None:
             segments.areas[number] = item.area

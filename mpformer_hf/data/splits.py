@@ -11,6 +11,7 @@ from .layouts.registry import find_layout
 
 SPLIT_SEED = 0
 SAMPLED = 10  # images that are read to see whether label maps have classes
+LISTS = {"segments_info", "objects", "instances", "masks", "text"}  # columns that say which segments an image has
 logger = logging.getLogger(__name__)
 
 
@@ -46,23 +47,29 @@ def check_splits(args: DataArguments) -> None:
 
 
 def check_label_maps(dataset) -> None:
-    """Check that label maps have classes.
+    """Check that label maps have classes. Some images from all over the split are read; all of them, if these have no
+    class, or the class 0 and void only.
 
     Args:
         dataset: an opened split (`SegmentationDataset`), not streamed.
 
     Raises:
-        ValueError: the first images have no class at all, or have the class 0 and void only, as masks of 0 and 255 do.
+        ValueError: no image has a class, or all have the class 0 and void only, as masks of 0 and 255 do.
     """
-    found, void, number = set(), False, min(SAMPLED, len(dataset))
-    for index in range(number):
+    names, number = dataset.labels.names, len(dataset)
+    if not LISTS.isdisjoint(dataset.rows.column_names):
+        return  # the segments are listed, so what is not is background
+    sample = list(range(0, number, -(-number // SAMPLED)))
+    found, void = set(), False
+    for index in (*sample, *sorted(set(range(number)) - set(sample))):
         segments = dataset[index][1]
         found |= set(segments.classes.values())
         void |= bool((~torch.isin(segments.map, torch.tensor(list(segments.classes), dtype=torch.int32))).any())
-    names, columns = dataset.labels.names, set(dataset.rows.column_names)
-    if columns.isdisjoint(("segments_info", "objects")) and void and (not found or (found == {0} and len(names) == 2)):
-        only = f"only {names[0]!r} and void" if found else "no class"
-        raise ValueError(f"The first {number} images have {only}; 255 is void: divide masks of 0 and 255 by 255.")
+        suspicious = void and (not found or (found == {0} and len(names) == 2))
+        if not suspicious and index >= sample[-1]:
+            return
+    only = f"have only {names[0]!r} and void" if found else "have no class"
+    raise ValueError(f"All {number} images {only}; 255 is void: divide masks of 0 and 255 by 255.")
 
 
 def check_training_images(train, evaluation) -> None:

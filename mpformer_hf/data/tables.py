@@ -1,7 +1,6 @@
 """Annotation layouts of tables: one reader per layout, from a row of the dataset to `Segments`."""
 
 import json
-import logging
 from collections import Counter
 
 import numpy as np
@@ -14,7 +13,6 @@ from .labels import Labels, as_rows
 from .segments import ObjectMask, Reader, Segments, from_objects, read_map
 
 FILE_VOID = 255
-logger = logging.getLogger(__name__)
 
 
 def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int = FILE_VOID) -> Reader:
@@ -65,8 +63,6 @@ def panoptic_reader(column: str, labels: Labels) -> Reader:
         if twice:
             raise ValueError(f"segments_info has the id {twice[0]}, which must be positive (0 is void) and occur once")
         for segment in segments:
-            if segment["id"] not in present:
-                logger.warning("Segment %d of a row covers no pixel.", segment["id"])
             category = segment["category_id"]
             if category in labels.ignored_categories:
                 ignored_categories.add(segment["id"])
@@ -77,7 +73,8 @@ def panoptic_reader(column: str, labels: Labels) -> Reader:
         unknown = present - set(classes) - set(crowds) - ignored_categories - {0}
         if unknown:
             raise ValueError(f"{column} has segment ids {sorted(unknown)[:5]} that are not in segments_info")
-        return Segments(torch.from_numpy(map_), classes, crowds)
+        empty = sum(segment["id"] not in present for segment in segments)
+        return Segments(torch.from_numpy(map_), classes, crowds, empty=empty)
 
     return read
 

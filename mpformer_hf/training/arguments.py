@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_type_hints
 
-from ..data.arguments import DataArguments
+from ..data.arguments import TrainingDataArguments
 from ..model.configuration_mpformer import PILOT_NOISES, RANGES
 from ..utils.arguments import CheckedArguments, option, parse
 
@@ -222,7 +222,7 @@ class Arguments:
 
     model: ModelArguments
     pilot: PilotArguments
-    data: DataArguments
+    data: TrainingDataArguments
     transforms: TransformArguments
     optimization: OptimizationArguments
     speed: SpeedArguments

@@ -5,12 +5,13 @@ import logging
 
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
+from ..data.arguments import DataArguments
 from ..data.labels import Labels
 from ..inference.loading import load_processor, load_weights
 from ..model.configuration_mpformer import MPFormerConfig
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
-from .arguments import DataArguments, ModelArguments, PilotArguments, TransformArguments
+from .arguments import ModelArguments, PilotArguments, TransformArguments
 from .backbones import find_backbone
 
 logger = logging.getLogger(__name__)

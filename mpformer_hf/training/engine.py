@@ -361,10 +361,11 @@ class FineTuner:
 
     def keep_best(self) -> None:
         """Save the weights in the output folder if their score is the best so far; write the results. A score that is
-        not defined is below all others."""
+        not defined is below all others. Of weights whose score is 0, the last ones are the best."""
         self.evaluations_since_best += 1
         score = self.results["last"][self.metric]
-        if "best" not in self.results or (score is not None and (self.best is None or score > self.best)):
+        better = score is not None and (self.best is None or score > self.best or score == self.best == 0)
+        if "best" not in self.results or better:
             self.best, self.evaluations_since_best = score, 0
             self.results["best"] = self.results["last"]
             if self.accelerator.is_main_process:  # an interruption must not leave new weights with the old score

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
@@ -45,6 +46,19 @@ from .run_folder import ARGUMENTS, RESULTS, check_arguments, check_unfinished, l
 from .transforms import choose_augmentation
 
 
+def check_trackers(names: str | None) -> None:
+    """
+    Raises:
+        ValueError: a tracker is unknown, or its package is missing; accelerate would leave it out.
+    """
+    available = {str(name) for name in get_available_trackers()}
+    for name in (names or "all").split(","):
+        if name not in available | {"all"}:
+            known = name in LOGGER_TYPE_TO_CLASS
+            remedy = f"pip install {name}" if known else f"known are all, {', '.join(LOGGER_TYPE_TO_CLASS)}"
+            raise ValueError(f"report_to: the tracker {name!r} is {'not installed' if known else 'unknown'}: {remedy}.")
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Parse the command line, build everything and train; returns all results.
 
@@ -52,6 +66,7 @@ def main(argv: list[str] | None = None) -> dict:
         ValueError: an argument, the dataset or the output folder is invalid.
     """
     args = parse_arguments(argv, description=__doc__)
+    check_trackers(args.run.report_to)
     optimization, speed, run_args = args.optimization, args.speed, args.run
     accelerator = Accelerator(
         mixed_precision=speed.mixed_precision,

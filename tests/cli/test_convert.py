@@ -102,12 +102,13 @@ def test_own_names_and_task(tmp_path):
 def test_to_mask2former(tmp_path):
     model = tiny_model("swin", id2label={0: "a", 1: "b", 2: "c", 3: "d"})
     model.save_pretrained(tmp_path / "own")
-    MPFormerImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path / "own")
+    MPFormerImageProcessor(size={"height": 64, "width": 96}, resample=3).save_pretrained(tmp_path / "own")
     mpformer(["convert", "to-mask2former", str(tmp_path / "own"), str(tmp_path / "plain")])
     plain, info = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "plain", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and plain.config.id2label[3] == "d"
     same(model, plain)
-    assert Mask2FormerImageProcessor.from_pretrained(tmp_path / "plain").size["height"] == 64
+    processor = Mask2FormerImageProcessor.from_pretrained(tmp_path / "plain")
+    assert processor.size["height"] == 64 and processor.resample == 3
 
 
 def test_from_mask2former(tmp_path, capfd):

@@ -4,6 +4,7 @@ import pytest
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import convert, evaluate, predict
+from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from tests import datasets_on_disk as make
@@ -40,3 +41,10 @@ def test_two_outputs_of_one_name_are_refused(tmp_path):
         evaluate.main(["--output_file", both, "--report", both, "--dataset_name", "x"])
     with pytest.raises(ValueError, match="diagnostics must be a file"):
         evaluate.main(["--diagnostics", str(tmp_path / "plot.xyz"), "--dataset_name", "x"])
+
+
+@pytest.mark.parametrize("command", ["evaluate", "audit", "calibrate"])
+@pytest.mark.parametrize("flag", ["max_train_samples", "train_samples_seed", "drop_empty", "dataloader_num_workers"])
+def test_flags_of_training_are_refused(command, flag):
+    with pytest.raises(SystemExit, match=f"--{flag}"):
+        mpformer([command, "--dataset_name", "data", f"--{flag}", "1"])

@@ -58,3 +58,11 @@ def test_polygons_equal_pycocotools(seed):
 def test_invalid_segmentations_are_refused(segmentation, message):
     with pytest.raises(ValueError, match=message):
         decode_segmentation(segmentation, 40, 60)
+
+
+@pytest.mark.parametrize("form", [lambda mask: mask.astype(int).tolist(), lambda mask: mask, lambda mask: mask * 1.0])
+def test_a_bitmap_is_not_read_as_polygons(form):
+    mask = random_mask(3)
+    assert np.array_equal(decode_segmentation(form(mask), *mask.shape), mask)
+    with pytest.raises(ValueError, match=f"a bitmap of {mask.shape[0]}x{mask.shape[1]}, the image is 40x60"):
+        decode_segmentation(form(mask), 40, 60)

@@ -13,7 +13,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
-from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.arguments import DataArguments, TrainingDataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.labels import as_rows
 from mpformer_hf.evaluation.evaluator import EvaluationDataset
@@ -95,9 +95,9 @@ def test_a_part_of_the_images_drawn_by_a_seed(shapes):
     assert areas(1) == areas(1) and {str(areas(seed)) for seed in range(4)} != {str(first)}
     assert len({str(areas(seed)) for seed in range(4)}) > 1
     with pytest.raises(ValueError, match="train_samples_seed draws max_train_samples images: give their number too"):
-        DataArguments(train_samples_seed=1)
+        TrainingDataArguments(train_samples_seed=1)
     with pytest.raises(ValueError, match="train_samples_seed needs the whole dataset: leave out streaming"):
-        DataArguments(train_samples_seed=0, max_train_samples=3, streaming=True)
+        TrainingDataArguments(train_samples_seed=0, max_train_samples=3, streaming=True)
 
 
 def test_reduce_labels_keeps_void(tmp_path):

@@ -1,4 +1,4 @@
-"""Tests of `folders_coco`."""
+"""Tests of `layouts/coco.py`."""
 
 import json
 
@@ -264,3 +264,25 @@ def test_phone_photographs_have_their_masks_where_they_are_shown(tmp_path):
     make.photo().save(tmp_path / "coco" / "train2017" / "train.jpg", exif=exif)
     image, segments = open_dataset(data, "train")[0]
     assert image.shape == (3, 60, 40) and segments.map.shape == (60, 40)
+
+
+def test_crowds_are_counted_and_a_file_of_crowds_is_refused(tmp_path, caplog):
+    """CVAT writes masks of its brush with iscrowd 1."""
+
+    def crowds(share):
+        def change(rows):
+            rows.append(dict(rows[0]))
+            for index, row in enumerate(rows):
+                row["iscrowd"] = int(index < share * len(rows))
+
+        return change
+
+    with pytest.raises(ValueError, match=r"(\d+) of \1 objects are crowds .* CVAT writes masks of its brush so"):
+        open_dataset(coco_folder(tmp_path / "all", annotations=crowds(1)), "train")
+    open_dataset(coco_folder(tmp_path / "half", annotations=crowds(0.5)), "train")
+    assert "objects are crowds (iscrowd 1), which are not trained on" in caplog.text
+    with pytest.raises(ValueError, match=r"train2017\.json has no annotations"):
+        open_dataset(coco_folder(tmp_path / "none", annotations=lambda rows: rows.clear()), "train")
+    caplog.clear()
+    open_dataset(coco_folder(tmp_path / "plain"), "train")
+    assert "crowds" not in caplog.text

@@ -12,7 +12,7 @@ from mpformer_hf.cli import evaluate
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.data.splits import check_splits, check_training_images
+from mpformer_hf.data.splits import check_label_maps, check_splits, check_training_images
 from mpformer_hf.training import finetune
 from tests import datasets_on_disk as make
 from tests import official_folders
@@ -92,7 +92,7 @@ def test_masks_of_0_and_255_are_refused_with_the_reason(tmp_path):
     map_[10:30] = 255
     folder = make.semantic(tmp_path / "d", [map_, map_], names=("background", "foreground"))
     argv = flags(folder, tmp_path / "out", task="semantic", eval_split="train")
-    with pytest.raises(ValueError, match="have only 'background' and void; 255 is void: divide masks of 0 and 255"):
+    with pytest.raises(ValueError, match="All 2 images have only 'background' and void; 255 is void"):
         finetune.main(argv)
 
 
@@ -107,3 +107,39 @@ def test_a_split_without_objects_and_flags_without_effect_are_refused(tmp_path):
     folder = str(make.semantic(tmp_path / "s", [np.zeros((40, 60), dtype=np.uint8)]))
     with pytest.raises(ValueError, match="void_label 1 is the id of a class"):
         open_dataset(DataArguments(dataset_name=folder, task="semantic", void_label=1), "train")
+
+
+def test_images_without_the_second_class_come_first(tmp_path):
+    """As in folders that are sorted by class; void is the border."""
+    first, second = np.zeros((40, 60), dtype=np.uint8), np.ones((40, 60), dtype=np.uint8)
+    first[:2] = second[:2] = 255
+    folder = make.semantic(tmp_path / "sorted", [*[first] * 25, second], names=("cat", "dog"))
+    check_label_maps(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"))
+    empty = np.full((40, 60), 255, dtype=np.uint8)
+    folder = make.semantic(tmp_path / "empty", [*[empty] * 25, second], names=("cat", "dog"))
+    check_label_maps(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"))
+    folder = make.semantic(tmp_path / "void", [empty] * 25, names=("cat", "dog"))
+    with pytest.raises(ValueError, match="All 25 images have no class; 255 is void"):
+        check_label_maps(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"))
+
+
+def test_one_class_is_no_task_for_semantic_segmentation(tmp_path):
+    folder = str(make.semantic(tmp_path, [np.array([[0, 1], [1, 1]], dtype=np.uint8)], names=("object",)))
+    with pytest.raises(ValueError, match=r"one class, 'object', so every pixel .*leave out --do_reduce_labels"):
+        open_dataset(DataArguments(dataset_name=folder, task="semantic", do_reduce_labels=True), "train")
+
+
+def test_no_class_of_things_is_refused(tmp_path):
+    ids, segments = np.ones((40, 60), dtype=np.int32), [{"id": 1, "category_id": 0, "isthing": 0, "iscrowd": 0}]
+    folder = str(make.panoptic(tmp_path, ids, segments, names=("road",)))
+    with pytest.raises(ValueError, match="has no class of things, which the task instance needs"):
+        open_dataset(DataArguments(dataset_name=folder, task="instance"), "train")
+
+
+def test_a_void_label_without_effect_is_refused(tmp_path):
+    folder = str(official_folders.mask_images(tmp_path / "masks"))
+    with pytest.raises(ValueError, match="cannot be read with void_label: leave it out"):
+        open_dataset(DataArguments(dataset_name=folder, task="semantic", void_label=4), "train")
+    folder = str(make.overlapping_objects(tmp_path / "objects"))
+    with pytest.raises(ValueError, match="void_label is for semantic label maps"):
+        open_dataset(DataArguments(dataset_name=folder, task="instance", void_label=4), "train")

@@ -119,7 +119,7 @@ def test_coco_folders_that_do_not_fit(tmp_path):
     "change, message",
     [
         ({"category": 5}, "Row 0: object 0 has category 5, which is not in id2label"),
-        ({"segmentation": [[1.0]]}, "Row 0: object 0 has a polygon of 1 coordinates"),
+        ({"segmentation": [[2.0]]}, "Row 0: object 0 has a polygon of 1 coordinates"),
         ({"segmentation": {"size": [4, 4], "counts": [16]}}, "Row 0: object 0 has an RLE of 4x4, the image is 40x60"),
         ({"segmentation": None}, "Row 0: object 0 has a segmentation that is neither"),
     ],

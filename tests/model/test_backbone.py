@@ -11,16 +11,11 @@ from PIL import Image
 from transformers import AutoBackbone, AutoConfig, Mask2FormerImageProcessor, TimmBackboneConfig, ViTImageProcessor
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
+from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.labels import Labels
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.backbone import STRIDES, build_backbone, probe_features
-from mpformer_hf.training.arguments import (
-    DataArguments,
-    ModelArguments,
-    OptimizationArguments,
-    PilotArguments,
-    TransformArguments,
-)
+from mpformer_hf.training.arguments import ModelArguments, OptimizationArguments, PilotArguments, TransformArguments
 from mpformer_hf.training.backbones import efficientnet_lite0, find_backbone
 from mpformer_hf.training.building import build_model, build_processor, find_preprocessing
 from mpformer_hf.training.optimization import parameter_groups

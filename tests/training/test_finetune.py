@@ -12,17 +12,12 @@ from transformers import Mask2FormerImageProcessor, pipeline
 
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.cli import evaluate
+from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.labels import Labels
 from mpformer_hf.evaluation.evaluator import evaluate_model, evaluation_loader
 from mpformer_hf.training import checkpoints, engine, finetune
-from mpformer_hf.training.arguments import (
-    DataArguments,
-    ModelArguments,
-    OptimizationArguments,
-    PilotArguments,
-    parse_arguments,
-)
+from mpformer_hf.training.arguments import ModelArguments, OptimizationArguments, PilotArguments, parse_arguments
 from mpformer_hf.training.building import build_model, load_checkpoint
 from mpformer_hf.training.optimization import build_optimizer, build_scheduler, parameter_groups
 from mpformer_hf.utils.arguments import parse

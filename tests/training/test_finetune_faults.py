@@ -59,3 +59,23 @@ def test_the_first_weights_are_kept_if_no_score_is_defined(tmp_path):
         tuner.results["last"] = {"ap": score}
         tuner.keep_best()
     assert len(kept) == 3 and tuner.results["best"] == {"ap": 0.5} and tuner.evaluations_since_best == 0
+
+
+@pytest.mark.parametrize("name, message", [("wandb", "not installed: pip install wandb"), ("x", "is unknown")])
+def test_a_tracker_that_is_not_there_is_refused(name, message, monkeypatch):
+    monkeypatch.setattr(finetune, "get_available_trackers", lambda: ["tensorboard"])
+    finetune.check_trackers("tensorboard"), finetune.check_trackers("all"), finetune.check_trackers(None)
+    with pytest.raises(ValueError, match=message):
+        finetune.main(["--dataset_name", "data", "--output_dir", "out", "--report_to", f"tensorboard,{name}"])
+
+
+def test_while_the_score_is_zero_the_last_weights_are_kept_and_training_goes_on(tmp_path):
+    tuner = FineTuner.__new__(FineTuner)
+    tuner.metric, tuner.best, tuner.evaluations_since_best, tuner.output = "ap", None, 0, tmp_path
+    tuner.accelerator = type("Main", (), {"is_main_process": False})
+    tuner.results, saved = {}, []
+    tuner.save = lambda output: saved.append(tuner.results["last"]["step"])
+    for step, score in enumerate((0.0, 0.0, 0.0, 0.2, 0.1, 0.0)):
+        tuner.results["last"] = {"ap": score, "step": step}
+        tuner.keep_best()
+    assert saved == [0, 1, 2, 3] and tuner.evaluations_since_best == 2

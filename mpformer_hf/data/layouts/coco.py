@@ -86,6 +86,23 @@ def read_coco_json(file: Path, masks_required: bool = True) -> dict:
     return content
 
 
+def check_crowds(annotations: list[dict], file: Path) -> None:
+    """Say how many objects are not trained on.
+
+    Raises:
+        ValueError: all are crowds, or there are none.
+    """
+    if not annotations:
+        raise ValueError(f"{file} has no annotations.")
+    crowds = sum(bool(row.get("iscrowd")) for row in annotations)
+    text = f"{file}: {crowds} of {len(annotations)} objects are crowds (iscrowd 1), which are not trained on"
+    hint = "; CVAT writes masks of its brush so: export polygons, or set iscrowd to 0"
+    if crowds == len(annotations):
+        raise ValueError(f"{text}{hint}.")
+    if crowds:
+        logger.warning("%s%s.", text, hint if 2 * crowds > len(annotations) else "")
+
+
 def panoptic_columns(annotation: dict, map_: Path) -> dict:
     """`label` and `segments_info` of a panoptic annotation."""
     segments = [{key: int(info.get(key, 0)) for key in SEGMENT} for info in annotation["segments_info"]]
@@ -218,6 +235,7 @@ class Coco(FolderLayout):
                 ]
             )
         else:
+            check_crowds(content["annotations"], file)
             objects: dict[int, list] = {key: [] for key in images}
             for row in content["annotations"]:
                 objects[row["image_id"]].append({key: row[key] for key in OBJECT if row.get(key) is not None})
