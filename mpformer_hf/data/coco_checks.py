@@ -1,10 +1,12 @@
 """Checks of the content of COCO files, before any image is read."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from numbers import Integral
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
 LISTED = 10  # problems that are named; the others are counted
 
 
@@ -63,6 +65,32 @@ def find_problems(content, masks_required: bool = True) -> Iterator[str]:
     ids = [row.get("image_id") for row in content["annotations"] if "segments_info" in row]
     panoptic = Counter(value for value in ids if is_hashable(value))
     yield from (f"image {value!r} has {n} panoptic annotations" for value, n in panoptic.items() if n > 1)
+
+
+def check_coordinates(content: dict, file: Path) -> None:
+    """Compare the polygons of checked annotations with the sizes of their images.
+
+    Raises:
+        ValueError: all coordinates are between 0 and 1.
+    """
+    sizes = {row["id"]: (row.get("width"), row.get("height")) for row in content["images"]}
+    masks = [row for row in content["annotations"] if isinstance(row.get("segmentation"), list) and row["segmentation"]]
+    largest = [[max(p[axis] for p in polygons(row)) for axis in (0, 1)] for row in masks]
+    if largest and max(map(max, largest)) <= 1:
+        raise ValueError(f"{file} has coordinates between 0 and 1, expected pixels; multiply them by the sides.")
+    beyond = sum(
+        any(side and value > 1.02 * side + 1 for value, side in zip(values, sizes[row["image_id"]], strict=True))
+        for row, values in zip(masks, largest, strict=True)
+    )
+    if beyond:
+        text = "%s: %d of %d objects reach beyond their images and are cut off; are they of images before a resize?"
+        logger.warning(text, file, beyond, len(masks))
+
+
+def polygons(annotation: dict) -> Iterator[tuple[float, float]]:
+    """Points of the polygons of an annotation."""
+    for polygon in annotation["segmentation"]:
+        yield from zip(polygon[::2], polygon[1::2], strict=True)
 
 
 def find_category_problems(categories: list[dict]) -> Iterator[str]:

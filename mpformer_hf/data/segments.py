@@ -101,7 +101,7 @@ def merge_by_class(segments: Segments) -> Segments:
     """Segments of semantic segmentation: one segment per class, whose id is the class; where objects overlap, the later
     one is in front."""
     merged = torch.full(segments.map.shape[-2:], VOID, dtype=torch.int32)
-    for layer in segments.map.view(-1, *merged.shape):
-        for segment, label in (segments.classes | segments.crowds).items():
-            merged[layer == segment] = label
+    layers = segments.map.view(-1, *merged.shape)
+    for segment, label in sorted((segments.classes | segments.crowds).items()):
+        merged[(layers == segment).any(0)] = label
     return Segments(merged, {int(label): int(label) for label in merged.unique() if label != VOID})

@@ -1,5 +1,6 @@
 """Score a model on a split, at the original image size."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from .diagnostics import LayerDiagnostics, diagnose
 from .drawing import DrawnSides, draw_pair, draw_sides
 from .object_matches import ObjectCounts
 from .task_metrics import TaskMetrics
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationDataset(Dataset):
@@ -131,12 +134,16 @@ def evaluate_model(
     things, drawn, images, records, start = "instance" in scores.metrics, 0, 0, [], time.perf_counter()
     if details is not None and things:
         details.objects = ObjectCounts(len(labels.names), processor.threshold)
+    config: Any = model.config
+    crowded: list[int] = []  # numbers of objects of images that have more than queries
     was_training = model.training
     model.eval()
     for batch in batches_with_progress(loader, "evaluate", accelerator):
         for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections, things)):
             score, segments = scores.add(predictions, batch["segments"][row]), batch["segments"][row]
             images += 1
+            if task != "semantic" and len(segments.classes) > config.num_queries:
+                crowded.append(len(segments.classes))
             if details is not None:
                 details.add(score, batch["index"][row], predictions, segments, labels.things)
             if writers:
@@ -149,7 +156,10 @@ def evaluate_model(
     model.train(was_training)
     seconds = time.perf_counter() - start
     images = sum(gather_object([images]))
-    records = gather_object(records)
+    records, crowded = gather_object(records), gather_object(crowded)
+    if crowded:
+        text = "%d of %d images have more objects (up to %d) than the model has queries (num_queries %d)."
+        logger.warning(text, len(crowded), images, max(crowded), config.num_queries)
     if accelerator.is_main_process:
         for writer in writers:
             writer.finish(sorted(records, key=lambda record: record.name))

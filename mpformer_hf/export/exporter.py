@@ -68,8 +68,10 @@ class EndToEndModel(nn.Module):
             processor.overlap_mask_area_threshold,
             detections,
         )
-        self.register_buffer("mean", 255 * torch.tensor(processor.image_mean).view(-1, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(processor.image_std).view(-1, 1, 1))
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+        scale = processor.rescale_factor if processor.do_rescale else 1.0
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) / scale)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) / scale)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """uint8 `[B, 3, H, W]`, sides multiples of 32, to results, see `Postprocessing.forward`."""
@@ -219,7 +221,8 @@ def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, s
         "image_std": json.dumps(list(processor.image_std)),
         "size": json.dumps(size),
     }
-    fields = ("task", "size_divisor", "threshold", "mask_threshold", "overlap_mask_area_threshold", "category_ids")
+    fields = ["task", "size_divisor", "threshold", "mask_threshold", "overlap_mask_area_threshold", "category_ids"]
+    fields += ["do_resize", "resample", "stretch_to_divisor", "do_rescale", "rescale_factor", "do_normalize"]
     return content | {field: json.dumps(getattr(processor, field)) for field in fields}
 
 

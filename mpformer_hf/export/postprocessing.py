@@ -4,11 +4,11 @@ The rules are those of `postprocessing.py` for images without padding; what depe
 remain) is a score of 0 here.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..model.postprocessing import logit_of
 
 RESULTS = {
     "semantic": ("segmentation",),
@@ -72,7 +72,7 @@ class Postprocessing(nn.Module):
         labels, queries = pairs % classes, pairs // classes
         chosen = mask_logits.gather(1, queries[..., None, None].expand(-1, -1, *mask_logits.shape[-2:]))
         logits = F.interpolate(chosen, size=size, mode="bilinear", align_corners=False)
-        masks = logits > math.log(self.mask_threshold / (1 - self.mask_threshold))
+        masks = logits > logit_of(self.mask_threshold)
         area = masks.float().sum((2, 3))
         scores = scores * (logits.sigmoid() * masks).sum((2, 3)) / (area + 1e-6)
         for label in self.stuff:

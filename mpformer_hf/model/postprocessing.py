@@ -111,6 +111,11 @@ class Instances:
     masks: Tensor
 
 
+def logit_of(threshold: float) -> float:
+    """Logit of a probability in [0, 1], to compare logits with: the sigmoid of a tiny positive logit rounds to 0.5."""
+    return math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (threshold - 0.5) * math.inf
+
+
 def instance_inference(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -143,10 +148,7 @@ def instance_inference(
     unique, which = queries.unique(return_inverse=True)
     masks = torch.zeros(len(unique), *geometry.target, dtype=torch.bool, device=mask_logits.device)
     quality = scores.new_zeros(len(unique))
-    # Not "probability > threshold": the sigmoid of a tiny positive logit rounds to 0.5.
-    least = (
-        math.log(mask_threshold / (1 - mask_threshold)) if 0 < mask_threshold < 1 else (mask_threshold - 0.5) * math.inf
-    )
+    least = logit_of(mask_threshold)
     for first, part in resize_in_chunks(mask_logits[unique], geometry):
         inside = part > least
         probability = part.sigmoid_()

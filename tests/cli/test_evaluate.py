@@ -48,3 +48,16 @@ def test_two_outputs_of_one_name_are_refused(tmp_path):
 def test_flags_of_training_are_refused(command, flag):
     with pytest.raises(SystemExit, match=f"--{flag}"):
         mpformer([command, "--dataset_name", "data", f"--{flag}", "1"])
+
+
+def test_more_objects_than_queries_are_said(tmp_path, caplog):
+    data = make.overlapping_objects(tmp_path / "data")
+    split = open_dataset(DataArguments(dataset_name=str(data), task="instance"), "train")
+    names = dict(enumerate(split.labels.names))
+    most = max(len(split[index][1].classes) for index in range(len(split)))
+    for queries in (most, most - 1):
+        tiny_model(num_queries=queries, num_labels=len(names), id2label=names).save_pretrained(tmp_path / str(queries))
+        MPFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / str(queries))
+        argv = ["--model_name_or_path", str(tmp_path / str(queries)), "--dataset_name", str(data)]
+        evaluate.main([*argv, "--task", "instance", "--eval_split", "train"])
+        assert ("have more objects (up to" in caplog.text) == (queries < most)

@@ -286,3 +286,19 @@ def test_crowds_are_counted_and_a_file_of_crowds_is_refused(tmp_path, caplog):
     caplog.clear()
     open_dataset(coco_folder(tmp_path / "plain"), "train")
     assert "crowds" not in caplog.text
+
+
+def test_coordinates_that_are_not_pixels_of_the_image(tmp_path, caplog):
+    def scaled(factor):
+        def change(rows):
+            for row in rows:
+                row["segmentation"] = [[factor * value for value in polygon] for polygon in row["segmentation"]]
+
+        return change
+
+    with pytest.raises(ValueError, match="has coordinates between 0 and 1, expected pixels"):
+        open_dataset(coco_folder(tmp_path / "relative", annotations=scaled(0.01)), "train")
+    open_dataset(coco_folder(tmp_path / "plain"), "train")
+    assert "reach beyond" not in caplog.text
+    open_dataset(coco_folder(tmp_path / "large", annotations=scaled(4)), "train")
+    assert "objects reach beyond their images and are cut off" in caplog.text

@@ -1,4 +1,4 @@
-"""Tests of `folders_details`."""
+"""Details of layouts: names, missing parts, masks of any mode, tools that write them differently."""
 
 import json
 import shutil
@@ -6,10 +6,13 @@ import unicodedata
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.segments import merge_by_class
+from mpformer_hf.model.images import is_not_black
 from tests import official_folders
 
 
@@ -178,3 +181,49 @@ def test_a_rotated_image_without_objects(tmp_path):
         mask.unlink()
     pixels, segments = opened(folder, "instance")[0]
     assert pixels.shape[1:] == segments.map.shape == (official_folders.WIDTH, official_folders.HEIGHT)
+
+
+def labelme_of(folder, shapes, labels=(), **more):
+    """One 20x30 image and its JSON; `labels` become labels.txt."""
+    folder.mkdir()
+    Image.new("RGB", (30, 20)).save(folder / "a.png")
+    rows = [{"label": label, "shape_type": "rectangle", "points": points} for label, *points in shapes]
+    content = {"shapes": rows, "imagePath": "a.png", "imageData": None, "imageHeight": 20, "imageWidth": 30}
+    (folder / "a.json").write_text(json.dumps({**content, **more}))
+    if labels:
+        (folder / "labels.txt").write_text("\n".join(labels))
+    return folder
+
+
+def test_shapes_of_labelme_are_painted_in_their_order(tmp_path):
+    """Each overlaps the one before: in layers of separate objects, the third would be under the second."""
+    shapes = [("a", (0, 0), (9, 9)), ("b", (6, 0), (15, 9)), ("c", (12, 0), (21, 9)), ("a", (18, 0), (27, 9))]
+    map_ = opened(labelme_of(tmp_path / "d", shapes), "semantic")[0][1].map
+    assert map_[4, ::3].tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 0, -1]
+    objects = opened(tmp_path / "d", "instance")[0][1]
+    assert torch.equal(merge_by_class(objects).map, map_)
+
+
+def test_background_and_ignored_shapes_of_labelme(tmp_path):
+    shapes = [("a", (0, 0), (9, 9)), ("__ignore__", (5, 0), (14, 9)), ("_background_", (0, 5), (4, 9))]
+    folder = labelme_of(tmp_path / "d", shapes, ["__ignore__", "_background_", "a"])
+    semantic = opened(folder, "semantic")
+    assert semantic.labels.names == ["_background_", "a"]
+    map_ = semantic[0][1].map
+    assert map_[2, [0, 7, 12, 20]].tolist() == [1, -1, -1, 0] and map_[7, 2] == 0 and map_[15, 15] == 0
+    instance = opened(folder, "instance")
+    assert instance.labels.names == ["a"] and list(instance[0][1].classes.values()) == [0]
+
+
+def test_a_resized_image_of_labelme_is_refused(tmp_path):
+    folder = labelme_of(tmp_path / "d", [("a", (0, 0), (9, 9))], imageWidth=60, imageHeight=40)
+    with pytest.raises(ValueError, match=r"the image is 20x30, but 40x60 in the annotations"):
+        opened(folder, "instance")[0]
+
+
+def test_a_palette_without_black_has_its_background_at_index_0():
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8)).convert("P")
+    image.putpalette([255, 255, 255, 0, 0, 255])
+    assert is_not_black(image).tolist() == [[False, True], [True, False]]
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    assert is_not_black(image).tolist() == [[True, False], [False, True]]

@@ -301,3 +301,25 @@ def test_precisions_that_do_not_fit(saved, tmp_path):
         mpformer([*argv, "int8", "--calibration", str(tmp_path / "empty")])
     with pytest.raises(SystemExit, match=r"precision fp16 is for \.onnx files"):
         mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--precision", "fp16"])
+
+
+@pytest.mark.parametrize("fields", [{}, {"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False}])
+def test_the_graph_normalises_as_the_processor(fields):
+    processor = MPFormerImageProcessor(task="semantic", do_resize=False, **fields)
+    logits = Logits(None)
+    seen = []
+    logits.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    exporter.EndToEndModel(logits, processor, 20)(image)
+    expected = processor(image[0], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-5)
+    told = exporter.describe("model", processor, {0: "a"})
+    for name in ("do_resize", "resample", "stretch_to_divisor", "do_rescale", "rescale_factor", "do_normalize"):
+        assert json.loads(told[name]) == getattr(processor, name)
+
+
+@pytest.mark.parametrize("threshold, share", [(0.0, 1.0), (1.0, 0.0)])
+def test_the_extremes_of_the_mask_threshold(threshold, share):
+    graph = Postprocessing("instance", [], 0.0, threshold, 0.8, detections=5)
+    masks = graph(torch.randn(1, 8, 5), torch.randn(1, 8, 16, 24))[2]
+    assert masks.float().mean() == share

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from datasets import Value
 
 from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, files_below, read_json
-from ..coco_checks import check_coco
+from ..coco_checks import check_coco, check_coordinates
 from ..labels import Labels
 from ..segments import Reader
 from ..tables import objects_reader, panoptic_reader
@@ -81,6 +81,7 @@ def read_coco_json(file: Path, masks_required: bool = True) -> dict:
         if isinstance(image, dict) and "file_name" not in image and isinstance(image.get("coco_url"), str):
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
     check_coco(content, file, masks_required)
+    check_coordinates(content, file)
     if not content["images"]:
         raise ValueError(f"{file} has no images.")
     return content

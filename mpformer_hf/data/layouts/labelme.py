@@ -4,16 +4,18 @@ import base64
 import binascii
 import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import torch
 from datasets import Value
 
 from ...model.images import displayed_size, open_image
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
-from ..segments import ObjectMask, Reader, Segments, from_objects, merge_by_class
+from ..segments import VOID, ObjectMask, Reader, Segments, from_objects
 from .coco import is_labelme, plain
 from .folder import (
     ALL_SPLITS,
@@ -28,9 +30,9 @@ from .folder import (
 )
 
 logger = logging.getLogger(__name__)
-AREAS = ("polygon", "rectangle", "circle", "mask")  # shapes that have an area; others are ignored
+AREAS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")  # others have no area
 CIRCLE = np.linspace(0, 2 * np.pi, 65)[:-1]
-VOID = ("__ignore__", "_background_")  # labelme's names of what is no class
+IGNORED, BACKGROUND = "__ignore__", "_background_"  # labelme's names of what is no class
 
 
 def shape_mask(shape: dict, height: int, width: int) -> np.ndarray:
@@ -66,28 +68,52 @@ def pasted_mask(shape: dict, points: np.ndarray, height: int, width: int) -> np.
     return mask
 
 
-def shapes_reader(labels: Labels, names: dict[str, int], merge: bool) -> Reader:
-    """Shapes of a JSON; those of one label and `group_id` are one object. With `merge`, objects of a class are
-    merged, later ones in front."""
+def masks_of(row: dict, height: int, width: int) -> Iterator[tuple[dict, np.ndarray]]:
+    """Each shape of a row that has an area, and its mask.
+
+    Raises:
+        ValueError: a shape is invalid; the message names it.
+    """
+    for number, shape in enumerate(read_json(Path(row["text"]))["shapes"]):
+        if (shape.get("shape_type") or "polygon") in AREAS:
+            try:
+                yield shape, shape_mask(shape, height, width)
+            except ValueError as error:
+                raise ValueError(f"shape {number} of {row['text']} {error}") from error
+
+
+def semantic_shapes_reader(labels: Labels, names: dict[str, int]) -> Reader:
+    """Shapes painted in their order, as labelme's own export does. What no shape covers is `_background_` if there is
+    such a class, else void; `__ignore__` is void."""
+    classes = {name: labels.category_to_class[index] for name, index in names.items()}
+    rest = classes.get(BACKGROUND, VOID)
+
+    def read(row: dict) -> Segments:
+        width, height = displayed_size(row["image"])
+        map_ = np.full((height, width), rest, dtype=np.int32)
+        for shape, mask in masks_of(row, height, width):
+            map_[mask] = VOID if shape["label"] == IGNORED else classes.get(shape["label"], rest)
+        return Segments(torch.from_numpy(map_), {int(i): int(i) for i in np.unique(map_) if i != VOID})
+
+    return read
+
+
+def object_shapes_reader(labels: Labels, names: dict[str, int]) -> Reader:
+    """Shapes as objects; those of one label and `group_id` are one."""
 
     def read(row: dict) -> Segments:
         width, height = displayed_size(row["image"])
         objects: dict[object, ObjectMask] = {}
-        for number, shape in enumerate(read_json(Path(row["text"]))["shapes"]):
-            if (shape.get("shape_type") or "polygon") not in AREAS or shape["label"] in VOID:
+        for number, (shape, mask) in enumerate(masks_of(row, height, width)):
+            if shape["label"] in (IGNORED, BACKGROUND):
                 continue
-            try:
-                mask = shape_mask(shape, height, width)
-            except ValueError as error:
-                raise ValueError(f"shape {number} of {row['text']} {error}") from error
             group = shape.get("group_id")
             key = number if group is None else (shape["label"], group)
             if key in objects:
                 objects[key].mask |= mask
             else:
                 objects[key] = ObjectMask(mask, labels.category_to_class[names[shape["label"]]])
-        segments = from_objects(objects.values(), height, width)
-        return merge_by_class(segments) if merge else segments
+        return from_objects(objects.values(), height, width)
 
     return read
 
@@ -131,7 +157,9 @@ class Labelme(FolderLayout):
             names |= {shape["label"] for shape in areas}
             if source in file.parents:
                 ignored += len(shapes) - len(areas)
-                rows.append(row_of(file, text=file) | self.image_columns(file, content, images))
+                stated = [content.get("imageHeight"), content.get("imageWidth")]
+                size = {"size": stated if all(isinstance(side, int) for side in stated) else None}
+                rows.append(row_of(file, text=file) | self.image_columns(file, content, images) | size)
         if not rows:
             raise ValueError(f"{source} has no JSON of labelme.")
         with_file = sum(row["image"]["path"] is not None for row in rows)
@@ -139,15 +167,17 @@ class Labelme(FolderLayout):
         if ignored:
             logger.warning("%s: %d shapes without an area (points, lines) are ignored.", source, ignored)
         given = folder / "labels.txt"
-        listed = [name for name in (read_lines(given) if given.is_file() else sorted(names)) if name not in VOID]
-        unknown = names - set(listed) - set(VOID)
+        listed = read_lines(given) if given.is_file() else sorted(names - {BACKGROUND})
+        left_out = {IGNORED} if task == "semantic" else {IGNORED, BACKGROUND}
+        listed = [name for name in listed if name not in left_out]
+        unknown = names - {*listed, IGNORED, BACKGROUND}
         if unknown:
             raise ValueError(f"{given} has no label {min(unknown)!r}, which shapes have.")
         ids = {name: i for i, name in enumerate(listed)}
         categories = [{"id": i, "name": name, "isthing": 1} for name, i in ids.items()]
 
         def make_reader(labels: Labels) -> Reader:
-            return shapes_reader(labels, ids, merge=task == "semantic")
+            return (semantic_shapes_reader if task == "semantic" else object_shapes_reader)(labels, ids)
 
         return FolderSplit(make_rows(rows, text=Value("string")), categories, make_reader)
 
