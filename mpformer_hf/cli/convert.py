@@ -24,7 +24,7 @@ from ..hub.detectron2_checkpoint import read_checkpoint
 from ..hub.publishing import write_card
 from ..inference.loading import load_model, load_processor
 from ..model.image_processing_mpformer import TASKS, MPFormerImageProcessor
-from ..utils.files import check_new_folder, read_json
+from ..utils.files import check_new_folder, read_json, write_new_folder
 
 GENERIC = {"task": "panoptic", "shortest_edge": 800, "longest_edge": 1333, "threshold": 0.5, "names": [], "things": []}
 LICENCE = "The weights of the public MP-Former and Mask2Former releases are licensed CC BY-NC 4.0."
@@ -64,7 +64,7 @@ def category_ids(dataset: str | None, names: list[str], task: str) -> list[int] 
 
 def convert_official(args: argparse.Namespace) -> None:
     """Convert an official checkpoint; nothing is written unless everything fits."""
-    folder = check_new_folder(args.destination)
+    check_new_folder(args.destination)
     weights = read_checkpoint(args.source)
     release = RELEASES.get(args.dataset, GENERIC)
     names, stuff = class_names(args, release, infer_config(weights).num_labels)
@@ -84,9 +84,6 @@ def convert_official(args: argparse.Namespace) -> None:
         processor.palette = palette if all(palette) else None
     if processor.task == "panoptic" and not stuff:
         print("note: no class is known as stuff; give --dataset, or set label_ids_to_fuse in preprocessor_config.json")
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
     text = TEXT.format(
         source=args.source.name,
         queries=config.num_queries,
@@ -94,34 +91,38 @@ def convert_official(args: argparse.Namespace) -> None:
         backbone=config.backbone_config.model_type,
         licence=LICENCE,
     )
-    write_card(folder, text, license="cc-by-nc-4.0")
-    print(f"{len(weights)} tensors -> {folder}: {config.num_queries} queries, {config.num_labels} classes. {LICENCE}")
+    with write_new_folder(args.destination) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_card(folder, text, license="cc-by-nc-4.0")
+    print(f"{len(weights)} tensors -> {args.destination}: {config.num_queries} queries, {config.num_labels} classes.")
+    print(LICENCE)
 
 
 def convert_from_mask2former(args: argparse.Namespace) -> None:
     """Write a Mask2Former of transformers as an MP-Former folder, with the values of its image processor."""
-    folder = check_new_folder(args.destination)
+    check_new_folder(args.destination)
     model, processor = load_model(args.source), load_processor(args.source)
     if args.task:
         processor.task = args.task
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    print(f"MP-Former of {model.num_parameters():,} parameters -> {folder}; default task {processor.task}")
+    with write_new_folder(args.destination) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    print(f"MP-Former of {model.num_parameters():,} parameters -> {args.destination}; default task {processor.task}")
 
 
 def convert_to_mask2former(args: argparse.Namespace) -> None:
     """Write a plain Mask2Former folder, including the image processor."""
-    folder = check_new_folder(args.destination)
+    check_new_folder(args.destination)
     plain = load_model(args.source).to_mask2former()
     own = load_processor(args.source)
     shared = ["size", "resample", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std"]
     shared += ["do_reduce_labels", "ignore_index", "rescale_factor", "size_divisor"]
     fields = {name: getattr(own, name) for name in shared}
-    folder.mkdir(parents=True, exist_ok=True)
-    plain.save_pretrained(folder)
-    Mask2FormerImageProcessor(**fields).save_pretrained(folder)
-    print(f"Mask2Former of {plain.num_parameters():,} parameters -> {folder}")
+    with write_new_folder(args.destination) as folder:
+        plain.save_pretrained(folder)
+        Mask2FormerImageProcessor(**fields).save_pretrained(folder)
+    print(f"Mask2Former of {plain.num_parameters():,} parameters -> {args.destination}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -101,11 +101,11 @@ def main(argv: list[str] | None = None) -> dict:
         raise ValueError("Nothing to score: give --model_name_or_path or --most_frequent_class.")
     scores |= {"skipped_images": split.skipped} if split.skipped else {}
     if accelerator.is_main_process:
-        print(json.dumps(scores, indent=2))
         if args.output_file:
             write_json(scores, Path(args.output_file))
         if draw_report is not None:
             draw_report()
+        print(json.dumps(scores, indent=2))  # last: whoever reads it may be gone
     accelerator.end_training()  # ends the process group: a process that exits with one may abort
     return scores
 

@@ -22,7 +22,7 @@ from ..data.dataset import open_dataset
 from ..data.parquet import describe_categories, write_parquet
 from ..data.splits import check_label_maps, check_splits
 from ..model.image_processing_mpformer import TASKS
-from ..utils.files import check_new_folder, write_atomically, write_json
+from ..utils.files import check_new_folder, write_json, write_new_folder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     data = DataArguments(**fields, train_split=pairs[0][0], eval_split=pairs[0][1])
     labels = None
     categories: dict[str, object] = {}
-    with write_atomically(args.output) as temporary:
+    with write_new_folder(args.output) as temporary:
         for split in args.splits:
             dataset = open_dataset(data, split, labels=labels)
             check_label_maps(dataset)

@@ -39,7 +39,7 @@ from ..data.writers.yolo import Yolo, write_data_yaml
 from ..inference.drawing import draw_segmentation
 from ..inference.loading import fingerprint
 from ..inference.predictor import Predictor
-from ..inference.result_files import write_image
+from ..inference.result_files import image_hash, write_image
 from ..model.boxes import mask_boxes
 from ..model.image_sizes import size_of
 from ..model.images import read_image
@@ -184,6 +184,15 @@ def read_annotations(path: Path, images: Path, id2label: dict[int, str]) -> dict
     return read_yolo_boxes(path, images, id2label if names is None else names)
 
 
+def read_result(file: Path) -> dict:
+    """What an earlier run found in an image; empty if there is nothing or if the file is damaged."""
+    try:
+        content = read_json(file)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def check_ids(content: dict, file: Path) -> None:
     """
     Raises:
@@ -250,14 +259,15 @@ def main(argv: list[str] | None = None) -> None:
         by_image[annotation["image_id"]].append(annotation)
     for number, row in enumerate(progress(content["images"], "refine", unit="image")):
         file = args.output / "results" / f"{number}.json"
-        if not file.is_file():
-            image = read_sized_image(args.images / row["file_name"], row)
+        image = read_sized_image(args.images / row["file_name"], row)
+        done = read_result(file)
+        if done.get("pixels_sha256") != image_hash(image):
             fields, found, results = refine_image(predictor, image, by_image[row["id"]], labels, args)
             if args.overlays:
                 path = args.output / "overlays" / f"{Path(row['file_name']).stem}_{number}.png"
                 write_overlay(image, *results, predictor, path)
-            write_json({"annotations": fields, "problems": found}, file, indent=None)
-        done = read_json(file)
+            done = {"annotations": fields, "problems": found, "pixels_sha256": image_hash(image)}
+            write_json(done, file, indent=None)
         refined |= done["annotations"]
         problems += len(done["problems"])
         for problem in done["problems"]:

@@ -57,7 +57,10 @@ def load_model(name: str) -> MPFormerForUniversalSegmentation:
     Raises:
         ValueError: see `load_weights`.
     """
-    return load_weights(name).eval()
+    model = load_weights(name).eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()  # else a view of the file, whose later changes would change the model
+    return model
 
 
 def fingerprint(name: str) -> str:

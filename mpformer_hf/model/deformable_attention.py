@@ -47,7 +47,11 @@ def use_implementation(name: str) -> None:
     chosen = name
 
 
-use_implementation(os.environ.get("MPFORMER_DEFORMABLE_ATTENTION", "auto"))  # now: compiled code cannot choose
+VARIABLE = "MPFORMER_DEFORMABLE_ATTENTION"
+try:
+    use_implementation(os.environ.get(VARIABLE, "auto"))  # now: compiled code cannot choose
+except ValueError as error:
+    raise ValueError(f"The environment variable {VARIABLE}: {error}") from error
 
 
 def is_fused(value: Tensor) -> bool:

@@ -42,7 +42,7 @@ def stored_rgb(image: Image.Image) -> Tensor:
 def is_not_black(image: Image.Image) -> np.ndarray:
     """Mask of an image of any mode, bool `[height, width]`: colours other than black; alpha is not looked at. Of a
     palette without black, index 0 is the background."""
-    if image.mode == "P" and (0, 0, 0) not in image.palette.colors:
+    if image.mode == "P" and image.palette and (0, 0, 0) not in image.palette.colors:
         return np.array(image) > 0
     if image.mode in ("1", "L", "I", "F", *SIXTEEN_BITS):
         return np.array(image) > 0

@@ -47,6 +47,31 @@ def write_atomically(path: Path) -> Iterator[Path]:
         remove(temporary)
 
 
+@contextlib.contextmanager
+def write_new_folder(path: Path) -> Iterator[Path]:
+    """Context manager that yields a temporary folder, which becomes `path` if the block succeeds; otherwise nothing is
+    left. What a killed process left of it is removed.
+
+    Raises:
+        ValueError: `path` is not empty, or another process writes it.
+    """
+    check_new_folder(path)
+    temporary = path.with_name(f".writing-{path.name}")
+    lock = lock_folder(temporary)
+    try:
+        for left in temporary.iterdir():
+            if left.name != LOCK:
+                remove(left)
+        yield temporary
+        check_new_folder(path)
+        (temporary / LOCK).unlink()
+        remove(path)
+        temporary.replace(path)
+    finally:
+        remove(temporary)
+        lock.release()
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it exists."""
     if path.is_dir():
@@ -111,7 +136,8 @@ def lock_folder(folder: Path, part: str = "", patience: float = 0.0) -> FileLock
         lock.acquire(timeout=patience)
     except Timeout as error:
         which = f" ({part[1:].replace('-', ' ')})" if part else ""
-        raise ValueError(f"Output folder {folder} is used by another process{which}.") from error
+        name = folder.with_name(folder.name.removeprefix(".writing-"))
+        raise ValueError(f"Output folder {name} is used by another process{which}.") from error
     return lock
 
 

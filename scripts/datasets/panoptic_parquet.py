@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from mpformer_hf.utils.files import check_new_folder, write_atomically, write_json
+from mpformer_hf.utils.files import check_new_folder, write_json, write_new_folder
 
 # Image uint8 `[H, W, 3]`, map of segment ids int32 `[H, W]`, and the class of each id; other ids are void.
 Scene = tuple[np.ndarray, np.ndarray, dict[int, int]]
@@ -63,7 +63,7 @@ def write_splits(
     """
     check_new_folder(folder)
     counts = {}
-    with write_atomically(folder) as temporary:
+    with write_new_folder(folder) as temporary:
         for split, scenes in splits.items():
             rows = [as_row(scene, things) for scene in scenes]
             write_split(rows, FEATURES, temporary, split)

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from tqdm.auto import tqdm
 
 from mpformer_hf.utils.command import run_command
-from mpformer_hf.utils.files import check_new_folder, write_atomically, write_json
+from mpformer_hf.utils.files import check_new_folder, write_json, write_new_folder
 
 HELD_OUT = 0.15  # share of the images in val, and in test
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     sizes = find_images(args.source, args.longest_side)
     check_new_folder(args.output)
-    with write_atomically(args.output) as temporary:
+    with write_new_folder(args.output) as temporary:
         (temporary / "images").mkdir(parents=True)
         for split, names in draw_splits(sizes, args.seed).items():
             images, annotations = [], []

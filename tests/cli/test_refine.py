@@ -96,6 +96,15 @@ def test_it_resumes_and_refuses_other_settings(files):
     (folder / "out" / "annotations.json").unlink()
     (folder / "out" / "results" / "1.json").unlink()
     assert run(folder) == first and done.stat().st_mtime_ns == stamp
+    done.write_text(done.read_text()[:50])  # truncated
+    assert run(folder) == first
+    stamp = done.stat().st_mtime_ns
+    photo = Image.open(folder / "photos" / "b.png")
+    Image.fromarray(255 - np.array(photo)).save(folder / "photos" / "b.png")  # another picture under its name
+    old = json.loads((folder / "out" / "results" / "1.json").read_text())
+    run(folder)
+    new = json.loads((folder / "out" / "results" / "1.json").read_text())
+    assert new["pixels_sha256"] != old["pixels_sha256"] and done.stat().st_mtime_ns == stamp
     with pytest.raises(SystemExit, match="has results of another rounds"):
         run(folder, "--rounds", "2")
     (folder / "photos" / "b.png").unlink()

@@ -142,3 +142,14 @@ def test_checkpoints_of_half_precision_work(dtype, tmp_path, saved_model):
     assert load_model(str(saved_model)).dtype == torch.float32
     make.photo().save(tmp_path / "photo.png")
     predict.main([str(saved_model), str(tmp_path / "photo.png"), str(tmp_path / "out")])
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "one")
+    torch.manual_seed(1)
+    tiny_model().save_pretrained(tmp_path / "other")
+    loaded = load_model(str(tmp_path / "one"))
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    with (tmp_path / "one" / "model.safetensors").open("r+b") as file:  # in place, as `cp` writes
+        file.write((tmp_path / "other" / "model.safetensors").read_bytes())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())

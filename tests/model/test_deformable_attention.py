@@ -1,5 +1,8 @@
 """The operator against per-level grid sampling, and its gradients."""
 
+import runpy
+
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -118,3 +121,9 @@ def test_module_in_double_and_under_autocast():
         assert attention(query, query, places, SHAPES).dtype == torch.bfloat16
     double = attention.double()(query.double(), query.double(), places.double(), SHAPES)
     torch.testing.assert_close(single.double(), double, atol=1e-5, rtol=1e-4)
+
+
+def test_a_wrong_environment_variable_is_named(monkeypatch):
+    monkeypatch.setenv("MPFORMER_DEFORMABLE_ATTENTION", "tritn")
+    with pytest.raises(ValueError, match=r"MPFORMER_DEFORMABLE_ATTENTION: The implementation must be .* got 'tritn'"):
+        runpy.run_module("mpformer_hf.model.deformable_attention")

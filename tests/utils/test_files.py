@@ -7,7 +7,7 @@ import pytest
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.training.checkpoints import save_model
-from mpformer_hf.utils.files import write_json
+from mpformer_hf.utils.files import write_json, write_new_folder
 from tests.tiny import tiny_model
 
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
@@ -40,3 +40,21 @@ def test_a_failed_save_leaves_no_temporary_files(saved, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_model(tiny_model(), processor, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_written_whole_and_by_one_process(tmp_path):
+    folder = tmp_path / "new"
+    (tmp_path / ".writing-new").mkdir()  # of a killed process
+    (tmp_path / ".writing-new" / "left").write_text("over")
+    with write_new_folder(folder) as first:
+        (first / "one").write_text("1")
+        with pytest.raises(ValueError, match="new is used by another process"), write_new_folder(folder):
+            pass
+        assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["one"] and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ValueError, match="new is not an empty folder"), write_new_folder(folder):
+        pass
+    with pytest.raises(OSError, match="full"), write_new_folder(tmp_path / "other") as other:
+        (other / "one").touch()
+        raise OSError("full")
+    assert len(list(tmp_path.iterdir())) == 1
