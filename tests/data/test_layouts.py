@@ -251,3 +251,44 @@ def test_a_parent_category_of_roboflow_is_left_out_and_others_are_not(tmp_path):
     content["annotations"][0]["category_id"] = 0
     file.write_text(json.dumps(content))
     assert open_dataset(arguments(folder, "instance"), "train").labels.names == ["vehicles", "person", "car"]
+
+
+@pytest.mark.parametrize(
+    "images, masks", [("img_dir", "ann_dir"), ("imgs", "masks"), ("images", "labels"), ("img", "mask")]
+)
+@pytest.mark.parametrize("splits_above", [False, True])
+def test_other_names_of_the_folders_of_label_images(images, masks, splits_above, tmp_path):
+    expected = open_dataset(
+        DataArguments(dataset_name=str(official_folders.mask_images(tmp_path / "a")), task="semantic"), "val"
+    )
+    folder = official_folders.mask_images(tmp_path / "b")
+    (folder / "images").rename(folder / images)
+    (folder / "masks").rename(folder / masks)
+    if splits_above:
+        for kind in (images, masks):
+            for part in list((folder / kind).iterdir()):
+                (folder / part.name).mkdir(exist_ok=True)
+                part.rename(folder / part.name / kind)
+            (folder / kind).rmdir()
+    found = open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "val")
+    assert len(found) == len(expected) > 0
+    assert all(torch.equal(found[i][1].map, expected[i][1].map) for i in range(len(found)))
+
+
+@pytest.mark.parametrize(
+    "name, content, tool",
+    [
+        ("via.json", {"_via_settings": {}, "_via_img_metadata": {}}, "VGG Image Annotator"),
+        ("via_region_data.json", {"a.jpg1": {"filename": "a.jpg", "regions": []}}, "VGG Image Annotator"),
+        ("project.json", [{"id": 1, "annotations": [{"completed_by": 1, "result": []}]}], "Label Studio"),
+        ("a.jpg___objects.json", {"metadata": {"isClosed": True}, "instances": []}, "SuperAnnotate"),
+        ("a.json", {"version": "2.0", "schema_ref": "https://darwin-public/darwin-json"}, "Darwin V7"),
+        ("a.json", {"info": {"description": "ISAT", "folder": "x"}, "objects": []}, "ISAT"),
+        ("annotations.xml", "<annotations>", r"CVAT \(XML\)"),
+    ],
+)
+def test_files_of_other_tools_are_named(name, content, tool, tmp_path):
+    official_folders.save_photo(tmp_path / "a.jpg")
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=f"is written by {tool}, whose files are not read: export COCO JSON"):
+        open_dataset(DataArguments(dataset_name=str(tmp_path), task="instance"), "train")

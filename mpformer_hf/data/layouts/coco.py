@@ -186,6 +186,25 @@ class FileFinder:
         return self.root / found[0]
 
 
+SIGNATURES = {  # texts at the beginning of JSON files of annotation tools that are not COCO
+    "VGG Image Annotator": ('"_via_', '"regions"'),
+    "Label Studio": ('"completed_by"', '"from_name"', '"brushlabels"', '"polygonlabels"'),
+    "SuperAnnotate": ('"pixelClassification"', '"isClosed"'),
+    "Darwin V7": ("darwin-json", '"source_files"'),
+    "ISAT": ('"description": "ISAT"',),
+    "SA-1B": ('"file_name": "sa_',),
+}
+
+
+def tool_of(file: Path) -> str | None:
+    """Name of the annotation tool whose own JSON, which cannot be read, a file is; None if it may be COCO's."""
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        start = opened.read(1 << 14)
+    if '"images"' in start or '"categories"' in start:
+        return None
+    return next((tool for tool, texts in SIGNATURES.items() if any(text in start for text in texts)), None)
+
+
 class Coco(FolderLayout):
     """One JSON per task and split; RLE, polygons or panoptic PNG maps."""
 
@@ -196,7 +215,8 @@ class Coco(FolderLayout):
         # archives (the downloads), logs and tables are allowed beside images
         suffixes = {file.suffix.lower() for file in files_below(folder)}
         images = suffixes.isdisjoint(TABLE_SUFFIXES) or not suffixes.isdisjoint(IMAGE_SUFFIXES)
-        annotations = any(not is_labelme(file) for file in annotation_files(folder))
+        files = [file for file in annotation_files(folder) if not is_labelme(file)]
+        annotations = any(tool_of(file) is None for file in files)
         return {"*.json, annotations/*.json or */_annotations.coco.json": annotations, "images": images}
 
     def source(self, folder: Path, split: str, task: str) -> Path:

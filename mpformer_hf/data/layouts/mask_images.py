@@ -21,7 +21,8 @@ from .folder import (
     words_of,
 )
 
-MASKS = ("masks", "annotations")
+IMAGES = ("images", "imgs", "img_dir", "image", "img")
+MASKS = ("masks", "annotations", "ann_dir", "labels", "mask", "label")
 logger = logging.getLogger(__name__)
 
 
@@ -31,45 +32,44 @@ def has_splits(folder: Path) -> bool:
 
 
 class MaskImages(FolderLayout):
-    """`images` and `masks` (or `annotations`): label images of class ids with the names of the images. Splits are
-    folders in these, or folders that have these. Class names: `id2label.json` or `--id2label`."""
+    """A folder of images and one of label images of class ids with the same names, such as `images` and `masks`, or
+    `img_dir` and `ann_dir`. Splits are folders in these, or folders that have these. Class names: `id2label.json` or
+    `--id2label`."""
 
     name = "label images (images, masks)"
     tasks = ("semantic",)
 
-    def roots(self, folder: Path) -> list[Path]:
-        """Folders that have `images` and `masks`."""
-        places = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
-        return [place for place in places if (place / "images").is_dir() and self.masks(place) is not None]
-
-    @staticmethod
-    def masks(place: Path) -> Path | None:
-        """Folder of the label images beside `images`."""
-        return next((place / name for name in MASKS if (place / name).is_dir()), None)
-
     def parts(self, folder: Path) -> dict[str, bool]:
         below = [folder, *(path for path in folder.iterdir() if path.is_dir())]
-        masks = [path for place in below if (path := self.masks(place)) is not None]
+        masks = [path for place in below if (path := first_folder(place, MASKS)) is not None]
         files = any(images_in(path) or any(images_in(p) for p in path.iterdir() if p.is_dir()) for path in masks)
-        return {"images/": any((place / "images").is_dir() for place in below), "masks/ with images": files}
+        return {"images/": any(first_folder(place, IMAGES) is not None for place in below), "masks/ with images": files}
 
     def source(self, folder: Path, split: str, task: str) -> Path:
-        if (folder / "images").is_dir():
-            return folder_of_split(folder / "images", split) if has_splits(folder / "images") else folder / "images"
-        return folder_of_split(folder, split) / "images"
+        images = first_folder(folder, IMAGES)
+        if images is not None:
+            return folder_of_split(images, split) if has_splits(images) else images
+        of_split = folder_of_split(folder, split)
+        return first_folder(of_split, IMAGES) or of_split / IMAGES[0]
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         images = self.source(folder, split, task)
-        root = images.parent if images.name == "images" else images.parent.parent
-        masks = self.masks(root)
+        divided = images.parent != folder and images.name not in IMAGES  # folders of splits in the folder of images
+        root = images.parent.parent if divided else images.parent
+        masks = first_folder(root, MASKS)
         if masks is None:
             raise ValueError(f"{root} has no {' or '.join(MASKS)}/.")
-        masks = masks if images.name == "images" else folder_of_split(masks, split)
+        masks = folder_of_split(masks, split) if divided else masks
         endings = ("", "_mask", "_seg", "_label")
         stems = {path.stem for path in images_in(masks)}
         ending = next((e for e in endings if any(path.stem + e in stems for path in images_in(images))), "")
         rows = [row_of(image, label=label) for image, label in pair_by_stem(images, masks, ending)]
         return FolderSplit(make_rows(rows), None, lambda labels: semantic_reader("label", labels, False))
+
+
+def first_folder(place: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of several names that is a folder in `place`."""
+    return next((place / name for name in names if (place / name).is_dir()), None)
 
 
 def files_reader(labels: Labels) -> Reader:

@@ -5,7 +5,7 @@ from pathlib import Path
 from ...utils.files import TABLE_SUFFIXES, files_below
 from .ade20k import Ade20k
 from .cityscapes import Cityscapes
-from .coco import Coco
+from .coco import Coco, annotation_files, tool_of
 from .coco_stuff import CocoStuff
 from .folder import FolderLayout
 from .labelme import Labelme
@@ -15,6 +15,7 @@ from .nuinsseg import NuInsSeg
 from .pascal_voc import PascalVoc
 from .yolo import Yolo
 
+FILES = {"annotations.xml": "CVAT (XML)", "___objects.json": "SuperAnnotate", "___fuse.png": "SuperAnnotate"}
 LAYOUTS: tuple[FolderLayout, ...] = (  # the first that fits is taken: the particular ones first
     Cityscapes(),
     Ade20k(),
@@ -54,6 +55,11 @@ def find_layout(name: str, task: str) -> FolderLayout | None:
         return None
     if other is not None:
         raise ValueError(f"{name} is {other.name}, which is for task {' and '.join(other.tasks)}, not for task {task}.")
+    tools = {tool for file in annotation_files(folder) if (tool := tool_of(file))}
+    tools |= {tool for ending, tool in FILES.items() if any(file.name.endswith(ending) for file in files)}
+    if tools:
+        text = "is written by {}, whose files are not read: export COCO JSON, YOLO or label images from it."
+        raise ValueError(f"{name} {text.format(' or '.join(sorted(tools)))}")
     raise ValueError(f"{name} is not a dataset: {describe_nearest(folder)}")
 
 
