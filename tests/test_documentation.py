@@ -9,6 +9,7 @@ import torch
 from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
 from mpformer_hf import MPFormerImageProcessor
+from tests.datasets_on_disk import photo
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -98,9 +99,10 @@ def test_the_example_of_prompts(tmp_path):
     (example,) = python_blocks((PAGES / "prompts.md").read_text())
     tiny_model().save_pretrained(tmp_path)
     MPFormerImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path)
-    assert "outputs/yours" in example
-    names = {"image": torch.zeros(3, 200, 220, dtype=torch.uint8)}
-    exec(example.replace("outputs/yours", str(tmp_path)), names)
+    assert "outputs/yours" in example and "photo.jpg" in example
+    photo(200, 220).save(tmp_path / "photo.jpg")
+    names = {}
+    exec(example.replace("outputs/yours", str(tmp_path)).replace("photo.jpg", str(tmp_path / "photo.jpg")), names)
     assert names["result"]["segmentation"].shape == (1, 200, 220)
 
 
