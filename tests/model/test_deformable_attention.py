@@ -123,6 +123,7 @@ def test_module_in_double_and_under_autocast():
     torch.testing.assert_close(single.double(), double, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_a_wrong_environment_variable_is_named(monkeypatch):
     monkeypatch.setenv("MPFORMER_DEFORMABLE_ATTENTION", "tritn")
     with pytest.raises(ValueError, match=r"MPFORMER_DEFORMABLE_ATTENTION: The implementation must be .* got 'tritn'"):
