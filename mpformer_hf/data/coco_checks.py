@@ -75,7 +75,7 @@ def check_coordinates(content: dict, file: Path) -> None:
     """
     sizes = {row["id"]: (row.get("width"), row.get("height")) for row in content["images"]}
     masks = [row for row in content["annotations"] if isinstance(row.get("segmentation"), list) and row["segmentation"]]
-    largest = [[max(p[axis] for p in polygons(row)) for axis in (0, 1)] for row in masks]
+    largest = [[max(max(polygon[axis::2]) for polygon in row["segmentation"]) for axis in (0, 1)] for row in masks]
     if largest and max(map(max, largest)) <= 1:
         raise ValueError(f"{file} has coordinates between 0 and 1, expected pixels; multiply them by the sides.")
     beyond = sum(
@@ -85,12 +85,6 @@ def check_coordinates(content: dict, file: Path) -> None:
     if beyond:
         text = "%s: %d of %d objects reach beyond their images and are cut off; are they of images before a resize?"
         logger.warning(text, file, beyond, len(masks))
-
-
-def polygons(annotation: dict) -> Iterator[tuple[float, float]]:
-    """Points of the polygons of an annotation."""
-    for polygon in annotation["segmentation"]:
-        yield from zip(polygon[::2], polygon[1::2], strict=True)
 
 
 def find_category_problems(categories: list[dict]) -> Iterator[str]:
@@ -146,12 +140,15 @@ def find_panoptic_problems(annotation: dict, index: int, categories: set) -> Ite
 
 
 def find_polygon_problems(polygons: list) -> Iterator[str]:
-    """Polygons that are not lists of at least three points; their coordinates are checked when they are drawn."""
+    """Polygons that are not lists of numbers, at least three points; their extent is checked when they are drawn."""
     if not polygons:
         yield "an empty segmentation, as boxes have"
     for polygon in polygons:
         if not isinstance(polygon, list):
             yield "a segmentation that is neither polygons nor RLE"
+            return
+        if not set(map(type, polygon)) <= {int, float}:
+            yield "a polygon of other values than numbers"
             return
         if len(polygon) < 6 or len(polygon) % 2:
             yield f"a polygon of {len(polygon)} coordinates, expected an even number of at least 6"

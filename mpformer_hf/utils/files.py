@@ -50,13 +50,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def write_new_folder(path: Path) -> Iterator[Path]:
     """Context manager that yields a temporary folder, which becomes `path` if the block succeeds; otherwise nothing is
-    left. What a killed process left of it is removed.
+    left. What a killed process left of it is removed. An empty folder, which may be a mounted one, is filled.
 
     Raises:
         ValueError: `path` is not empty, or another process writes it.
     """
     check_new_folder(path)
-    temporary = path.with_name(f".writing-{path.name}")
+    exists = path.is_dir()
+    temporary = path / ".writing" if exists else path.with_name(f".writing-{path.name}")
     lock = lock_folder(temporary)
     try:
         for left in temporary.iterdir():
@@ -65,8 +66,11 @@ def write_new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         check_new_folder(path)
         (temporary / LOCK).unlink()
-        remove(path)
-        temporary.replace(path)
+        if exists:
+            for written in temporary.iterdir():
+                written.replace(path / written.name)
+        else:
+            temporary.replace(path)
     finally:
         remove(temporary)
         lock.release()

@@ -302,3 +302,9 @@ def test_coordinates_that_are_not_pixels_of_the_image(tmp_path, caplog):
     assert "reach beyond" not in caplog.text
     open_dataset(coco_folder(tmp_path / "large", annotations=scaled(4)), "train")
     assert "objects reach beyond their images and are cut off" in caplog.text
+
+
+def test_coordinates_that_are_not_numbers(tmp_path):
+    arguments = coco_folder(tmp_path, annotations=set_first(segmentation=[["1", 1, 20, 1, 20, 20]]))
+    with pytest.raises(ValueError, match=r"annotations\[0\] has a polygon of other values than numbers"):
+        open_dataset(arguments, "train")

@@ -19,7 +19,7 @@ from mpformer_hf.export.postprocessing import RESULTS, Postprocessing
 from mpformer_hf.export.windows import replace_window_attention
 from mpformer_hf.inference.loading import load_model
 from mpformer_hf.model.images import read_image, to_rgb
-from mpformer_hf.model.modeling_mpformer import MPFormerForUniversalSegmentationOutput
+from mpformer_hf.model.outputs import MPFormerForUniversalSegmentationOutput
 from tests import official_folders
 from tests.datasets_on_disk import photo as photo_of
 from tests.runs import ROOT

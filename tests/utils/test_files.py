@@ -54,7 +54,14 @@ def test_a_folder_is_written_whole_and_by_one_process(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["one"] and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(ValueError, match="new is not an empty folder"), write_new_folder(folder):
         pass
+    mounted = tmp_path / "mounted"  # cannot be replaced
+    mounted.mkdir()
+    number = mounted.stat().st_ino
+    with write_new_folder(mounted) as inside:
+        (inside / "one").write_text("1")
+        (inside / "folder").mkdir()
+    assert sorted(path.name for path in mounted.iterdir()) == ["folder", "one"] and mounted.stat().st_ino == number
     with pytest.raises(OSError, match="full"), write_new_folder(tmp_path / "other") as other:
         (other / "one").touch()
         raise OSError("full")
-    assert len(list(tmp_path.iterdir())) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mounted", "new"]
