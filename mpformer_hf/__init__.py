@@ -1,26 +1,40 @@
 """MP-Former (mask-piloted Mask2Former) for Hugging Face Transformers.
 
-Importing this package registers its classes with the Auto classes and `pipeline("image-segmentation")`.
+Importing this package takes milliseconds: public names are loaded when they are used, and MP-Former's classes are
+registered with the Auto classes and `pipeline("image-segmentation")` when these are loaded.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageSegmentation,
-    AutoModelForUniversalSegmentation,
-)
-from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
+import importlib
+from typing import TYPE_CHECKING
 
-from .inference.drawing import draw_segmentation
-from .model.configuration_mpformer import MPFormerConfig
-from .model.image_processing_mpformer import MPFormerImageProcessor, MPFormerImageProcessorPil
-from .model.modeling_mpformer import MPFormerForUniversalSegmentation, MPFormerModel, MPFormerPreTrainedModel
-from .model.pipeline_mpformer import MPFormerImageSegmentationPipeline
+from .registration import register_when_loaded
+
+if TYPE_CHECKING:
+    from .inference.drawing import draw_segmentation
+    from .inference.predictor import InferenceOptions, Predictor
+    from .inference.result import Result, Segment
+    from .model.configuration_mpformer import MPFormerConfig
+    from .model.image_processing_mpformer import MPFormerImageProcessor, MPFormerImageProcessorPil
+    from .model.modeling_mpformer import MPFormerForUniversalSegmentation, MPFormerModel, MPFormerPreTrainedModel
+    from .model.pipeline_mpformer import MPFormerImageSegmentationPipeline
+    from .training.run import Run, train
 
 __version__ = "0.1.0"
 
+_MODULES = {  # of the public names
+    "inference.arguments": ("InferenceOptions",),
+    "inference.drawing": ("draw_segmentation",),
+    "inference.predictor": ("Predictor",),
+    "inference.result": ("Result", "Segment"),
+    "model.configuration_mpformer": ("MPFormerConfig",),
+    "model.image_processing_mpformer": ("MPFormerImageProcessor", "MPFormerImageProcessorPil"),
+    "model.modeling_mpformer": ("MPFormerForUniversalSegmentation", "MPFormerModel", "MPFormerPreTrainedModel"),
+    "model.pipeline_mpformer": ("MPFormerImageSegmentationPipeline",),
+    "training.run": ("Run", "train"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
+    "InferenceOptions",
     "MPFormerConfig",
     "MPFormerForUniversalSegmentation",
     "MPFormerImageProcessor",
@@ -28,34 +42,25 @@ __all__ = [
     "MPFormerImageSegmentationPipeline",
     "MPFormerModel",
     "MPFormerPreTrainedModel",
+    "Predictor",
+    "Result",
+    "Run",
+    "Segment",
     "draw_segmentation",
+    "train",
 ]
 
 
-class _ImageSegmentationPipeline(ImageSegmentationPipeline):
-    """Creates MP-Former's pipeline for MP-Former models, and transformers' own pipeline for all other models.
-
-    `transformers.pipeline` picks its class from the task alone (transformers/pipelines/__init__.py, `check_task`), and
-    a repository's `custom_pipelines` need `trust_remote_code`. So a class is registered that depends on the model.
-    """
-
-    def __new__(cls, *args, model=None, **kwargs):
-        own = isinstance(getattr(model, "config", None), MPFormerConfig)
-        chosen = MPFormerImageSegmentationPipeline if own else ImageSegmentationPipeline
-        return chosen(*args, model=model, **kwargs)  # not an instance of `cls`, so its __init__ is not called again
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
 
-def _register():
-    AutoConfig.register("mpformer", MPFormerConfig, exist_ok=True)
-    AutoImageProcessor.register(
-        MPFormerConfig,
-        image_processor_classes={"torchvision": MPFormerImageProcessor, "pil": MPFormerImageProcessorPil},
-        exist_ok=True,
-    )
-    AutoModel.register(MPFormerConfig, MPFormerModel, exist_ok=True)
-    for auto_class in (AutoModelForUniversalSegmentation, AutoModelForImageSegmentation):
-        auto_class.register(MPFormerConfig, MPFormerForUniversalSegmentation, exist_ok=True)
-    PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = _ImageSegmentationPipeline
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
-_register()
+register_when_loaded()

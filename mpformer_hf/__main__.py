@@ -1,4 +1,4 @@
-"""`python -m mpformer_hf` is the command `mpformer`."""
+"""`python -m mpformer_hf COMMAND`, and `accelerate launch -m mpformer_hf COMMAND`."""
 
 from .cli.main import main
 

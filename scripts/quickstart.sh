@@ -14,6 +14,6 @@ python -m scripts.datasets.make_solids_dataset "$FOLDER/data" --train 2500
 accelerate launch --cpu --num_processes 1 --num_machines 1 --num_cpu_threads_per_process "$(nproc)" \
     --mixed_precision no --dynamo_backend no \
     -m training.finetune --config "$RECIPE" --dataset_name "$FOLDER/data" --output_dir "$FOLDER/model"
-mpformer evaluate --config "$RECIPE" --dataset_name "$FOLDER/data" --eval_split test \
-    --model_name_or_path "$FOLDER/model" --output_file "$FOLDER/test.json" > /dev/null
+mpformer evaluate "$FOLDER/model" "$FOLDER/data" --config "$RECIPE" --eval_split test \
+    --output_file "$FOLDER/test.json" > /dev/null
 python -m scripts.quickstart_report "$FOLDER"

@@ -221,7 +221,7 @@ def logits_of(folder: Path) -> bytes:
     """Result of a saved model for one image."""
     model, processor = load_model(str(folder)), load_processor(str(folder))
     image = torch.from_numpy(np.array(make.photo())).permute(2, 0, 1)
-    result = Predictor(model, processor)([image])[0]
+    result = Predictor(model, processor).predict([image])[0]
     return result["segmentation"].numpy().tobytes() + json.dumps(result["segments_info"]).encode()
 
 

@@ -15,7 +15,7 @@ from tests.tiny import BACKBONES, SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["mpformer_hf.training.finetune", "mpformer_hf.cli.main", "mpformer_hf.cli.predict"])
+PROCESSES.set_forkserver_preload(["mpformer_hf.training.finetune", "mpformer_hf.inference.prediction"])
 
 
 def flags(data, output, **more):

@@ -82,7 +82,7 @@ def commands(data: str, task: str, out: Path) -> list[list[str]]:
     if task != "semantic":
         train += ["--pilot_noise", *json.loads(noise), "--pilot_noise_scale", "0.5"]
     cli = "mpformer_hf.cli.main"
-    scored = ["--model_name_or_path", str(run), "--dataset_name", data, "--task", task, "--max_eval_samples", "3"]
+    scored = ["--model", str(run), "--dataset_name", data, "--task", task, "--max_eval_samples", "3"]
     split = ["--eval_split", "val" if task == "instance" else "validation"]
     made = [
         train + (split if task == "instance" else []),

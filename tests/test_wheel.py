@@ -50,7 +50,7 @@ def test_every_command_runs_without_the_repository(environment, tmp_path):
     dataset = ["--dataset_name", "data", "--eval_split", "validation"]
     commands = [
         ["predict", "model", "photo.png", "predictions"],
-        ["evaluate", "--model_name_or_path", "model", *dataset],
+        ["evaluate", "--model", "model", *dataset],
         ["convert", "to-mask2former", "model", "plain"],
         ["prepare", "data", "prepared", "--task", "panoptic"],
         ["export", "model", "model.pt2", "--height", "64", "--width", "64"],
@@ -75,9 +75,7 @@ def test_every_command_runs_without_the_repository(environment, tmp_path):
 
 def test_the_package_is_that_of_the_wheel(environment, tmp_path):
     python, variables = environment
-    code = (
-        "import mpformer_hf; from mpformer_hf.training.arguments import RECIPES; print(mpformer_hf.__file__, RECIPES, "
-    )
+    code = "import mpformer_hf; from mpformer_hf.utils.recipes import RECIPES; print(mpformer_hf.__file__, RECIPES, "
     code += "(RECIPES / 'own_dataset.yaml').is_file()); import training"
     done = subprocess.run([python, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.stdout.count(str(python.parents[1])) == 2 and done.stdout.endswith("True\n")

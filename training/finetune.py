@@ -1,10 +1,9 @@
-"""Fine-tune MP-Former with Accelerate. See `mpformer_hf/training/finetune.py`, which this starts.
+"""Fine-tune MP-Former with Accelerate: `mpformer train`, from a clone.
 
-accelerate launch -m training.finetune --config training/recipes/own_dataset.yaml --dataset_name you/your-dataset \\
-    --task panoptic --output_dir outputs/yours
+accelerate launch -m training.finetune your_dataset --config own_dataset --task instance --output_dir outputs/yours
 """
 
-from mpformer_hf.training.finetune import main
+from mpformer_hf.cli.train import main
 from mpformer_hf.utils.command import run_command
 
 if __name__ == "__main__":

@@ -20,32 +20,21 @@ with ranges of the `--calibration` images. `scripts/run_onnx.py` is a program wi
 --onnx=model.onnx --fp16 --optShapes=image:1x3x512x512`.
 """
 
-import argparse
 import logging
 import warnings
-from pathlib import Path
 
-from ..export.exporter import export
-from ..export.precision import PRECISIONS
+from ..export.arguments import ExportArguments
+from ..utils.arguments import parse
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """
     Raises:
-        ValueError: an argument is invalid, or the exported model differs from the original.
+        ValueError: an argument is invalid, or the command fails.
     """
-    parser = argparse.ArgumentParser(
-        "mpformer export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="saved MP-Former or Mask2Former: folder or Hub name")
-    parser.add_argument("file", type=Path, help="new file, .onnx or .pt2")
-    parser.add_argument("--height", type=int, default=512, help="height of the traced images")
-    parser.add_argument("--width", type=int, default=512, help="width of the traced images")
-    parser.add_argument("--with-postprocessing", action="store_true", help="from 8-bit images to results")
-    parser.add_argument("--detections", type=int, default=100, help="number of instances of an image, for that")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of an ONNX file")
-    parser.add_argument("--calibration", type=Path, help="folder of some typical images, for int8")
-    args = parser.parse_args(argv)
+    (args,) = parse([ExportArguments], argv, __doc__, "mpformer export")
+    from ..export.exporter import export
+
     warnings.simplefilter("ignore")
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)

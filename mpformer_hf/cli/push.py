@@ -8,24 +8,16 @@ Users of the model install this package, unless `--with-code` uploads the code w
 leaves the repository unchanged. Log in first with `hf auth login`.
 """
 
-import argparse
-from pathlib import Path
-
-from ..hub.publishing import push
+from ..hub.arguments import PublicationArguments
+from ..utils.arguments import parse
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """
     Raises:
-        ValueError: the folder or the name is invalid, or the Hub refused the push.
+        ValueError: an argument is invalid, or the command fails.
     """
-    parser = argparse.ArgumentParser(
-        "mpformer push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="folder of a saved model with its image processor")
-    parser.add_argument("repo", help="name on the Hub: you/your-model")
-    parser.add_argument("--with-code", action="store_true", help="upload the code with the weights")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch to push to, created if it does not exist; default: main")
-    args = parser.parse_args(argv)
+    (args,) = parse([PublicationArguments], argv, __doc__, "mpformer push")
+    from ..hub.publishing import push
+
     print(push(args.folder, args.repo, args.with_code, args.private, args.revision))

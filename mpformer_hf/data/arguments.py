@@ -1,10 +1,13 @@
 """Which dataset is read, and how."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from ..utils.arguments import CheckedArguments, option
+from ..utils.arguments import CheckedArguments, argument, option
 
+MEMORY = "memory:"  # beginning of the names of datasets in memory
 Task = Literal["semantic", "instance", "panoptic"]
 
 
@@ -18,7 +21,7 @@ class DataArguments(CheckedArguments):
         "allow_outside_files",
     )
 
-    dataset_name: str = option("", "Dataset: Hub name, or local folder of any layout in docs/layouts.md.")
+    dataset_name: str = argument("data", "dataset: Hub name, or local folder of any layout", "")
     dataset_config_name: str | None = option(None, "Configuration of the dataset, such as v2.0 of Mapillary Vistas.")
     task: Task = option("panoptic", "Segmentation task.")
     train_split: str = option("train", "Split to train on.")
@@ -71,3 +74,19 @@ class TrainingDataArguments(DataArguments):
             raise ValueError("train_samples_seed needs the whole dataset: leave out streaming.")
         if self.train_samples_seed is not None and self.max_train_samples is None:
             raise ValueError("train_samples_seed draws max_train_samples images: give their number too.")
+
+
+@dataclass
+class PreparationArguments(CheckedArguments):
+    """What is written as parquet files."""
+
+    _argument_group_name = "preparation"
+
+    dataset: str = argument("data", "dataset: Hub name, or local folder of any layout")
+    output: Path = argument("output", "new folder")
+    task: Task = option(help="Task that the labels are for.")
+    splits: list[str] = option(["train", "validation"], "Splits; their names are kept.")
+    validation_share: float | None = option(None, "Share of the first split that is the second one.", within="(0, 1)")
+    id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
+    version: str | None = option(None, "Configuration of the dataset, such as v2.0 of Mapillary Vistas.")
+    workers: int = option(os.cpu_count() or 1, "Threads that read images.", within="[1, 1024]")

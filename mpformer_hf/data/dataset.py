@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..model.images import open_image, read_size, to_rgb
 from ..utils.progress import progress
-from .arguments import DataArguments
+from .arguments import MEMORY, DataArguments
 from .labels import Labels, read_labels
 from .layouts.folder import FolderSplit
 from .layouts.registry import find_layout
+from .memory import find_split
 from .result_names import result_name, result_names
 from .segments import Reader, Segments
 from .splits import divide
@@ -394,6 +395,9 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
     """
     if args.dataset_name.startswith((".", "/", "~")) and not Path(args.dataset_name).exists():
         raise ValueError(f"Folder {args.dataset_name} does not exist.")
+    if args.dataset_name.startswith(MEMORY):
+        rows = find_split(args.dataset_name, split)
+        return rows, args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
     try:
         rows = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=args.streaming)
     except (ValueError, FileNotFoundError) as error:

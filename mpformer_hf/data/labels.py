@@ -11,7 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 
 from ..model.ranges import is_color
 from ..utils.files import read_json
-from .arguments import DataArguments
+from .arguments import MEMORY, DataArguments
 from .coco_checks import find_category_problems, is_flag
 from .names import check_names, read_names
 
@@ -71,6 +71,8 @@ def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:
 
 def read_dataset_json(dataset: str, name: str):
     """Content of a JSON file in the dataset's folder or Hub repository, or None if it has none."""
+    if dataset.startswith(MEMORY):
+        return None
     if Path(dataset).is_dir():
         file = Path(dataset) / name
         return read_json(file) if file.is_file() else None
@@ -138,7 +140,7 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         check_categories(categories, args.dataset_name)
     names: dict | None = None
     if args.id2label:
-        names = read_names(Path(args.id2label))
+        names = read_names(args.id2label)
     elif (content := read_dataset_json(args.dataset_name, "id2label.json")) is not None:
         names = check_names(content, f"id2label.json of {args.dataset_name}")
     void = frozenset(category["id"] for category in categories or () if category.get("void"))

@@ -1,21 +1,27 @@
 """Class names from JSON files and of the datasets of the public releases."""
 
+import json
 from pathlib import Path
 
 from ..utils.files import read_json
 from .releases import RELEASES
 
 
-def read_names(file: Path) -> dict:
-    """Class names by id, from a JSON file or by the name of a dataset of the public releases (`ade20k`, ...).
+def read_names(file: str | Path) -> dict:
+    """Class names by id, from a JSON file, a JSON text, or the name of a dataset of the public releases (`ade20k`).
 
     Raises:
         ValueError: the file cannot be read or is not a mapping of ids to names.
     """
+    if str(file).startswith("{"):
+        try:
+            return check_names(json.loads(str(file)), "id2label")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"id2label is not JSON: {error}.") from error
     if str(file) in RELEASES:
         return dict(enumerate(RELEASES[str(file)]["names"]))
     try:
-        return check_names(read_json(file), str(file))
+        return check_names(read_json(Path(file)), str(file))
     except ValueError as error:
         raise ValueError(f"id2label: {error}") from error
 

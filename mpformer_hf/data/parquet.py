@@ -1,6 +1,5 @@
 """Any dataset as parquet files in the Hub's layout, which are read faster than polygons and can be streamed."""
 
-import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +7,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image
 
 from ..model.label_maps import compress_counts, encode_rle
 from ..utils.progress import progress
 from .dataset import SegmentationDataset
-from .segments import Segments
+from .segments import Segments, as_png
 
 VOID = 255
 SHARD_BYTES = 300 << 20
@@ -23,13 +21,6 @@ LABELS = {
     "instance": {"objects": datasets.Value("string")},
     "panoptic": {"label": datasets.Image(), "segments_info": [SEGMENT]},
 }
-
-
-def as_png(values: np.ndarray) -> dict:
-    """An array as PNG, as a column of images takes it."""
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def label_columns(segments: Segments, task: str, category_ids: list[int], things: set[int]) -> dict:

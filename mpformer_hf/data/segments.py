@@ -3,11 +3,13 @@
 A map of segment ids and the class of each id. Pixels whose id has no class are void. Class ids are 0..K-1.
 """
 
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 VOID = -1  # class of pixels without a class; in files void is 255, unless the dataset has a class 255
@@ -54,6 +56,13 @@ def read_map(image) -> np.ndarray:
     if values.ndim != 2:
         raise ValueError(f"the label has shape {values.shape}, expected (height, width) or three channels")
     return values.astype(np.int32)
+
+
+def as_png(values: np.ndarray) -> dict:
+    """An array as PNG, as a column of images takes it."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 @dataclass

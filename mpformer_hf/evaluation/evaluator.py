@@ -194,8 +194,11 @@ def predict_batch(
 ) -> list[dict]:
     """Results of each image of a batch of `EvaluationDataset`, on the CPU: by kind, as `TaskMetrics.add` takes them;
     `drawn`, the result to draw; and `result`, all of it, as `PredictionFormat.write` takes it."""
+    parameter = next(model.parameters())
+    inputs = send_to_device(batch["inputs"], parameter.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(parameter.dtype)
     with accelerator.autocast():
-        outputs = model(**send_to_device(batch["inputs"], accelerator.device))
+        outputs = model(**inputs)
     return results_of(outputs, batch["sizes"], processor, max_detections, things)
 
 

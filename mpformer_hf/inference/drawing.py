@@ -106,7 +106,18 @@ class DrawnSegment:
 
 
 def result_segments(result, id2label: Mapping[int, str]) -> list[DrawnSegment]:
-    """Segments of a post-processed result; classes of a semantic map that have no name are left out."""
+    """Segments of a post-processed result, or of the pipeline's; classes of a semantic map that have no name are left
+    out.
+
+    Raises:
+        ValueError: the pipeline's result has a class that has no id.
+    """
+    if isinstance(result, (list, tuple)):
+        ids = {name: label for label, name in id2label.items()}
+        unknown = next((row["label"] for row in result if row["label"] not in ids), None)
+        if unknown is not None:
+            raise ValueError(f"id2label has no class {unknown!r}.")
+        return [DrawnSegment(ids[row["label"]], np.asarray(row["mask"]) > 0, row["score"]) for row in result]
     return [
         DrawnSegment(row["label_id"], mask.cpu().numpy(), row.get("score"), row.get("mark"))
         for row, mask in segments_of(result)
@@ -127,8 +138,8 @@ def draw_segmentation(
     Args:
         image: of any mode.
         result: semantic map `[H, W]` of class ids (ids without a name are not drawn), or the result of instance or
-            panoptic post-processing; of the image's size. A segment whose row of `segments_info` has a text `mark`
-            gets a red contour and this text.
+            panoptic post-processing, or of the pipeline; of the image's size. A segment whose row of `segments_info`
+            has a text `mark` gets a red contour and this text.
         id2label: class names.
         opacity: opacity of the colours, 0 to 1.
         legend: append a legend on the right.

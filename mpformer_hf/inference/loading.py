@@ -51,23 +51,26 @@ def load_weights(name: str, new: tuple[str, ...] = (), **kwargs) -> MPFormerForU
     return model
 
 
-def load_model(name: str) -> MPFormerForUniversalSegmentation:
+def load_model(name: str, **kwargs) -> MPFormerForUniversalSegmentation:
     """Load a complete MP-Former or Mask2Former from a folder or the Hub, in evaluation mode.
+
+    Args:
+        name, kwargs: see `load_weights`.
 
     Raises:
         ValueError: see `load_weights`.
     """
-    model = load_weights(name).eval()
+    model = load_weights(name, **kwargs).eval()
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()  # else a view of the file, whose later changes would change the model
     return model
 
 
-def fingerprint(name: str) -> str:
+def fingerprint(name: str, revision: str | None = None) -> str:
     """Identifies the weights and settings of a saved model: a hash of its files, or the commit of a Hub repository."""
     folder = Path(name)
     if not folder.is_dir():
-        file = Path(cached_file(name, "config.json"))  # .../snapshots/COMMIT/config.json
+        file = Path(cached_file(name, "config.json", revision=revision))  # .../snapshots/COMMIT/config.json
         return file.parent.name
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
@@ -76,10 +79,13 @@ def fingerprint(name: str) -> str:
     return digest.hexdigest()
 
 
-def load_processor(name: str) -> MPFormerImageProcessor:
+def load_processor(name: str, **kwargs) -> MPFormerImageProcessor:
     """Load the image processor of an MP-Former or Mask2Former from a folder or the Hub.
+
+    Args:
+        name, kwargs: as for `load_model`.
 
     Raises:
         ValueError: it cannot be loaded.
     """
-    return load_pretrained(MPFormerImageProcessor, name)
+    return load_pretrained(MPFormerImageProcessor, name, **kwargs)

@@ -6,8 +6,7 @@ merged after post-processing, see `windows.py`.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,10 @@ from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..model.postprocessing import ResizeGeometry, resize_in_chunks, resize_masks, valid_sizes
 from ..model.prompting import EncodedImage, boxes_to_masks, check_prompts, enlarge_boxes, prepare_masks
 from ..model.ranges import check_range
+from ..utils.compiling import compile_model
+from .arguments import InferenceOptions, LoadingArguments
 from .loading import load_model, load_processor
+from .result import Result
 from .windows import (
     Box,
     ScoreMap,
@@ -39,47 +41,8 @@ POSTPROCESS = {task: f"post_process_{task}_segmentation" for task in ("semantic"
 MIN_VIEW_IOU = 0.5  # queries of two views with a smaller one are not of one object
 
 
-@dataclass
-class InferenceOptions:
-    """Test-time augmentation, sliding windows and score threshold.
-
-    Attributes:
-        flip: also predict the mirrored image.
-        scales: image sizes relative to the processor's; the first one is the reference.
-        window: side of square windows in pixels of the image; None = the full image at once.
-        overlap: overlap of neighbouring windows as a share of their side, in [0, 1).
-        threshold: smallest score; None = the processor's.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-
-    flip: bool = False
-    scales: Sequence[float] = (1.0,)
-    window: int | None = None
-    overlap: float = 0.25
-    threshold: float | None = None
-
-    def __post_init__(self):
-        if not self.scales:
-            raise ValueError("scales is empty; [1.0] is the processor's size.")
-        for name, interval in (
-            ("scales", "(0, 16]"),
-            ("window", "[32, inf)"),
-            ("overlap", "[0, 1)"),
-            ("threshold", "[0, 1]"),
-        ):
-            check_range(name, getattr(self, name), interval)
-        if self.window is not None and self.overlap == 0:
-            logger.warning("Windows do not overlap, so objects are cut at their borders; overlap 0.25 joins them.")
-
-    @property
-    def uses_tta(self) -> bool:
-        return self.flip or tuple(self.scales) != (1.0,)
-
-
 class Predictor:
-    """Predicts results for images, with a model and its processor.
+    """Segments images, with a model and its processor.
 
     Args:
         model: `MPFormerForUniversalSegmentation`, on its device and of any dtype; used in evaluation mode.
@@ -107,37 +70,72 @@ class Predictor:
         task: str | None = None,
         options: InferenceOptions | None = None,
         device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        compile: bool = False,
+        **kwargs,
     ) -> "Predictor":
-        """Predictor of a saved model, in float32.
+        """Predictor of a saved model.
 
         Args:
             name: folder or Hub name of an MP-Former or Mask2Former.
             task: semantic, instance or panoptic; None = the processor's.
             options: see `InferenceOptions`.
             device: of the model; None = that of this process, an accelerator if there is one.
+            dtype: of weights and activations: float32, bfloat16 or float16.
+            compile: compile the layers of the model, see `compile_model`.
+            kwargs: others of `from_pretrained`, such as `revision` and `token`.
 
         Raises:
             ValueError: it cannot be loaded.
         """
-        device = PartialState().device if device is None else device
-        return cls(load_model(name).to(device), load_processor(name), task, options)
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        model = load_model(name, dtype=dtype, **kwargs).to(PartialState().device if device is None else device)
+        compile_model(model, "blocks" if compile else "none")
+        return cls(model, load_processor(name, **kwargs), task, options)
+
+    @classmethod
+    def from_arguments(
+        cls, args: LoadingArguments, task: str | None = None, options: InferenceOptions | None = None
+    ) -> "Predictor":
+        """The predictor of a command."""
+        revision = {"revision": args.revision} if args.revision else {}
+        return cls.from_pretrained(args.model, task, options, args.device, args.dtype, args.compile, **revision)
+
+    def __call__(self, images: Any) -> Any:
+        """Segment images of any sizes.
+
+        Args:
+            images: one image, a list, or an iterator: see `to_image_tensor`.
+
+        Returns:
+            a `Result`, on the CPU; for a list a list of them, and for an iterator an iterator.
+
+        Raises:
+            ValueError: an image is of another kind, or too narrow for the processor's size.
+        """
+        if isinstance(images, Iterator):
+            return (self(image) for image in images)
+        if not isinstance(images, (list, tuple)):
+            return self([images])[0]
+        tensors = [to_image_tensor(image) for image in images]
+        about = (self.model.config.id2label, self.processor.category_ids, self.processor.palette)
+        found = zip(tensors, self.predict(tensors), strict=True)
+        return [Result(image, self.task, result, *about) for image, result in found]
 
     @torch.no_grad()
-    def __call__(self, images: Any) -> Any:
-        """
+    def predict(self, images: list[Tensor]) -> list:
+        """Post-processed results of images, as files of results need them.
+
         Args:
-            images: one image or a list, of any sizes: see `to_image_tensor`; batches of equal sizes are fastest.
+            images: uint8 `[3, H, W]`; batches of equal sizes are fastest.
 
         Returns:
             per image, on the CPU: semantic: int64 `[H, W]`; panoptic: result of the processor's post-processing;
             instance: the same with `segmentation` bool `[n, H, W]`.
 
         Raises:
-            ValueError: an image is of another kind, or too narrow for the processor's size.
+            ValueError: an image is too narrow for the processor's size.
         """
-        if not isinstance(images, (list, tuple)):
-            return self([images])[0]
-        images = [to_image_tensor(image) for image in images]
         if self.options.window is not None:
             return [self.predict_windows(image, self.options.window) for image in images]
         return self.predict_full(images)

@@ -14,8 +14,6 @@ from ..model.images import open_image, read_image, to_rgb
 from ..utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
 from .video import read_frames
 
-PICTURES = ("overlays", "maps")  # folders of `mpformer predict`
-
 
 @dataclass
 class SourceImage:

@@ -1,6 +1,7 @@
 """Images of any kind to 8-bit RGB: the same values in training, image processor and pipeline."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from huggingface_hub.utils import get_session
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -103,20 +105,31 @@ def to_image_tensor(image) -> Tensor:
     """An image of any kind to uint8 `[3, H, W]`.
 
     Args:
-        image: path of a file or PIL image, both rotated as their EXIF data say; or array or tensor `[3, H, W]`,
-            `[H, W, 3]` or `[H, W]` with values as in `to_eight_bits`.
+        image: path, URL or bytes of a file or PIL image, all rotated as their EXIF data say; or array or tensor
+            `[3, H, W]`, `[H, W, 3]` or `[H, W]` with values as in `to_eight_bits`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or its shape can be read in two ways.
     """
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return to_rgb(fetch_image(image))
+    if isinstance(image, bytes):
+        return read_image(io.BytesIO(image))
     if isinstance(image, (str, Path)):
-        return read_image(image)
+        try:
+            return read_image(image)
+        except ValueError as error:
+            raise ValueError(f"{image}: {error}") from error
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if not isinstance(image, (np.ndarray, Tensor)):
-        raise ValueError(f"expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+        kinds = "a path, a URL, bytes, a PIL image, an array or a tensor"
+        raise ValueError(f"expected {kinds}, got {type(image).__name__}")
     image = np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image  # without negative strides
     pixels = torch.as_tensor(to_eight_bits(image))
+    if pixels.ndim == 3 and pixels.shape[0] == pixels.shape[2] == 3:
+        both = "[3, H, W] and [H, W, 3]"
+        raise ValueError(f"the shape {tuple(image.shape)} fits {both}; give a PIL image, Image.fromarray(array)")
     if pixels.ndim == 3 and pixels.shape[0] != 3:
         pixels = pixels.permute(2, 0, 1)
     if pixels.ndim == 2:
@@ -124,6 +137,20 @@ def to_image_tensor(image) -> Tensor:
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ValueError(f"the image has shape {tuple(image.shape)}, expected [3, H, W], [H, W, 3] or [H, W]")
     return pixels.round().to(torch.uint8) if pixels.is_floating_point() else pixels.to(torch.uint8)
+
+
+def fetch_image(url: str, timeout: float | None = None) -> Image.Image:
+    """Download an image.
+
+    Raises:
+        ValueError: the server does not answer with an image; the message has the URL.
+    """
+    try:
+        response = get_session().get(url, timeout=timeout)
+        response.raise_for_status()
+        return open_image(io.BytesIO(response.content))
+    except Exception as error:  # of the HTTP library, of many kinds
+        raise ValueError(f"{url}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def read_image(file: str | Path | BinaryIO) -> Tensor:

@@ -1,19 +1,17 @@
 """`pipeline("image-segmentation")` with task and thresholds from the image processor."""
 
-import io
 import logging
 import os
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import get_session
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
-from .images import open_image, to_rgb_image
+from .images import fetch_image, open_image, to_rgb_image
 from .postprocessing import segments_of
 
 logger = logging.getLogger(__name__)
@@ -42,9 +40,7 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         """An image, path, URL or base64 text to model inputs. Images of 16 bits are converted as in training, where
         transformers would saturate them."""
         if isinstance(image, str) and image.startswith(("http://", "https://")):
-            response = get_session().get(image, timeout=timeout)
-            response.raise_for_status()
-            image = open_image(io.BytesIO(response.content))
+            image = fetch_image(image, timeout)
         elif isinstance(image, str) and os.path.isfile(image):
             image = open_image(image)
         image = to_rgb_image(image) if isinstance(image, Image.Image) else image

@@ -4,6 +4,35 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+CELL_NOISES = ("point", "dropout")  # drawn for each layer
+MASK_NOISES = ("shift", "scale", "shift_scale", "patch", "box", "outline")  # drawn once for each pilot query
+PILOT_NOISES = ("point", "shift", "scale", "shift_scale", "patch", "dropout", "box", "outline")
+RANGES = {  # of configuration fields; the trainer's flags of the same names refer to them
+    "pilot_groups": "[1, inf)",
+    "pilot_query_budget": "[1, inf)",
+    "pilot_layers": "[0, inf)",
+    "pilot_noise_scale": "[0, inf)",
+    "pilot_label_noise": "[0, 1]",
+    "pilot_loss_weight": "[0, inf)",
+    "num_queries": "[1, 10000]",
+    "hidden_dim": "[1, 65536]",
+    "feature_size": "[1, 65536]",
+    "mask_feature_size": "[1, 65536]",
+    "encoder_feedforward_dim": "[1, 1048576]",
+    "dim_feedforward": "[1, 1048576]",
+    "num_attention_heads": "[1, 1024]",
+    "encoder_layers": "[1, 100]",
+    "decoder_layers": "[2, 101]",
+    "dropout": "[0, 1)",
+    "train_num_points": "[1, 1000000]",
+    "oversample_ratio": "[1, 100]",
+    "importance_sample_ratio": "[0, 1]",
+    "no_object_weight": "[0, inf)",
+    "class_weight": "[0, inf)",
+    "mask_weight": "[0, inf)",
+    "dice_weight": "[0, inf)",
+}
+
 
 def check_range(name: str, value, interval: str) -> None:
     """Check a number or every number of a list. None is always valid: it means "not set".

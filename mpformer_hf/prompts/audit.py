@@ -121,7 +121,7 @@ def audit_image(
         things: classes of objects.
     """
     annotations, covered = annotations_of(segments, things)
-    (result,) = predictor([image])
+    (result,) = predictor.predict([image])
     objects = predicted_objects(result)
     masks = [as_rle(annotation.mask) for annotation in annotations]
     predictions = [as_rle(found.mask) for found in objects]

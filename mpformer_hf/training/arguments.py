@@ -2,16 +2,14 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Literal, get_type_hints
 
 from ..data.arguments import TrainingDataArguments
-from ..model.configuration_mpformer import PILOT_NOISES, RANGES
+from ..model.ranges import PILOT_NOISES, RANGES
 from ..utils.arguments import CheckedArguments, option, parse
 
-RECIPES = Path(__file__).parent / "recipes"  # in the wheel
-if not RECIPES.is_dir():
-    RECIPES = Path(__file__).parents[2] / "training" / "recipes"  # in a checkout
+DEFAULT_RECIPE = "own_dataset"  # of `mpformer train` and `mpformer_hf.train`, unless a recipe or a model is given
+STARTS = ("model_name_or_path", "backbone", "model_fields")
 
 
 @dataclass
@@ -237,10 +235,10 @@ class Arguments:
         return {name: value for group in asdict(self).values() for name, value in group.items()}
 
 
-def parse_arguments(argv: list[str] | None = None, description: str | None = None) -> Arguments:
-    """Parse recipes and flags; `argv` defaults to the command line of the process.
+def parse_arguments(argv: list[str], description: str | None = None, prog: str | None = None) -> Arguments:
+    """Parse recipes and flags.
 
     Raises:
         ValueError: a recipe is invalid or has an unknown flag, or a number is outside its interval.
     """
-    return Arguments(*parse(list(get_type_hints(Arguments).values()), argv, description))
+    return Arguments(*parse(list(get_type_hints(Arguments).values()), argv, description, prog))

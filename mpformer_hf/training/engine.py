@@ -22,11 +22,11 @@ from ..evaluation.evaluator import diagnose_model, evaluate_model
 from ..evaluation.task_metrics import format_score, metric_names
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
+from ..utils.compiling import compile_model
 from ..utils.files import read_json, write_json
 from ..utils.progress import progress
 from .arguments import OptimizationArguments, RunArguments, SpeedArguments
 from .checkpoints import load_checkpoint, save_checkpoint, save_model
-from .compiling import compile_model
 from .lora import add_adapters
 from .memory import peak_memory
 from .moving_average import MovingAverage

@@ -1,15 +1,4 @@
-"""Fine-tune MP-Former on a dataset, or train it from scratch. Run it from a clone of the repository:
-
-accelerate launch -m training.finetune --config training/recipes/shapes_panoptic.yaml --output_dir outputs/shapes
-accelerate launch -m training.finetune --config training/recipes/camvid_semantic.yaml --dataset_name path/to/camvid \\
-    --output_dir outputs/camvid
-accelerate launch -m training.finetune --model_name_or_path facebook/mask2former-swin-tiny-coco-panoptic \\
-    --dataset_name you/your-dataset --task panoptic --output_dir outputs/yours
-
-The output folder has model.safetensors, config.json and preprocessor_config.json (best weights), last/ (last weights),
-log.jsonl (every step), evaluations.jsonl, all_results.json, pictures/ (ground truth and prediction) and README.md (the
-model card).
-"""
+"""Fine-tune MP-Former on a dataset: build everything from the arguments, and train."""
 
 import contextlib
 import logging
@@ -34,7 +23,6 @@ from ..data.splits import check_splits, check_training_images
 from ..evaluation.evaluator import evaluation_loader
 from ..evaluation.task_metrics import format_score
 from ..hub.publishing import check_login, push
-from ..utils.command import run_command
 from ..utils.files import write_json
 from .arguments import Arguments, parse_arguments
 from .batches import SeededSampler, StreamSampler, TrainingDataset
@@ -59,13 +47,17 @@ def check_trackers(names: str | None) -> None:
             raise ValueError(f"report_to: the tracker {name!r} is {'not installed' if known else 'unknown'}: {remedy}.")
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Parse the command line, build everything and train; returns all results.
+def main(argv: list[str]) -> dict:
+    """`finetune` with a command line."""
+    return finetune(parse_arguments(argv))
+
+
+def finetune(args: Arguments) -> dict:
+    """Train, in this process or in each of those that accelerate started; returns all results.
 
     Raises:
         ValueError: an argument, the dataset or the output folder is invalid.
     """
-    args = parse_arguments(argv, description=__doc__)
     check_trackers(args.run.report_to)
     optimization, speed, run_args = args.optimization, args.speed, args.run
     accelerator = Accelerator(
@@ -213,7 +205,3 @@ def training_loader(args: Arguments, split, processor, accelerator: Accelerator,
     else:
         sampler = SeededSampler(len(split), args.run.seed, done)
     return DataLoader(batches, sampler=sampler, **options)
-
-
-if __name__ == "__main__":
-    run_command(main)

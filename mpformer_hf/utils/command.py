@@ -5,8 +5,6 @@ import re
 import sys
 from collections.abc import Callable
 
-from huggingface_hub.errors import StrictDataclassError
-
 from .progress import hide_bars_of_libraries
 
 # control characters, but for colours and the cursor movement of progress bars
@@ -67,7 +65,7 @@ def run_in_one_sentence(command: Callable[[list[str]], object], argv: list[str])
 
 def describe_error(error: Exception) -> str:
     """One line about an error. Errors of a kind that this package does not raise have their kind in it."""
-    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+    if type(error).__name__.startswith("StrictDataclass") and error.__cause__ is not None:  # of huggingface_hub
         error = ValueError(f"MPFormerConfig: {error.__cause__}")
     text = printable(" ".join(str(error).split()))
     if isinstance(error, (ValueError, FloatingPointError, OSError)) and text:

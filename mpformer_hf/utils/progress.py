@@ -29,14 +29,15 @@ class Lines:
 
 
 def hide_bars_of_libraries() -> None:
-    """Turn off the bars of transformers and datasets where the output is not a terminal."""
-    if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar  # takes seconds, which help does not need
-
-        disable_progress_bar()
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
-        if "datasets" in sys.modules:
-            sys.modules["datasets"].disable_progress_bars()
+    """Turn off the bars of transformers, huggingface_hub and datasets where the output is not a terminal."""
+    if sys.stderr.isatty():
+        return
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")  # read when the libraries are imported
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
 
 
 class LineBar(tqdm):

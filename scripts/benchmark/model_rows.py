@@ -5,7 +5,7 @@ import argparse
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpformer_hf.training.compiling import compile_model
+from mpformer_hf.utils.compiling import compile_model
 
 from .measuring import compare, compare_memory, measure_memory, seconds
 from .models import DEVICE, autocast, build, make_batch, predict, train_step, with_float_masks

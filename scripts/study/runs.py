@@ -20,8 +20,8 @@ from mpformer_hf.training.arguments import parse_arguments
 from mpformer_hf.training.building import build_model, build_processor
 from mpformer_hf.training.checkpoints import save_model
 from mpformer_hf.training.run_folder import EVALUATIONS, LOG
-from mpformer_hf.utils.arguments import as_flags, merge, read_recipe
 from mpformer_hf.utils.files import write_atomically
+from mpformer_hf.utils.recipes import as_flags, merge, read_recipe
 
 from .report import read_lines
 

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
-from mpformer_hf.cli import convert
 from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.hub import converting
 from mpformer_hf.hub.conversion import rename
 from tests.tiny import FIXTURES, SIZES, STAGES, tiny_model
 
@@ -198,12 +198,12 @@ def test_names_must_fit_and_nothing_is_overwritten(tmp_path):
 
 def test_category_ids_of_converted_checkpoints():
     names = opened_names("coco-panoptic")
-    assert convert.category_ids("coco-panoptic", names, "panoptic")[-1] == 200
-    assert convert.category_ids("coco-instance", names[:80], "instance")[-1] == 90
-    assert convert.category_ids("ade20k", opened_names("ade20k"), "semantic") == list(range(1, 151))
-    assert convert.category_ids("ade20k", opened_names("ade20k"), "panoptic") is None
-    assert convert.category_ids(None, ["a"], "semantic") is None
+    assert converting.category_ids("coco-panoptic", names, "panoptic")[-1] == 200
+    assert converting.category_ids("coco-instance", names[:80], "instance")[-1] == 90
+    assert converting.category_ids("ade20k", opened_names("ade20k"), "semantic") == list(range(1, 151))
+    assert converting.category_ids("ade20k", opened_names("ade20k"), "panoptic") is None
+    assert converting.category_ids(None, ["a"], "semantic") is None
 
 
 def opened_names(dataset):
-    return convert.RELEASES[dataset]["names"]
+    return converting.RELEASES[dataset]["names"]

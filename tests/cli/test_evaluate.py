@@ -7,6 +7,7 @@ from mpformer_hf.cli import convert, evaluate, predict
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.evaluation import scoring
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 
@@ -25,9 +26,9 @@ def test_a_plain_mask2former_is_scored_with_the_stuff_of_the_dataset(saved, shap
     tiny_model(num_labels=8).save_pretrained(saved)
     convert.main(["to-mask2former", str(saved), str(tmp_path / "plain")])
     used = []
-    monkeypatch.setattr(evaluate, "evaluate_model", lambda model, processor, *_, **__: used.append(processor) or {})
+    monkeypatch.setattr(scoring, "evaluate_model", lambda model, processor, *_, **__: used.append(processor) or {})
     data = ["--dataset_name", str(shapes), "--task", "panoptic"]
-    evaluate.main(["--model_name_or_path", str(tmp_path / "plain"), *data])
+    evaluate.main(["--model", str(tmp_path / "plain"), *data])
     labels = open_dataset(DataArguments(dataset_name=str(shapes)), "validation").labels
     assert used[0].label_ids_to_fuse == labels.stuff != []
     make.photo().save(tmp_path / "photo.png")
@@ -38,9 +39,9 @@ def test_a_plain_mask2former_is_scored_with_the_stuff_of_the_dataset(saved, shap
 def test_two_outputs_of_one_name_are_refused(tmp_path):
     both = str(tmp_path / "same")
     with pytest.raises(ValueError, match="is given twice"):
-        evaluate.main(["--output_file", both, "--report", both, "--dataset_name", "x"])
+        evaluate.main(["m", "--output_file", both, "--report", both, "--dataset_name", "x"])
     with pytest.raises(ValueError, match="diagnostics must be a file"):
-        evaluate.main(["--diagnostics", str(tmp_path / "plot.xyz"), "--dataset_name", "x"])
+        evaluate.main(["m", "--diagnostics", str(tmp_path / "plot.xyz"), "--dataset_name", "x"])
 
 
 @pytest.mark.parametrize("command", ["evaluate", "audit", "calibrate"])
@@ -58,6 +59,6 @@ def test_more_objects_than_queries_are_said(tmp_path, caplog):
     for queries in (most, most - 1):
         tiny_model(num_queries=queries, num_labels=len(names), id2label=names).save_pretrained(tmp_path / str(queries))
         MPFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / str(queries))
-        argv = ["--model_name_or_path", str(tmp_path / str(queries)), "--dataset_name", str(data)]
+        argv = ["--model", str(tmp_path / str(queries)), "--dataset_name", str(data)]
         evaluate.main([*argv, "--task", "instance", "--eval_split", "train"])
         assert ("have more objects (up to" in caplog.text) == (queries < most)

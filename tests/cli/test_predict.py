@@ -19,9 +19,9 @@ from pycocotools import mask as coco_mask
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import predict
-from mpformer_hf.cli import predict as script
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.result_names import result_names
+from mpformer_hf.inference import prediction as script
 from mpformer_hf.inference import shards
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.images import read_image
@@ -270,8 +270,8 @@ def test_an_interrupted_run_resumes_and_incomplete_results_are_made_again(
     trained, photos, tmp_path, monkeypatch, capsys
 ):
     seen = []
-    plain = script.Predictor.__call__
-    monkeypatch.setattr(script.Predictor, "__call__", lambda self, images: seen.extend(images) or plain(self, images))
+    plain = script.Predictor.predict
+    monkeypatch.setattr(script.Predictor, "predict", lambda self, images: seen.extend(images) or plain(self, images))
     run(trained, photos, tmp_path / "out")
     whole = read(tmp_path / "out" / "predictions.json")
     assert len(seen) == 4
@@ -287,8 +287,8 @@ def test_an_interrupted_run_resumes_and_incomplete_results_are_made_again(
 
 def test_results_belong_to_a_model_and_to_the_pixels_of_an_image(trained, photos, tmp_path, monkeypatch):
     seen = []
-    plain = script.Predictor.__call__
-    monkeypatch.setattr(script.Predictor, "__call__", lambda self, images: seen.extend(images) or plain(self, images))
+    plain = script.Predictor.predict
+    monkeypatch.setattr(script.Predictor, "predict", lambda self, images: seen.extend(images) or plain(self, images))
     shutil.copytree(trained, tmp_path / "model")
     run(tmp_path / "model", photos, tmp_path / "out")
     make.photo(40, 52).save(photos / "a.png")  # replaced
@@ -369,7 +369,7 @@ def test_no_file_ends_in_a_traceback(trained, tmp_path, capsys):
 
 
 def test_two_processes_share_the_work(trained, photos, tmp_path):
-    told = run_together(["mpformer_hf.cli.predict", trained, photos, tmp_path / "out"], processes=2)
+    told = run_together(["mpformer_hf", "predict", trained, photos, tmp_path / "out"], processes=2)
     assert sum("4 of 4 images" in text for text in told) == 1, "the processes did not find each other"
     run(trained, photos, tmp_path / "alone")
     assert read(tmp_path / "out" / "predictions.json") == read(tmp_path / "alone" / "predictions.json")
@@ -434,7 +434,7 @@ def test_shards_may_start_at_the_same_time(tmp_path):
         (["photos", "--shard", "0/4"], "--shard must be like 3/16"),
         (["photos", "--shard", "5/4"], "--shard must be like 3/16"),
         (["photos", "--shard", "2"], "--shard must be like 3/16"),
-        (["photos", "--every", "0"], "--every and --batch_size must be at least 1"),
+        (["photos", "--every", "0"], "every must be at least 1"),
         (["photos", "--scales", "0"], "scales must be greater than 0"),
         (["photos", "--threshold", "nan"], r"threshold must be at least 0 and at most 1"),
         (["photos", "--threshold", "2"], r"threshold must be at least 0 and at most 1"),

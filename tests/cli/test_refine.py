@@ -12,7 +12,6 @@ from scipy.ndimage import binary_fill_holes
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
-from mpformer_hf.cli.refine import prompt_of
 from mpformer_hf.data.layouts.coco import read_coco_json
 from mpformer_hf.data.layouts.yolo import read_labels_file
 from mpformer_hf.data.layouts.yolo_boxes import read_class_names
@@ -20,6 +19,7 @@ from mpformer_hf.inference.loading import load_model, load_processor
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.images import read_image
 from mpformer_hf.model.label_maps import encode_rle
+from mpformer_hf.prompts.refining import prompt_of
 from tests.tiny import tiny_model
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 9, "name": "unicorn"}]

@@ -76,7 +76,7 @@ def test_commands_write_below_their_output_only(hostile, saved, tmp_path, capsys
     before = files_in(tmp_path)
     data = ["--dataset_name", str(hostile), "--eval_split", "train", "--task", "instance"]
     formats = ["--save_predictions", "yolo", "coco", "cvat", "--predictions_dir", str(tmp_path / "out" / "predictions")]
-    mpformer(["evaluate", "--model_name_or_path", str(saved), *data, *formats])
+    mpformer(["evaluate", "--model", str(saved), *data, *formats])
     mpformer(["predict", str(saved), str(hostile), str(tmp_path / "out" / "predict"), "--split", "train"])
     new = files_in(tmp_path) - before
     assert new and all(file.startswith("out/") for file in new)

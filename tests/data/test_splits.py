@@ -80,7 +80,16 @@ def test_masks_of_0_and_255_are_refused_by_every_command(tmp_path):
     for file in (folder / "masks").rglob("*.png"):
         official_folders.save(255 * official_folders.scene(0, 0, (1, 1)), file)
     (folder / "id2label.json").write_text('{"0": "background", "1": "object"}')
-    argv = ["--dataset_name", str(folder), "--task", "semantic", "--eval_split", "val", "--most_frequent_class", "true"]
+    argv = [
+        "--dataset_name",
+        str(folder),
+        "--task",
+        "semantic",
+        "--eval_split",
+        "val",
+        "--model",
+        "most_frequent_class",
+    ]
     with pytest.raises(ValueError, match="divide masks of 0 and 255 by 255"):
         evaluate.main(argv)
     with pytest.raises(SystemExit, match="divide masks of 0 and 255 by 255"):

@@ -15,16 +15,19 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mpformer_hf import MPFormerImageProcessor
-from mpformer_hf.cli import convert, evaluate, predict
+from mpformer_hf.cli import evaluate, predict
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.writers.ade20k import Ade20k
 from mpformer_hf.data.writers.cityscapes import Cityscapes
 from mpformer_hf.data.writers.format import Category, ImageRecord
+from mpformer_hf.data.writers.registry import FORMATS
 from mpformer_hf.data.writers.yolo import Yolo
 from mpformer_hf.evaluation import evaluator
 from mpformer_hf.evaluation.task_metrics import semantic_reference
+from mpformer_hf.hub import converting
+from mpformer_hf.inference import arguments
 from mpformer_hf.training import finetune
 from mpformer_hf.utils.files import read_json
 from tests import official_folders
@@ -56,7 +59,7 @@ def test_files_for_cityscapes_have_its_names_and_ids(tmp_path):
     argv = [str(folder / "leftImg8bit" / "val"), str(tmp_path / "out"), "--formats", "cityscapes"]
     with pytest.raises(SystemExit, match="needs label ids of Cityscapes; 'road' has 0"):
         mpformer(["predict", str(plain), *argv])
-    ids = convert.category_ids("cityscapes", names, "semantic")
+    ids = converting.category_ids("cityscapes", names, "semantic")
     saved = saved_model(tmp_path / "saved", names, task="semantic", category_ids=ids)
     mpformer(["predict", str(saved), *argv])
     files = sorted(path.name for path in (tmp_path / "out" / "cityscapes").iterdir())
@@ -171,7 +174,7 @@ def model(tmp_path, monkeypatch):
         out = tmp_path / "predictions"
         shutil.rmtree(out, ignore_errors=True)
         argv = ["--dataset_name", str(folder), "--task", task, "--eval_split", split, "--num_pictures", "0"]
-        argv += ["--model_name_or_path", str(saved), "--predictions_dir", str(out), "--save_predictions"]
+        argv += ["--model", str(saved), "--predictions_dir", str(out), "--save_predictions"]
         return evaluate.main([*argv, *formats.split()])
 
     run.out = tmp_path / "predictions"
@@ -395,10 +398,11 @@ def test_writers_that_do_not_fit(model, tmp_path):
     folder = official_folders.coco_instances(tmp_path / "data")
     with pytest.raises(ValueError, match="Format coco_panoptic is for task panoptic, not for task instance"):
         model(folder, "instance", "val", "coco_panoptic", False)
-    with pytest.raises(ValueError, match="Unknown format 'pascal'; the formats are coco, coco_panoptic"):
+    with pytest.raises(ValueError, match="--save_predictions: invalid choice: 'pascal'"):
         model(folder, "instance", "val", "pascal", False)
     with pytest.raises(ValueError, match="must be given together"):
-        evaluate.main(["--dataset_name", str(folder), "--save_predictions", "coco"])
+        evaluate.main(["model", str(folder), "--save_predictions", "coco"])
+    assert set(arguments.FORMATS) == set(FORMATS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -408,7 +412,7 @@ def test_every_layout_is_trained_on_and_evaluated(name, tmp_path):
     share = {"validation_share": 0.5} if any(name.startswith(one) for one in ONE_SPLIT) else {}
     output = tmp_path / "out"
     finetune.main(flags(folder, output, task=task, max_train_steps=2, num_pictures=1, **share))
-    argv = ["--model_name_or_path", str(output), "--dataset_name", str(folder), "--task", task]
+    argv = ["--model", str(output), "--dataset_name", str(folder), "--task", task]
     argv += [word for key, value in share.items() for word in (f"--{key}", str(value))]
     formats = {"semantic": "ade20k", "instance": "coco", "panoptic": "coco_panoptic"}[task]
     argv += ["--save_predictions", formats, "--predictions_dir", str(tmp_path / "written")]

@@ -33,7 +33,7 @@ def page(request, tmp_path_factory):
     tiny_model(id2label=names, num_labels=len(names)).save_pretrained(folder / "model")
     processor = MPFormerImageProcessor(task=request.param, size={"height": 64, "width": 64}, threshold=0.1)
     processor.save_pretrained(folder / "model")
-    argv = ["--model_name_or_path", folder / "model", "--dataset_name", data, "--task", request.param]
+    argv = ["--model", folder / "model", "--dataset_name", data, "--task", request.param]
     argv += ["--report", folder / "report.html", "--num_pictures", "4"]
     scores = evaluate.main([str(part) for part in argv])
     return folder / "report.html", request.param, scores

@@ -136,7 +136,7 @@ def test_evaluated_and_trained_from_the_folder(shapes, tmp_path):
     arguments = ["--dataset_name", str(shapes), "--output_dir", str(tmp_path / "run"), "--max_train_steps", "1"]
     arguments += ["--model_name_or_path", str(OLD), "--augmentation", "crop", "--crop_size", "64", "64"]
     finetune([*arguments, "--shortest_edges", "64", "--dataloader_num_workers", "0", "--max_eval_samples", "1"])
-    scored = ["--model_name_or_path", str(tmp_path / "run"), "--dataset_name", str(shapes), "--max_eval_samples", "1"]
+    scored = ["--model", str(tmp_path / "run"), "--dataset_name", str(shapes), "--max_eval_samples", "1"]
     mpformer(["evaluate", *scored, "--output_file", str(tmp_path / "scores.json")])
     assert 0 <= json.loads((tmp_path / "scores.json").read_text())["pq"] <= 1
 

@@ -10,7 +10,8 @@ from PIL import Image
 from scipy import ndimage
 
 from mpformer_hf import MPFormerImageProcessor
-from mpformer_hf.inference.predictor import InferenceOptions, Predictor, QueryMeans, match_queries
+from mpformer_hf.inference.arguments import InferenceOptions
+from mpformer_hf.inference.predictor import Predictor, QueryMeans, match_queries
 from mpformer_hf.inference.windows import (
     ScoreMap,
     SegmentJoiner,
@@ -50,7 +51,10 @@ def same(a, b):
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_looking_twice_at_the_same_changes_nothing(model, task):
-    plain, twice = predictor(model, task)([picture()])[0], predictor(model, task, scales=(1.0, 1.0))([picture()])[0]
+    plain, twice = (
+        predictor(model, task).predict([picture()])[0],
+        predictor(model, task, scales=(1.0, 1.0)).predict([picture()])[0],
+    )
     if task == "semantic":
         assert (plain == twice).float().mean() > 0.99  # probabilities were rounded on the way
     else:
@@ -62,8 +66,8 @@ def test_looking_twice_at_the_same_changes_nothing(model, task):
 def test_with_flips_the_mirrored_image_gives_the_mirrored_result(model, task):
     flip = predictor(model, task, flip=True)
     image = picture()
-    here, there = flip([image])[0], flip([image.flip(-1)])[0]
-    plain = [predictor(model, task)([x])[0] for x in (image, image.flip(-1))]
+    here, there = flip.predict([image])[0], flip.predict([image.flip(-1)])[0]
+    plain = [predictor(model, task).predict([x])[0] for x in (image, image.flip(-1))]
     if task == "panoptic":
         here, there, *plain = (labels_of(x) for x in (here, there, *plain))
     assert (here.flip(-1) == there).float().mean() > 0.99
@@ -86,7 +90,10 @@ def test_views_are_aligned_query_by_query():
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_one_window_is_the_whole_image(model, task):
-    whole, window = predictor(model, task)([picture()])[0], predictor(model, task, window=96)([picture()])[0]
+    whole, window = (
+        predictor(model, task).predict([picture()])[0],
+        predictor(model, task, window=96).predict([picture()])[0],
+    )
     if task == "instance":  # in another order where scores are equal
         assert sorted(m.sum().item() for m in whole["segmentation"]) == sorted(
             m.sum().item() for m in window["segmentation"]
@@ -99,7 +106,7 @@ def test_one_window_is_the_whole_image(model, task):
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_several_windows_cover_the_image(model, task):
-    result = predictor(model, task, window=48, flip=True)([picture(100, 150)])[0]
+    result = predictor(model, task, window=48, flip=True).predict([picture(100, 150)])[0]
     if task == "semantic":
         assert result.shape == (100, 150) and result.max() < 4
     else:
@@ -253,7 +260,7 @@ def test_bad_options(options, message):
 
 def test_an_image_that_would_vanish(model):
     with pytest.raises(ValueError, match="the image is 30000x1 pixels, too narrow"):
-        predictor(model)([torch.zeros(3, 1, 30000, dtype=torch.uint8)])
+        predictor(model).predict([torch.zeros(3, 1, 30000, dtype=torch.uint8)])
 
 
 def test_an_image_may_come_in_any_form(model, tmp_path):
@@ -265,8 +272,8 @@ def test_an_image_may_come_in_any_form(model, tmp_path):
     backwards = rows[:, :, ::-1].copy()[:, :, ::-1]  # BGR as OpenCV reads it, turned to RGB: a negative stride
     forms = [pixels, rows, torch.from_numpy(rows), backwards, rows / 255, Image.fromarray(rows)]
     for form in (*forms, tmp_path / "image.png", str(tmp_path / "image.png")):
-        assert torch.equal(segment(form), expected)
-    assert [tuple(result.shape) for result in segment([rows, tmp_path / "image.png"])] == [(64, 96)] * 2
+        assert torch.equal(segment(form).raw, expected.raw)
+    assert [tuple(result.raw.shape) for result in segment([rows, tmp_path / "image.png"])] == [(64, 96)] * 2
     for wrong, message in ((pixels[:2], "has shape"), (None, "got NoneType"), (pixels[None], "has shape")):
         with pytest.raises(ValueError, match=message):
             segment(wrong)
@@ -275,10 +282,10 @@ def test_an_image_may_come_in_any_form(model, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_models_of_other_dtypes(model, dtype):
     given = picture()
-    expected, found = predictor(model)(given), predictor(copy.deepcopy(model).to(dtype))(given)
+    expected, found = predictor(model)(given).raw, predictor(copy.deepcopy(model).to(dtype))(given).raw
     assert (expected == found).float().mean() > 0.95
     for task in ("instance", "panoptic"):
-        assert len(predictor(copy.deepcopy(model).to(dtype), task)(given)["segments_info"]) > 0
+        assert len(predictor(copy.deepcopy(model).to(dtype), task)(given)) > 0
 
 
 def test_a_model_in_training_mode_is_used_in_evaluation_mode_and_stays_as_it_is(model):
@@ -287,7 +294,7 @@ def test_a_model_in_training_mode_is_used_in_evaluation_mode_and_stays_as_it_is(
     before = {name: value.clone() for name, value in training.state_dict().items()}
     modes = [module.training for module in training.modules()]
     box = [[10, 10, 40, 40]]
-    assert torch.equal(predictor(training)(picture()), predictor(model)(picture()))
+    assert torch.equal(predictor(training)(picture()).raw, predictor(model)(picture()).raw)
     expected = predictor(model).refine(picture(), boxes=box)["segments_info"]
     assert predictor(training.train()).refine(picture(), boxes=box)["segments_info"] == expected
     assert all(torch.equal(value, before[name]) for name, value in training.state_dict().items())
@@ -300,4 +307,4 @@ def test_from_pretrained_is_the_saved_model(model, tmp_path):
     model.save_pretrained(tmp_path)
     expected.processor.save_pretrained(tmp_path)
     options = InferenceOptions(threshold=0.0)
-    assert same(Predictor.from_pretrained(str(tmp_path), "panoptic", options)(picture()), expected(picture()))
+    assert same(Predictor.from_pretrained(str(tmp_path), "panoptic", options)(picture()).raw, expected(picture()).raw)

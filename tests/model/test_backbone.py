@@ -108,7 +108,7 @@ def test_inference_at_odd_sizes_and_after_loading(kind, tmp_path):
     processor = MPFormerImageProcessor(task="semantic", size={"shortest_edge": 64, "longest_edge": 192})
     for size in ((70, 98), (33, 129)):
         image = torch.randint(256, (3, *size), dtype=torch.uint8)
-        assert Predictor(model, processor)([image])[0].shape == size
+        assert Predictor(model, processor).predict([image])[0].shape == size
         inputs = processor([image], return_tensors="pt")
         height, width = inputs["pixel_values"].shape[-2:]
         with torch.no_grad():

@@ -36,7 +36,7 @@ class KnownPredictor:
     def __init__(self, predicted: dict, refined: dict):
         self.predicted, self.refined = predicted, refined
 
-    def __call__(self, images):
+    def predict(self, images):
         return [self.predicted]
 
     def refine(self, image, masks, labels):
@@ -142,8 +142,8 @@ def test_pictures_are_of_all_kinds_and_the_first_ones():
 
 def test_the_command_writes_page_json_and_suggestions(saved, tmp_path):
     flags = ["--dataset_name", str(saved / "shapes"), "--task", "panoptic", "--eval_split", "train"]
-    flags += ["--model_name_or_path", str(saved / "model"), "--min_suspicion", "0.0", "--num_pictures", "7"]
-    mpformer(["audit", *flags, "--output_dir", str(tmp_path / "out")])
+    flags += ["--model", str(saved / "model"), "--min_suspicion", "0.0", "--num_pictures", "7"]
+    mpformer(["audit", *flags, "--output", str(tmp_path / "out")])
     findings = json.loads((tmp_path / "out" / "audit.json").read_text())
     values = [finding["suspicion"] for finding in findings]
     assert values == sorted(values, reverse=True) and len(findings) > 7
@@ -154,9 +154,9 @@ def test_the_command_writes_page_json_and_suggestions(saved, tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<figure") == 7 and f"{len(findings)} findings" in page
     for other, message in (
-        (["--output_dir", str(tmp_path / "out")], "is not an empty folder"),
-        (["--output_dir", str(tmp_path / "new"), "--task", "semantic"], "task must be instance or panoptic"),
-        ([], "Give --output_dir"),
+        (["--output", str(tmp_path / "out")], "is not an empty folder"),
+        (["--output", str(tmp_path / "new"), "--task", "semantic"], "task must be instance or panoptic"),
+        ([], "OUTPUT is missing"),
     ):
         with pytest.raises(SystemExit, match=message):
             mpformer(["audit", *flags, *other])

@@ -72,7 +72,7 @@ def test_the_command_calibrates_a_saved_model(tmp_path, capsys):
     MPFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
     flags = ["--dataset_name", str(data), "--task", "panoptic"]
-    mpformer(["calibrate", "--model_name_or_path", str(tmp_path / "model"), *flags])
+    mpformer(["calibrate", "--model", str(tmp_path / "model"), *flags])
     assert "expected calibration error" in capsys.readouterr().out
     model = load_model(str(tmp_path / "model"))
     knots = model.config.prompt_calibration
@@ -83,9 +83,9 @@ def test_the_command_calibrates_a_saved_model(tmp_path, capsys):
     scores, ious = scores_and_ious(predictor, split)
     assert calibration_error(scores, ious) < 0.02 and min(knots[1]) <= min(scores)
     with pytest.raises(SystemExit, match="leave out streaming"):
-        mpformer(["calibrate", "--model_name_or_path", str(tmp_path / "model"), *flags, "--streaming", "true"])
+        mpformer(["calibrate", "--model", str(tmp_path / "model"), *flags, "--streaming", "true"])
     assert load_checkpoint(str(tmp_path / "model"), {}).config.prompt_calibration is None, (
         "other weights after training"
     )
-    with pytest.raises(SystemExit, match="must be the folder of a saved model, got None"):
+    with pytest.raises(SystemExit, match="MODEL is missing"):
         mpformer(["calibrate", *flags])

@@ -8,7 +8,7 @@ from mpformer_hf.data.labels import Labels
 from mpformer_hf.training import finetune
 from mpformer_hf.training.arguments import ModelArguments, PilotArguments, SpeedArguments, parse_arguments
 from mpformer_hf.training.building import build_model
-from mpformer_hf.utils.arguments import read_recipe
+from mpformer_hf.utils.recipes import read_recipe
 from tests.runs import flags
 
 

@@ -183,19 +183,19 @@ def test_evaluate_gives_the_runs_numbers(trained, shapes, tmp_path, capsys):
     file = tmp_path / "scores.json"
     args = ["--dataset_name", str(shapes), "--task", "panoptic", "--output_file", str(file)]
     plot = tmp_path / "layers.png"
-    scores = evaluate.main([*args, "--model_name_or_path", str(output), "--diagnostics", str(plot)])
+    scores = evaluate.main([*args, "--model", str(output), "--diagnostics", str(plot)])
     assert Image.open(plot).width > 500 and len(scores["mask_consistency"]) == 4
     assert len(scores["query_utilisation"]) == 5 and scores["query_utilisation"][-1] == 1.0
     for name in ("pq", "mean_iou", "per_class_pq"):
         assert scores[name] == pytest.approx(results["best"][name])
     assert json.loads(file.read_text())["pq"] == scores["pq"] and '"pq"' in capsys.readouterr().out
     with pytest.raises(ValueError, match="choose another name"):
-        evaluate.main([*args, "--model_name_or_path", str(output)])
-    frequent = evaluate.main([*args[:-2], "--most_frequent_class"])
+        evaluate.main([*args, "--model", str(output)])
+    frequent = evaluate.main([*args[:-2], "--model", "most_frequent_class"])
     assert frequent["class"] in ("grass", "water", "sand", "brick") and 0 < frequent["pq"] < 0.5
     with pytest.raises(ValueError, match=r"pictures exists|layers.png exists"):
-        evaluate.main([*args[:-2], "--model_name_or_path", str(output), "--diagnostics", str(plot)])
-    with pytest.raises(ValueError, match="Nothing to score"):
+        evaluate.main([*args[:-2], "--model", str(output), "--diagnostics", str(plot)])
+    with pytest.raises(ValueError, match="MODEL is missing"):
         evaluate.main(args[:-2])
 
 
@@ -205,7 +205,7 @@ def test_evaluating_a_plain_mask2former(trained, shapes, tmp_path):
     model = MPFormerForUniversalSegmentation.from_pretrained(output)
     model.to_mask2former().save_pretrained(tmp_path / "plain")
     Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path / "plain")
-    args = ["--dataset_name", str(shapes), "--task", "panoptic", "--model_name_or_path"]
+    args = ["--dataset_name", str(shapes), "--task", "panoptic", "--model"]
     assert evaluate.main([*args, str(tmp_path / "plain")])["pq"] == pytest.approx(results["best"]["pq"])
     model.config.id2label = {i: name for i, name in enumerate(reversed(model.config.id2label.values()))}
     model.save_pretrained(tmp_path / "other")
@@ -360,18 +360,18 @@ def test_help_is_readable(module):
     assert helped.wait() == 0
     usage, *groups = re.split(r"\n\n(?=[a-z ]+:\n)", helped.told)
     assert len(usage.splitlines()) < 20 and all(len(group.splitlines()) <= 24 for group in groups)
+    groups = [group for group in groups if not group.startswith("positional")]
     flags = [line.split() for group in groups for line in group.splitlines()[1:]]
-    assert {"--config", "--dataset_name"} <= {words[0] for words in flags}
+    assert {"--config", "--eval_split"} <= {words[0] for words in flags}
     assert all(words[0].startswith("-") and len(words) > 3 for words in flags), "a flag and its help on one line"
 
 
 @pytest.mark.parametrize("flag", ["task", "augmentation", "lr_schedule", "pilot_noise", "mixed_precision"])
-def test_flags_with_choices_refuse_other_values(flag, tmp_path, capsys):
+def test_flags_with_choices_refuse_other_values(flag, tmp_path):
     (tmp_path / "recipe.yaml").write_text(f"{flag}: nonsense\n")
     for argv in ([f"--{flag}", "nonsense"], ["--config", str(tmp_path / "recipe.yaml")]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(ValueError, match=f"^--{flag}: invalid choice: 'nonsense'"):
             parse_arguments(argv)
-        assert f"argument --{flag}" in capsys.readouterr().err
 
 
 def test_another_number_of_queries_starts_the_queries_afresh_and_nothing_else(tmp_path):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from mpformer_hf.data.labels import Labels
-from mpformer_hf.training.arguments import RECIPES, parse_arguments
+from mpformer_hf.training.arguments import parse_arguments
 from mpformer_hf.training.building import build_model, build_processor
 from mpformer_hf.training.engine import freeze
 from mpformer_hf.training.optimization import build_optimizer, build_scheduler, parameter_groups
 from mpformer_hf.training.transforms import build_transform, choose_augmentation
-from mpformer_hf.utils.arguments import as_flags, merge, read_recipe
+from mpformer_hf.utils.recipes import RECIPES, as_flags, merge, read_recipe
 from scripts.study.runs import flags_of_seed
 from tests.tiny import tiny_model
 

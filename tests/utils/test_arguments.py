@@ -1,12 +1,16 @@
 """Tests of `arguments`."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.training.arguments import parse_arguments
-from mpformer_hf.utils.arguments import read_recipe
+from mpformer_hf.utils.arguments import CheckedArguments, argument, option, parse
+from mpformer_hf.utils.recipes import read_recipe, recipe_names
 
 
 @pytest.mark.parametrize(
@@ -88,3 +92,63 @@ def test_tags_in_a_recipe_are_not_executed(tmp_path, sign):
     (tmp_path / "recipe.yaml").write_text(f"a: !!python/object/apply:os.mkdir [{str(sign)!r}]\n")
     with pytest.raises(ValueError, match="cannot be read as YAML"):
         read_recipe(str(tmp_path / "recipe.yaml"))
+
+
+@dataclass
+class Example(CheckedArguments):
+    source: str = argument("source", "what is read")
+    share: float = option(help="A share that is required.")
+    output: Path = argument("output", "what is written", Path("out"))
+    with_code: bool = option(False, "A switch.")
+    fast: bool = option(True, "Another one.")
+    sizes: list[int] = option([1, 2], "Numbers.", within="[1, inf)")
+    kind: Literal["a", "b"] | None = option(None, "A kind.")
+
+
+def parsed(*argv):
+    return parse([Example], list(argv), prog="example")[0]
+
+
+def test_positions_and_flags_in_any_order_and_both_spellings():
+    expected = Example("s", 0.5, Path("o"), True, True, [3, 4], "b")
+    assert parsed("s", "o", "--with_code", "--sizes", "3", "4", "--kind", "b", "--share", "0.5") == expected
+    assert parsed("--share=0.5", "--kind", "b", "s", "--with-code", "o", "--sizes", "3", "4") == expected
+    assert parsed(
+        "--source", "s", "--output", "o", "--with-code", "true", *["--sizes", "3", "4", "--kind", "b", "--share", "0.5"]
+    ) == (expected)
+    assert parsed("s", "--share", "1", "--fast", "false") == Example("s", 1.0, fast=False)
+    assert parsed("s", "--share", "1").output == Path("out")
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--share", "1"], "SOURCE is missing"),
+        (["s"], "--share is missing"),
+        (["s", "o", "more", "--share", "1"], "There are too many arguments: more"),
+        (["s", "--share", "1", "--size", "3"], r"Unknown flag --size; did you mean --sizes\?"),
+        (["s", "--share", "1", "--xyz"], r"Unknown flag --xyz \(`example --help`"),
+        (["s", "--share", "x"], "--share: invalid float value: 'x'"),
+        (["s", "--share", "1", "--fast=maybe"], "expected true or false, got 'maybe'"),
+        (["s", "--share", "1", "--kind", "c"], "invalid choice: 'c'"),
+        (["s", "--share", "1", "--fast", "maybe"], "--fast: expected true or false, got 'maybe'"),
+        (["s", "--share", "1", "--with_code", "o", "--output", "p"], "--output is given twice"),
+        (["s", "--share", "1", "--sizes", "0"], "sizes must be at least 1"),
+    ],
+)
+def test_wrong_command_lines_are_one_sentence(argv, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parsed(*argv)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_gives_positions_too_and_the_command_line_overrides(tmp_path):
+    (tmp_path / "r.yaml").write_text("source: of the recipe\nshare: 0.25\nsizes: [5]")
+    assert parsed("--config", str(tmp_path / "r.yaml")) == Example("of the recipe", 0.25, sizes=[5])
+    assert parsed("given", "--share", "1", "--config", str(tmp_path / "r.yaml")).source == "given"
+
+
+def test_recipes_have_names():
+    assert read_recipe("own_dataset")["augmentation"] == "auto" and "coco_instance_r50" in recipe_names()
+    with pytest.raises(ValueError, match="Recipe own_datasets does not exist; near names are own_dataset"):
+        read_recipe("own_datasets")

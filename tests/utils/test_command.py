@@ -44,8 +44,8 @@ def test_an_interrupted_program_says_so(capsys):
 
 PROGRAMS = {
     "training.finetune": ["--output_dir", "file"],
-    "mpformer_hf.cli.main": ["evaluate", "--dataset_name", "missing"],
-    "mpformer_hf.cli.predict": ["model", "source", "output"],
+    "mpformer_hf.cli.main": ["evaluate", "missing", "missing"],
+    "mpformer_hf": ["predict", "model", "source", "output"],
     "scripts.datasets.make_shapes_dataset": ["file"],
     "scripts.datasets.make_solids_dataset": ["file"],
     "scripts.study": ["report", "missing.jsonl"],
@@ -78,7 +78,7 @@ def saved(tmp_path):
 def test_names_do_not_change_the_terminal(saved, tmp_path, capsys):
     make.photo().save(tmp_path / "good.png")
     (tmp_path / "\x1b]0;title\x07\x1b[2J.png").write_text("no image")
-    mpformer(["predict", str(saved), str(tmp_path), str(tmp_path / "out"), "--formats"])
+    mpformer(["predict", str(saved), str(tmp_path), str(tmp_path / "out"), "--formats", "none"])
     told = capsys.readouterr()
     assert not {"\x1b", "\x07"} & set(told.err + told.out)
     with pytest.raises(SystemExit) as stopped:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mpformer_hf.training.compiling import compile_model
+from mpformer_hf.utils.compiling import compile_model
 from tests.tiny import tiny_model
 
 

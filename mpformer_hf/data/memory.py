@@ -1,0 +1,88 @@
+"""Datasets in memory, given to `mpformer_hf.train` and `evaluate` instead of a name."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PilImage
+
+from ..model.images import to_image_tensor
+from ..model.label_maps import compress_counts, encode_rle
+from .arguments import MEMORY
+from .segments import as_png
+
+SPLITS: dict[str, Mapping[str, Dataset]] = {}
+
+
+def name_of(data: Any, train_split: str = "train") -> str:
+    """A name by which `open_dataset` finds a dataset of this process.
+
+    Args:
+        data: name of a dataset, which is returned; or a `DatasetDict`, or a mapping of the names of splits to splits. A
+            split, which may be given alone, is a `datasets.Dataset` in a layout of the Hub, or a sequence of tuples
+            (image, label map) or (image, masks, labels), such as a torch `Dataset`. Images: see `to_image_tensor`;
+            label map: class ids `[H, W]`, 255 is void; masks: bool `[N, H, W]`; labels: N class ids.
+        train_split: name of a split that is given alone.
+
+    Raises:
+        ValueError: an example is of another form; the message has its number.
+    """
+    if isinstance(data, str):
+        return data
+    splits = data if isinstance(data, (Mapping, DatasetDict)) else {train_split: data}
+    name = f"{MEMORY}{len(SPLITS)}"
+    SPLITS[name] = {key: as_dataset(split, key) for key, split in splits.items()}
+    return name
+
+
+def find_split(name: str, split: str) -> Dataset:
+    """A split of a dataset in memory.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in SPLITS:
+        raise ValueError(f"{name} was a dataset in the memory of another process.")
+    if split not in SPLITS[name]:
+        raise ValueError(f"The dataset in memory has no split {split!r}, only {', '.join(SPLITS[name])}.")
+    return SPLITS[name][split]
+
+
+def as_dataset(split: Any, name: str) -> Dataset:
+    """A split as rows of the Hub's layouts, see `name_of`."""
+    if isinstance(split, Dataset):
+        return split
+    rows = []
+    for index in range(len(split)):
+        example = split[index]
+        if not isinstance(example, (tuple, list)) or len(example) not in (2, 3):
+            raise ValueError(f"{name}[{index}] must be (image, label map) or (image, masks, labels).")
+        try:
+            rows.append(as_row(*example))
+        except ValueError as error:
+            raise ValueError(f"{name}[{index}]: {error}.") from error
+    kinds = {"image": Image(), "label": Image(), "objects": Value("string")}
+    return Dataset.from_list(rows, features=Features({key: kinds[key] for key in rows[0]}) if rows else None)
+
+
+def as_row(image: Any, target: Any, labels: Any = None) -> dict:
+    """A row of an image and its label map or masks, compressed without loss."""
+    pixels = to_image_tensor(image).permute(1, 2, 0).numpy()
+    values = np.asarray(target if not isinstance(target, PilImage.Image) else np.array(target))
+    if labels is None:
+        if values.shape != pixels.shape[:2] or not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"the label map is {values.dtype} {values.shape}, expected integers {pixels.shape[:2]}")
+        if values.size and not 0 <= values.min() <= values.max() < 65536:
+            raise ValueError(f"the label map has values from {values.min()} to {values.max()}, expected 0 to 65535")
+        return {"image": as_png(pixels), "label": as_png(values.astype(np.uint8 if values.max() < 256 else np.uint16))}
+    ids = np.asarray(labels).tolist()
+    if values.shape != (len(ids), *pixels.shape[:2]):
+        raise ValueError(f"masks are {values.shape}, expected {(len(ids), *pixels.shape[:2])} for {len(ids)} labels")
+    objects = []
+    for mask, label in zip(values, ids, strict=True):
+        rle = encode_rle(mask != 0)
+        rle["counts"] = compress_counts(rle["counts"])
+        objects.append({"category_id": int(label), "segmentation": rle, "iscrowd": 0})
+    return {"image": as_png(pixels), "objects": json.dumps(objects)}

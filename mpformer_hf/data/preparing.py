@@ -1,0 +1,43 @@
+"""`mpformer prepare`: write the splits of a dataset as parquet files."""
+
+import logging
+import re
+import sys
+
+from ..utils.files import check_new_folder, write_json, write_new_folder
+from .arguments import DataArguments, PreparationArguments
+from .dataset import open_dataset
+from .parquet import describe_categories, write_parquet
+from .splits import check_label_maps, check_splits
+
+
+def prepare(args: PreparationArguments) -> None:
+    """Write the splits of a dataset.
+
+    Raises:
+        ValueError: the folder is not empty, a split does not exist, or an image or annotation is invalid.
+    """
+    check_new_folder(args.output)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    wrong = [split for split in args.splits if not re.fullmatch(r"\w+(\.\w+)*", split)]
+    if wrong or len(set(args.splits)) < len(args.splits):
+        raise ValueError(f"--splits must be different names of letters, digits and _, got {' '.join(args.splits)}.")
+    fields: dict = {"dataset_name": args.dataset, "task": args.task, "dataset_config_name": args.version}
+    fields |= {"id2label": args.id2label, "validation_share": args.validation_share}
+    pairs = [(a, b) for i, a in enumerate(args.splits) for b in args.splits[i + 1 :]] or [
+        (args.splits[0], "validation")
+    ]
+    for train_split, eval_split in pairs if len(args.splits) > 1 else ():
+        check_splits(DataArguments(**fields, train_split=train_split, eval_split=eval_split))
+    data = DataArguments(**fields, train_split=pairs[0][0], eval_split=pairs[0][1])
+    labels = None
+    categories: dict[str, object] = {}
+    with write_new_folder(args.output) as temporary:
+        for split in args.splits:
+            dataset = open_dataset(data, split, labels=labels)
+            check_label_maps(dataset)
+            labels, categories = dataset.labels, categories or describe_categories(dataset, args.task)
+            write_parquet(dataset, args.task, temporary, split, args.workers)
+        for name, content in categories.items():
+            write_json(content, temporary / name)
+    print(f"{', '.join(args.splits)} of {args.dataset} are in {args.output}")

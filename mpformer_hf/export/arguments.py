@@ -1,0 +1,25 @@
+"""What is exported, and how."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..utils.arguments import CheckedArguments, argument, option
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass
+class ExportArguments(CheckedArguments):
+    """What is exported, and how."""
+
+    _argument_group_name = "export"
+
+    model: str = argument("model", "saved MP-Former or Mask2Former: folder or Hub name")
+    file: Path = argument("file", "new file, .onnx or .pt2")
+    height: int = option(512, "Height of the traced images.")
+    width: int = option(512, "Width of the traced images.")
+    with_postprocessing: bool = option(False, "From 8-bit images to results.")
+    detections: int = option(100, "with_postprocessing: number of instances of an image.")
+    precision: Precision = option("fp32", "Precision of an ONNX file.")
+    calibration: Path | None = option(None, "int8: folder of some typical images.")

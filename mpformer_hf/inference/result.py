@@ -1,0 +1,207 @@
+"""What a model found in an image, to look at, to count and to hand on."""
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..model.boxes import mask_boxes
+from ..model.image_sizes import size_of
+from ..model.label_maps import compress_counts, encode_rle
+from ..model.postprocessing import segments_of
+from ..utils.files import write_atomically, write_json
+from .drawing import Palette, draw_segmentation
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of an image.
+
+    Attributes:
+        label: class name.
+        label_id: class id of the model.
+        score: in [0, 1]; None for semantic segmentation.
+        mask: bool `[H, W]`.
+        box: (x0, y0, x1, y1) in pixels; x1 and y1 are exclusive.
+        area: in pixels.
+    """
+
+    label: str
+    label_id: int
+    score: float | None
+    mask: Tensor
+    box: tuple[int, int, int, int]
+    area: int
+
+    def as_dict(self) -> dict:
+        """As JSON: label, label_id, score, area, `bbox` (x, y, width, height) and `segmentation`, COCO's compressed
+        RLE."""
+        x0, y0, x1, y1 = self.box
+        rle = encode_rle(self.mask.numpy())
+        return {
+            "label": self.label,
+            "label_id": self.label_id,
+            **({} if self.score is None else {"score": self.score}),
+            "area": self.area,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "segmentation": {"size": rle["size"], "counts": compress_counts(rle["counts"])},
+        }
+
+
+class Result:
+    """Segments of an image: iterate over it, index it, draw it, save it. Notebooks show its drawing.
+
+    Args:
+        image: uint8 `[3, H, W]`.
+        task: semantic, instance or panoptic.
+        raw: post-processed result: for semantic segmentation class ids `[H, W]`, else a dict of `segmentation` and
+            `segments_info`.
+        id2label: class names.
+        category_ids: the dataset's own id of each class; default: the class ids.
+        palette: RGB of each class; default: colours of this package.
+    """
+
+    def __init__(
+        self,
+        image: Tensor,
+        task: str,
+        raw: Any,
+        id2label: dict[int, str],
+        category_ids: list[int] | None = None,
+        palette: Palette | None = None,
+    ):
+        self.image, self.task, self.raw, self.id2label = image, task, raw, id2label
+        self.category_ids, self.palette = category_ids, palette
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """All segments, those with the highest scores first; of semantic segmentation one for each class."""
+        found = segments_of(self.raw)
+        boxes = mask_boxes(torch.stack([mask for _, mask in found])).tolist() if found else []
+        segments = [
+            Segment(
+                self.id2label[row["label_id"]], row["label_id"], row.get("score"), mask, tuple(box), int(mask.sum())
+            )
+            for (row, mask), box in zip(found, boxes, strict=True)
+        ]
+        return sorted(segments, key=lambda segment: -(segment.score or 0.0))
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.segments)
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def __getitem__(self, index: int) -> Segment:
+        return self.segments[index]
+
+    def __repr__(self) -> str:
+        height, width = size_of(self.image)
+        names = [segment.label for segment in self]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "no segment"
+        return f"Result({self.task}, {height}x{width}: {counts})"
+
+    @property
+    def label_map(self) -> Tensor:
+        """Class ids, int64 `[H, W]`; -1 where there is no segment. Where instances overlap, the one with the highest
+        score is in front."""
+        labels = torch.full(size_of(self.image), -1, dtype=torch.int64)
+        for segment in reversed(self.segments):
+            labels[segment.mask] = segment.label_id
+        return labels
+
+    def draw(self, opacity: float = 0.55, legend: bool = True) -> Image.Image:
+        """The image with colours, contours, names and scores, see `draw_segmentation`."""
+        return draw_segmentation(self.as_image(), self.raw, self.id2label, opacity, legend, self.palette)
+
+    def as_image(self) -> Image.Image:
+        """The image alone."""
+        return Image.fromarray(self.image.permute(1, 2, 0).numpy())
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.draw().save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def as_dict(self) -> dict:
+        """As JSON: task, height, width and segments, see `Segment.as_dict`."""
+        height, width = size_of(self.image)
+        segments = [segment.as_dict() for segment in self]
+        return {"task": self.task, "height": height, "width": width, "segments": segments}
+
+    def save(self, path: str | Path) -> None:
+        """Write `as_dict` as .json, `label_map` as .tif, or the drawing as .png, .jpg or .webp. -1 of the label map
+        becomes 255, or 65535 if there are more than 255 classes.
+
+        Raises:
+            ValueError: the file is of another kind.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            write_json(self.as_dict(), path, indent=None)
+        elif path.suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif"):
+            kind: type = np.uint8 if len(self.id2label) <= 255 else np.uint16
+            picture = Image.fromarray(self.label_map.numpy().astype(kind)) if path.suffix == ".tif" else self.draw()
+            with write_atomically(path) as temporary:
+                picture.save(temporary)
+        else:
+            raise ValueError(f"{path} must be .json (segments), .tif (label map), or .png, .jpg or .webp (drawing).")
+
+    def to_coco(self, image_id: int = 0) -> list[dict]:
+        """Segments as COCO results: image_id, category_id (the dataset's own), segmentation (RLE), bbox, area, score
+        (1.0 for semantic segmentation)."""
+        rows = []
+        for segment in self:
+            row = segment.as_dict()
+            ids = self.category_ids or range(len(self.id2label))
+            fields = {name: row[name] for name in ("segmentation", "bbox", "area")}
+            score = 1.0 if segment.score is None else segment.score
+            rows.append({"image_id": image_id, "category_id": ids[segment.label_id], **fields, "score": score})
+        return rows
+
+    def to_labelme(self, image_path: str) -> dict:
+        """Content of labelme's JSON (version 5.3 or newer), with shapes of type `mask`.
+
+        Args:
+            image_path: of the image, relative to the JSON.
+        """
+        shapes: list[dict] = []
+        for segment in self:
+            x0, y0, x1, y1 = segment.box
+            buffer = io.BytesIO()
+            part = segment.mask[y0:y1, x0:x1].numpy()
+            Image.fromarray(part.astype(np.uint8) * 255).convert("1").save(buffer, format="PNG")
+            mask = base64.b64encode(buffer.getvalue()).decode()
+            shape = {"label": segment.label, "points": [[x0, y0], [x1 - 1, y1 - 1]], "shape_type": "mask", "mask": mask}
+            text = "" if segment.score is None else f"score {segment.score:.3f}"
+            shapes.append({**shape, "group_id": None, "description": text, "flags": {}})
+        height, width = size_of(self.image)
+        content: dict = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image_path, "imageData": None}
+        return {**content, "imageHeight": height, "imageWidth": width}
+
+    def to_supervision(self):
+        """`supervision.Detections`, with class names in `data["class_name"]`.
+
+        Raises:
+            ValueError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ValueError("to_supervision needs supervision: pip install supervision.") from error
+        masks = [segment.mask.numpy() for segment in self]
+        return supervision.Detections(
+            xyxy=np.array([segment.box for segment in self], dtype=np.float32).reshape(-1, 4),
+            mask=np.stack(masks) if masks else np.zeros((0, *size_of(self.image)), dtype=bool),
+            confidence=np.array([1.0 if s.score is None else s.score for s in self], dtype=np.float32),
+            class_id=np.array([segment.label_id for segment in self], dtype=int),
+            data={"class_name": np.array([segment.label for segment in self], dtype=str)},
+        )

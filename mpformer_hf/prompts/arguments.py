@@ -1,0 +1,32 @@
+"""What is refined or audited, and where results are written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..utils.arguments import CheckedArguments, argument, option
+
+
+@dataclass
+class RefinementArguments(CheckedArguments):
+    """Which annotations are refined, and how."""
+
+    _argument_group_name = "refinement"
+
+    annotations: Path = argument("annotations", "COCO file, or folder of YOLO's text files")
+    images: Path = argument("photos", "folder of the images")
+    output: Path = argument("output", "new folder, or the folder of a run to resume")
+    rounds: int = option(1, "The results are the prompts of the next round.", within="[1, 100]")
+    scale: float = option(1.0, "Image size relative to the processor's.", within="(0, 16]")
+    boxes_only: bool = option(False, "Refine from the boxes, also where there are masks.")
+    overlays: bool = option(False, "Also write pictures before and after.")
+
+
+@dataclass
+class AuditArguments(CheckedArguments):
+    """What an audit writes."""
+
+    _argument_group_name = "audit"
+
+    output: Path = argument("output", "new folder")
+    min_suspicion: float = option(0.2, "Findings with less are left out.", within="[0, 1]")
+    num_pictures: int = option(60, "Findings that are drawn on the page.", within="[0, 10000]")

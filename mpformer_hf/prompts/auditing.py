@@ -1,0 +1,98 @@
+"""`mpformer audit`: rank the annotations of a split, and write the page and the suggestions."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from ..data.arguments import DataArguments
+from ..data.coco_masks import decode_segmentation
+from ..data.dataset import SegmentationDataset, open_dataset
+from ..data.labels import check_classes
+from ..data.writers.coco import Cvat
+from ..data.writers.format import Category, ImageRecord
+from ..evaluation.task_metrics import number
+from ..inference.arguments import InferenceOptions, LoadingArguments
+from ..inference.predictor import Predictor
+from ..model.boxes import mask_boxes
+from ..utils.files import check_new_folder, write_json
+from ..utils.progress import progress
+from .arguments import AuditArguments
+from .audit import KINDS, annotations_of, audit_image
+from .audit_page import choose_drawn, describe_finding, draw_finding, write_audit_page
+
+
+def audit(loading: LoadingArguments, data: DataArguments, args: AuditArguments) -> None:
+    """Audit a split.
+
+    Raises:
+        ValueError: an argument, the model or the dataset is invalid.
+    """
+    if data.streaming:
+        raise ValueError("audit reads the whole dataset: leave out streaming.")
+    if data.task == "semantic":
+        raise ValueError("audit is for objects: task must be instance or panoptic.")
+    output = check_new_folder(args.output)
+    predictor = auditing_predictor(loading)
+    split = open_dataset(data, data.eval_split, data.max_eval_samples)
+    check_classes(predictor.model.config.id2label, split.labels.id2label)
+    predictor.processor.label_ids_to_fuse = split.labels.stuff
+    counts: Counter[int] = Counter()
+    findings = []
+    for row in progress(range(len(split)), "audit", unit="image"):
+        annotations, found = audit_image(predictor, *split[row], split.labels.things)
+        counts.update(annotation.label_id for annotation in annotations)
+        findings += [describe_finding(x, row, split) for x in found if x.suspicion >= args.min_suspicion]
+    findings.sort(key=lambda finding: -finding["suspicion"])
+    pictures = []
+    for finding in progress(choose_drawn(findings, args.num_pictures), "draw", unit="picture"):
+        image, segments = split[finding["row"]]
+        annotations, _ = annotations_of(segments, split.labels.things)
+        pictures.append((finding, draw_finding(image, annotations, finding, split.labels)))
+    write_json(findings, output / "audit.json", indent=None)
+    write_suggestions(findings, split, output)
+    title = f"Audit of {Path(data.dataset_name).name}, {data.eval_split}, by {Path(loading.model).name}"
+    write_audit_page(output / "index.html", title, findings, counts, pictures, split.labels)
+    kinds = Counter(finding["kind"] for finding in findings)
+    print(", ".join(f"{kind}: {kinds[kind]}" for kind in KINDS), f"in {number(counts.total(), 'annotation')}")
+    print(f"page: {output / 'index.html'}")
+
+
+def auditing_predictor(loading: LoadingArguments) -> Predictor:
+    """Predictor of a saved model, whose predictions of any score are evidence.
+
+    Raises:
+        ValueError: the model has no pilot.
+    """
+    predictor = Predictor.from_arguments(loading, "instance", InferenceOptions(threshold=0.0))
+    if not predictor.model.config.mask_piloting:
+        raise ValueError(f"{loading.model} has no pilot (mask_piloting is False), so it cannot audit masks.")
+    return predictor
+
+
+def write_suggestions(findings: list[dict], split: SegmentationDataset, output: Path) -> None:
+    """Write the suggestions as annotations that CVAT imports."""
+    records: dict[int, ImageRecord] = {}
+    for finding in findings:
+        size, row = finding["segmentation"]["size"], finding["row"]
+        image_id, file_name, name = split.identity(row)
+        record = records.setdefault(row, ImageRecord(image_id, file_name, name, *size))
+        mask = decode_segmentation(finding["segmentation"], *size)
+        x0, y0, x1, y1 = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
+        attributes = {
+            "finding": finding["kind"],
+            "suspicion": finding["suspicion"],
+            "annotated": finding["label"] or "",
+        }
+        record.segments.append(
+            {
+                "label_id": finding["suggested_label_id"],
+                "score": finding["suspicion"],
+                "area": int(mask.sum()),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "segmentation": finding["segmentation"],
+                "attributes": attributes,
+            }
+        )
+    categories = [Category(label, name, True) for label, name in split.labels.id2label.items()]
+    Cvat(output, "instance", categories, 0.0).finish([records[row] for row in sorted(records)])

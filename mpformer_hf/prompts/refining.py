@@ -1,0 +1,258 @@
+"""`mpformer refine`: masks of the boxes or rough masks of an annotation file."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.coco_masks import decode_segmentation
+from ..data.dataset import check_inside
+from ..data.layouts.coco import read_coco_json
+from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
+from ..data.result_names import result_name
+from ..data.writers.format import ImageRecord
+from ..data.writers.yolo import Yolo, write_data_yaml
+from ..inference.arguments import LoadingArguments
+from ..inference.drawing import draw_segmentation
+from ..inference.loading import fingerprint
+from ..inference.predictor import Predictor
+from ..inference.result_files import image_hash, write_image
+from ..model.boxes import mask_boxes
+from ..model.image_sizes import size_of
+from ..model.images import read_image
+from ..model.label_maps import encode_rle
+from ..model.prompting import UNKNOWN, boxes_to_masks, enlarge_boxes
+from ..utils.files import check_new_folder, lock_folder, read_json, write_json
+from ..utils.progress import progress
+from .arguments import RefinementArguments
+
+CHANGED = ("segmentation", "area", "bbox", "score", "predicted_category")
+
+
+def prompt_of(annotation: dict, size: tuple[int, int], boxes_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mask of an annotation, or its filled box, uint8 `[H, W]`; and the box that the refined mask may not leave,
+    `[4]`, which is the full image where a mask is given.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    mask = None if boxes_only else annotation.get("segmentation")
+    if mask:
+        decoded = torch.from_numpy(decode_segmentation(mask, *size))
+        if decoded.any():
+            return decoded.to(torch.uint8), torch.tensor([0.0, 0.0, size[1], size[0]])
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
+        raise ValueError("has neither a mask nor a box")
+    x, y, width, height = box
+    given = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32)
+    return boxes_to_masks(given, size)[0], enlarge_boxes(given)[0]
+
+
+def refined_fields(mask: torch.Tensor, info: dict, id2label: dict[int, str]) -> dict:
+    """Fields of an annotation with a refined mask, bool `[H, W]`."""
+    x0, y0, x1, y1 = mask_boxes(mask[None])[0].tolist()
+    values = (
+        encode_rle(mask.numpy()),
+        int(mask.sum()),
+        [x0, y0, x1 - x0, y1 - y0],
+        info["score"],
+        id2label[info["label_id"]],
+    )
+    return dict(zip(CHANGED, values, strict=True))
+
+
+def refine_image(
+    predictor: Predictor,
+    image: torch.Tensor,
+    annotations: list[dict],
+    labels: dict[int, int],
+    args: RefinementArguments,
+) -> tuple[dict[str, dict], list[str], tuple[dict, dict]]:
+    """Refined fields by annotation id, problems of annotations, and results before and after, for a picture."""
+    size, prompts, used, problems = size_of(image), [], [], []
+    for annotation in annotations:
+        if annotation.get("iscrowd"):
+            continue
+        try:
+            prompts.append(prompt_of(annotation, size, args.boxes_only))
+            used.append(annotation)
+        except ValueError as error:
+            problems.append(f"annotation {annotation['id']}: {error}")
+    if not used:
+        return {}, problems, ({"segmentation": np.zeros((0, *size), bool), "segments_info": []},) * 2
+    masks, limits = (torch.stack(part) for part in zip(*prompts, strict=True))
+    classes = [labels.get(row["category_id"], UNKNOWN) for row in used]
+    encoded = predictor.encode(image, args.scale)
+    found = predictor.refine(encoded, masks=masks, labels=classes, rounds=args.rounds, limits=limits)
+    id2label, fields = predictor.model.config.id2label, {}
+    for annotation, mask, info in zip(used, found["segmentation"], found["segments_info"], strict=True):
+        if mask.any():
+            fields[str(annotation["id"])] = refined_fields(mask, info, id2label)
+        else:
+            problems.append(f"annotation {annotation['id']}: the model finds no pixel, so it is left as it is")
+    before = [
+        {"id": i, "label_id": info["label_id"] if label == UNKNOWN else label}
+        for i, (label, info) in enumerate(zip(classes, found["segments_info"], strict=True))
+    ]
+    return fields, problems, ({"segmentation": masks.bool(), "segments_info": before}, found)
+
+
+def write_overlay(image: torch.Tensor, before: dict, after: dict, predictor: Predictor, path: Path) -> None:
+    """Write the picture of what was given and what was refined."""
+    photo, id2label = Image.fromarray(image.permute(1, 2, 0).numpy()), predictor.model.config.id2label
+    options = {"legend": False, "palette": predictor.processor.palette}
+    left, right = (draw_segmentation(photo, result, id2label, **options) for result in (before, after))
+    pair = Image.new("RGB", (2 * left.width + 8, left.height), "white")
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width + 8, 0))
+    write_image(pair, path)
+
+
+def read_sized_image(file: Path, row: dict) -> torch.Tensor:
+    """An image, uint8 `[3, H, W]`.
+
+    Raises:
+        ValueError: it cannot be read, or is not of the size of its row in the file.
+    """
+    try:
+        image = read_image(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}.") from error
+    stated, size = (row.get("height"), row.get("width")), size_of(image)
+    if None not in stated and stated != size:
+        raise ValueError(
+            f"{file} is {size[0]}x{size[1]} (height x width, turned as its EXIF data says), its annotations are for "
+            f"{stated[0]}x{stated[1]}."
+        )
+    return image
+
+
+def write_yolo_labels(content: dict, output: Path) -> None:
+    """Write annotations as YOLO's polygons. What was not refined keeps its polygon, or gets that of its box; what has
+    neither is left out."""
+    writer, by_image = Yolo(output, "instance", [], 0.0), defaultdict(list)
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    for row in content["images"]:
+        size, masks, segments = (row["height"], row["width"]), [], []
+        for annotation in by_image[row["id"]]:
+            with contextlib.suppress(ValueError):  # reported before
+                masks.append(prompt_of(annotation, size, boxes_only=False)[0].bool())
+                segments.append({"label_id": annotation["category_id"], "score": 1.0})
+        record = ImageRecord(row["id"], row["file_name"], result_name(row["file_name"]), *size)
+        result = {"segmentation": torch.stack(masks) if masks else torch.zeros(0, *size), "segments_info": segments}
+        writer.write(record, result)
+    write_data_yaml({row["id"]: row["name"] for row in content["categories"]}, output)
+
+
+def read_annotations(path: Path, images: Path, id2label: dict[int, str]) -> dict:
+    """Content of a COCO file, or of a folder of YOLO's labels in the same form.
+
+    Raises:
+        ValueError: it is invalid.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist.")
+        content = read_coco_json(path, masks_required=False)
+        check_ids(content, path)
+        return content
+    Yolo(path, "instance", [], 0.0)  # needs scikit-image
+    names = read_class_names(path)
+    if names is None:
+        print(f"note: {path} has no data.yaml or classes.txt, so its classes are those of the model", file=sys.stderr)
+    return read_yolo_boxes(path, images, id2label if names is None else names)
+
+
+def read_result(file: Path) -> dict:
+    """What an earlier run found in an image; empty if there is nothing or if the file is damaged."""
+    try:
+        content = read_json(file)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def check_ids(content: dict, file: Path) -> None:
+    """
+    Raises:
+        ValueError: an image or annotation has no id of its own, or segments are those of a panoptic file.
+    """
+    for kind in ("images", "annotations"):
+        ids = [row.get("id") for row in content[kind]]
+        if None in ids or len(set(map(str, ids))) < len(ids):
+            raise ValueError(f"{file}: {kind} must have different ids.")
+    if any("segments_info" in row for row in content["annotations"]):
+        raise ValueError(f"{file} has panoptic annotations; refine is for objects: instances with boxes or masks.")
+
+
+def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
+    """Refine all annotations of a file that have no result of this model and these settings.
+
+    Raises:
+        ValueError: an argument or the file is invalid.
+    """
+    if args.output.resolve().is_relative_to(args.images.resolve()):
+        raise ValueError(f"{args.output} is in the folder of the images; choose another output folder.")
+    predictor = Predictor.from_arguments(loading)
+    if not predictor.model.config.mask_piloting:
+        raise ValueError(f"{loading.model} has no pilot (mask_piloting is False), so it cannot refine masks.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
+    for row in content["images"]:
+        check_inside(str(args.images / row["file_name"]), (os.path.realpath(args.images),))
+    missing = [row["file_name"] for row in content["images"] if not (args.images / row["file_name"]).is_file()]
+    if missing:
+        raise ValueError(f"{args.images} has no {missing[0]}; {len(missing)} of {len(content['images'])} are missing.")
+    names = {name: label for label, name in predictor.model.config.id2label.items()}
+    labels = {row["id"]: names[row["name"]] for row in content["categories"] if row["name"] in names}
+    if unknown := [row["name"] for row in content["categories"] if row["name"] not in names]:
+        print(f"note: the model has no class {', '.join(unknown)}; for these all classes are tried", file=sys.stderr)
+    content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    settings: dict = {"weights": fingerprint(loading.model, loading.revision), "annotations": content_hash}
+    settings |= {"rounds": args.rounds, "scale": args.scale, "boxes_only": args.boxes_only, "overlays": args.overlays}
+    if not (args.output / "settings.json").exists():
+        check_new_folder(args.output)
+    elif (before := read_json(args.output / "settings.json")) != settings:
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        raise ValueError(f"{args.output} has results of another {', '.join(changed)}; choose another output folder.")
+    lock = lock_folder(args.output)
+    write_json(settings, args.output / "settings.json")
+
+    by_image = defaultdict(list)
+    refined: dict[str, dict] = {}
+    problems = 0
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    for number, row in enumerate(progress(content["images"], "refine", unit="image")):
+        file = args.output / "results" / f"{number}.json"
+        image = read_sized_image(args.images / row["file_name"], row)
+        done = read_result(file)
+        if done.get("pixels_sha256") != image_hash(image):
+            fields, found, results = refine_image(predictor, image, by_image[row["id"]], labels, args)
+            if args.overlays:
+                path = args.output / "overlays" / f"{Path(row['file_name']).stem}_{number}.png"
+                write_overlay(image, *results, predictor, path)
+            done = {"annotations": fields, "problems": found, "pixels_sha256": image_hash(image)}
+            write_json(done, file, indent=None)
+        refined |= done["annotations"]
+        problems += len(done["problems"])
+        for problem in done["problems"]:
+            print(f"{row['file_name']}: {problem}", file=sys.stderr)
+    annotations = [{**row, **refined.get(str(row["id"]), {})} for row in content["annotations"]]
+    content |= {"annotations": annotations}
+    if args.annotations.is_dir():
+        write_yolo_labels(content, args.output)
+    write_json(content, args.output / "annotations.json", indent=None)
+    lock.release()
+    print(f"{len(refined)} of {len(annotations)} annotations refined, {problems} with problems")
+    print(f"file: {args.output / 'annotations.json'}")

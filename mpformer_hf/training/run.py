@@ -1,0 +1,90 @@
+"""Training from Python: `mpformer_hf.train`, and what it leaves."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..utils.files import read_json
+from ..utils.recipes import as_flags
+from .arguments import DEFAULT_RECIPE, STARTS, parse_arguments
+from .run_folder import EVALUATIONS, LOG, RESULTS
+
+
+@dataclass
+class Run:
+    """A finished training run.
+
+    Attributes:
+        folder: the output folder.
+        results: scores (`best`, `last`), steps and times.
+    """
+
+    folder: Path
+    results: dict
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """The run in an output folder.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return cls(Path(folder), read_json(Path(folder) / RESULTS))
+
+    @property
+    def best(self) -> dict:
+        """Scores of the best weights, which are in the folder."""
+        return self.results["best"]
+
+    @property
+    def log(self) -> list[dict]:
+        """What was logged: losses, learning rate, speed and memory by step."""
+        return read_lines(self.folder / LOG)
+
+    @property
+    def evaluations(self) -> list[dict]:
+        """Scores of each evaluation."""
+        return read_lines(self.folder / EVALUATIONS)
+
+    def predictor(self, **kwargs):
+        """A `Predictor` of the best weights; arguments: see `Predictor.from_pretrained`."""
+        from ..inference.predictor import Predictor
+
+        return Predictor.from_pretrained(str(self.folder), **kwargs)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+def read_lines(file: Path) -> list[dict]:
+    """Content of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def train(data: Any = None, **flags: Any) -> Run:
+    """Fine-tune a model in this process: `mpformer train` as a function.
+
+    Args:
+        data: name of a Hub dataset, local folder, or a dataset in memory, see `mpformer_hf.data.memory.name_of`.
+        flags: those of `mpformer train --help` as keywords, such as `task`, `output_dir`, `max_train_steps`; `config`:
+            one recipe or several, by default own_dataset; `id2label` and `model_fields` may be dicts.
+
+    Raises:
+        ValueError: an argument, the dataset or the output folder is invalid.
+    """
+    recipes = flags.pop("config", [] if any(name in flags for name in STARTS) else DEFAULT_RECIPE)
+    recipes = [recipes] if isinstance(recipes, (str, Path)) else list(recipes)
+    argv = as_flags({name: str(value) if isinstance(value, Path) else value for name, value in flags.items()})
+    argv += ["--config", *map(str, recipes)] if recipes else []
+    from accelerate.state import AcceleratorState
+
+    from ..data.memory import name_of
+    from .finetune import finetune
+
+    if data is not None:
+        argv += ["--dataset_name", name_of(data, str(flags.get("train_split", "train")))]
+    args = parse_arguments(argv, prog="mpformer train")
+    AcceleratorState._reset_state()  # of a run before, which may have had another precision
+    results = finetune(args)
+    return Run(Path(args.run.output_dir), results)

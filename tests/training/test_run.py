@@ -1,0 +1,113 @@
+"""Training and prediction from Python, also of data in memory."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict, load_dataset
+from PIL import Image
+
+import mpformer_hf
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.memory import name_of
+from tests.tiny import BACKBONES, SIZES
+
+TINY = {
+    "model_fields": {"backbone_config": BACKBONES["resnet"].to_dict(), **SIZES},
+    "augmentation": "crop",
+    "crop_size": [64, 64],
+    "eval_shortest_edge": 64,
+    "eval_longest_edge": 64,
+    "per_device_train_batch_size": 2,
+    "dataloader_num_workers": 0,
+    "max_train_steps": 2,
+    "num_pictures": 0,
+}
+NAMES = {0: "ground", 1: "box"}
+
+
+def examples(number: int, kind: str) -> list[tuple]:
+    """Images with one or two boxes, and their label maps or masks."""
+    found = []
+    for index in range(number):
+        values = np.full((48, 64, 3), 90 + index, dtype=np.uint8)
+        masks = np.zeros((1 + index % 2, 48, 64), dtype=bool)
+        for i, mask in enumerate(masks):
+            mask[4 + index : 20 + index, 4 + 30 * i : 24 + 30 * i] = True
+        values[masks.any(0)] = 200
+        if kind == "map":
+            found.append((values, masks.any(0).astype(np.uint8)))
+        else:
+            found.append((Image.fromarray(values), torch.from_numpy(masks), torch.ones(len(masks), dtype=torch.int64)))
+    return found
+
+
+def test_train_and_predict(shapes, tmp_path):
+    run = mpformer_hf.train(str(shapes), task="panoptic", output_dir=tmp_path / "run", **TINY)
+    assert run.folder == tmp_path / "run" and run.results["steps"] == 2 and "pq" in run.best
+    assert [row["step"] for row in run.log] == [1, 2] and run.evaluations[-1]["step"] == 2
+    assert mpformer_hf.Run.open(run).results == run.results
+    predictor = run.predictor(options=mpformer_hf.InferenceOptions(threshold=0.0))
+    image = examples(1, "map")[0][0]
+    result = predictor(image)
+    assert isinstance(result, mpformer_hf.Result) and result.task == "panoptic"
+    assert [type(found) for found in predictor([image, image])] == [mpformer_hf.Result] * 2
+    several = predictor(iter([image, image]))
+    assert iter(several) is several and torch.equal(next(several).label_map, result.label_map)
+
+
+@pytest.mark.parametrize("kind, task", [("map", "semantic"), ("masks", "instance")])
+def test_data_in_memory(kind, task, tmp_path):
+    given = examples(4, kind)
+    name = name_of({"train": given})
+    split = open_dataset(
+        DataArguments(dataset_name=name, task=task, id2label=json.dumps(NAMES), eval_split="x"), "train"
+    )
+    for index, example in enumerate(given):
+        image, segments = split[index]
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(example[0]))
+        masks = [segments.map == segment for segment, label in segments.classes.items() if label == 1]
+        expected = torch.as_tensor(example[1] > 0)[None] if kind == "map" else example[1]
+        assert torch.equal(torch.stack(masks), expected)
+    data = {"train": given, "validation": given[:1]}
+    run = mpformer_hf.train(data, task=task, id2label=NAMES, output_dir=str(tmp_path / "run"), **TINY)
+    assert run.results["steps"] == 2
+
+
+def test_a_dataset_dict_is_read_as_the_hub_dataset(shapes):
+    rows = DatasetDict({name: load_dataset(str(shapes), split=name) for name in ("train", "validation")})
+    names = json.loads((shapes / "id2label.json").read_text())
+    memory = DataArguments(dataset_name=name_of(rows), task="panoptic", id2label=json.dumps(names))
+    found, expected = (open_dataset(x, "validation") for x in (memory, DataArguments(dataset_name=str(shapes))))
+    for index in range(len(expected)):
+        assert torch.equal(found[index][0], expected[index][0])
+        assert found[index][1].classes == expected[index][1].classes
+    with pytest.raises(ValueError, match="has no split 'test', only train, validation"):
+        open_dataset(memory, "test")
+
+
+@pytest.mark.parametrize(
+    "example, message",
+    [
+        ("no tuple", r"train\[0\] must be \(image, label map\) or \(image, masks, labels\)"),
+        ((np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4), int)), r"label map is int64 \(5, 4\), expected integers"),
+        ((np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5)) + 0.5), "label map is float64"),
+        ((np.zeros((4, 5, 3), np.uint8), np.full((4, 5), -1)), "values from -1 to -1, expected 0 to 65535"),
+        ((np.zeros((4, 5, 3), np.uint8), np.zeros((2, 4, 5)), [1]), r"masks are \(2, 4, 5\), expected \(1, 4, 5\)"),
+        ((None, np.zeros((4, 5), int)), "got NoneType"),
+    ],
+)
+def test_examples_of_another_form_are_named(example, message):
+    with pytest.raises(ValueError, match=message):
+        name_of([example])
+
+
+def test_flags_are_checked(shapes, tmp_path):
+    with pytest.raises(ValueError, match="Unknown flag --max_steps; did you mean --max_train_steps"):
+        mpformer_hf.train(str(shapes), output_dir=tmp_path, max_steps=3)
+    with pytest.raises(ValueError, match="Recipe own_data does not exist; near names are own_dataset"):
+        mpformer_hf.train(str(shapes), output_dir=tmp_path, config="own_data")
+    with pytest.raises(ValueError, match="--task: invalid choice: 'things'"):
+        mpformer_hf.train(str(shapes), output_dir=tmp_path, task="things")
