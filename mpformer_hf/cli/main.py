@@ -7,6 +7,7 @@ from ..utils.command import run_command
 
 COMMANDS = {
     "train": "fine-tune a model on a dataset, or train it from scratch",
+    "check": "show what is in a dataset, and what looks wrong",
     "predict": "segment images, a video or a dataset",
     "prepare": "write a dataset as parquet files, which are read faster",
     "evaluate": "score a model on a dataset: PQ, AP, mIoU",

@@ -90,3 +90,15 @@ class PreparationArguments(CheckedArguments):
     id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
     version: str | None = option(None, "Configuration of the dataset, such as v2.0 of Mapillary Vistas.")
     workers: int = option(os.cpu_count() or 1, "Threads that read images.", within="[1, 1024]")
+
+
+@dataclass
+class CheckArguments(CheckedArguments):
+    """What is checked, and what is drawn."""
+
+    _argument_group_name = "check"
+
+    splits: list[str] = option(["train", "validation"], "Splits to read.")
+    sample: int | None = option(None, "Read this many images of each split; default: all.", within="[1, inf)")
+    output: str = option("", "New folder for pictures of the first images with their annotations.")
+    num_pictures: int = option(8, "output: number of pictures of each split.", within="[1, 1000]")

@@ -39,8 +39,8 @@ def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
 
 
 def is_bitmap(segmentation) -> bool:
-    """Whether a segmentation is rows of pixels, which are 0 or 1."""
-    if not isinstance(segmentation, (list, tuple, np.ndarray)) or not len(segmentation):
+    """Whether a segmentation is several rows of pixels, which are 0 or 1; a single row is a polygon."""
+    if not isinstance(segmentation, (list, tuple, np.ndarray)) or len(segmentation) < 2:
         return False
     rows = all(isinstance(row, (list, tuple, np.ndarray)) and len(row) == len(segmentation[0]) for row in segmentation)
     return rows and all(value in (0, 1) for row in segmentation for value in row)

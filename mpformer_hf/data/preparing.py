@@ -6,9 +6,10 @@ import sys
 
 from ..utils.files import check_new_folder, write_json, write_new_folder
 from .arguments import DataArguments, PreparationArguments
+from .census import log_census
 from .dataset import open_dataset
 from .parquet import describe_categories, write_parquet
-from .splits import check_label_maps, check_splits
+from .splits import check_splits
 
 
 def prepare(args: PreparationArguments) -> None:
@@ -35,7 +36,7 @@ def prepare(args: PreparationArguments) -> None:
     with write_new_folder(args.output) as temporary:
         for split in args.splits:
             dataset = open_dataset(data, split, labels=labels)
-            check_label_maps(dataset)
+            log_census(dataset, args.task, split)
             labels, categories = dataset.labels, categories or describe_categories(dataset, args.task)
             write_parquet(dataset, args.task, temporary, split, args.workers)
         for name, content in categories.items():

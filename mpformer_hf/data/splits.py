@@ -3,15 +3,12 @@
 import logging
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 
 from .arguments import DataArguments
 from .layouts.registry import find_layout
 
 SPLIT_SEED = 0
-SAMPLED = 10  # images that are read to see whether label maps have classes
-LISTS = {"segments_info", "objects", "instances", "masks", "text"}  # columns that say which segments an image has
 logger = logging.getLogger(__name__)
 
 
@@ -46,43 +43,12 @@ def check_splits(args: DataArguments) -> None:
             )
 
 
-def check_label_maps(dataset) -> None:
-    """Check that label maps have classes. Some images from all over the split are read; all of them, if these have no
-    class, or the class 0 and void only.
+def warn_of_common_images(train, evaluation) -> None:
+    """Log that evaluation uses training images.
 
     Args:
-        dataset: an opened split (`SegmentationDataset`), not streamed.
-
-    Raises:
-        ValueError: no image has a class, or all have the class 0 and void only, as masks of 0 and 255 do.
+        train, evaluation: opened splits (`SegmentationDataset`), not streamed.
     """
-    names, number = dataset.labels.names, len(dataset)
-    if not LISTS.isdisjoint(dataset.rows.column_names):
-        return  # the segments are listed, so what is not is background
-    sample = list(range(0, number, -(-number // SAMPLED)))
-    found, void = set(), False
-    for index in (*sample, *sorted(set(range(number)) - set(sample))):
-        segments = dataset[index][1]
-        found |= set(segments.classes.values())
-        void |= bool((~torch.isin(segments.map, torch.tensor(list(segments.classes), dtype=torch.int32))).any())
-        suspicious = void and (not found or (found == {0} and len(names) == 2))
-        if not suspicious and index >= sample[-1]:
-            return
-    only = f"have only {names[0]!r} and void" if found else "have no class"
-    raise ValueError(f"All {number} images {only}; 255 is void: divide masks of 0 and 255 by 255.")
-
-
-def check_training_images(train, evaluation) -> None:
-    """Check what the flags cannot show: that label maps have classes (`check_label_maps`), and that evaluation does not
-    use training images, which is a warning.
-
-    Args:
-        train, evaluation: the opened splits (`SegmentationDataset`), not streamed.
-
-    Raises:
-        ValueError: see `check_label_maps`.
-    """
-    check_label_maps(train)
     paths = [set(paths_of(split)) for split in (train, evaluation)]
     common = paths[0] & paths[1]
     if common:

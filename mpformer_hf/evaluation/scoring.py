@@ -11,9 +11,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ..data.arguments import DataArguments
+from ..data.census import log_census
 from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
 from ..data.labels import Labels, check_classes
-from ..data.splits import check_label_maps
 from ..data.writers.format import Category
 from ..data.writers.registry import FORMATS
 from ..inference.predictor import Predictor
@@ -45,7 +45,7 @@ def evaluate(loading: ScoredModel, data: DataArguments, args: EvaluationArgument
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
     if data.streaming:
         split = materialize_stream(split)
-    check_label_maps(split)
+    log_census(split, data.task, data.eval_split)
     draw_report = None
     if loading.model == MOST_FREQUENT:
         train = open_dataset(data, data.train_split)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..data.arguments import DataArguments
+from ..data.census import log_census
 from ..data.coco_masks import decode_segmentation
 from ..data.dataset import SegmentationDataset, open_dataset
 from ..data.labels import check_classes
@@ -35,6 +36,7 @@ def audit(loading: LoadingArguments, data: DataArguments, args: AuditArguments) 
     output = check_new_folder(args.output)
     predictor = auditing_predictor(loading)
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
+    log_census(split, data.task, data.eval_split)
     check_classes(predictor.model.config.id2label, split.labels.id2label)
     predictor.processor.label_ids_to_fuse = split.labels.stuff
     counts: Counter[int] = Counter()

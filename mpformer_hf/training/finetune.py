@@ -18,8 +18,9 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader
 
+from ..data.census import log_census
 from ..data.dataset import materialize_stream, open_dataset
-from ..data.splits import check_splits, check_training_images
+from ..data.splits import check_splits, warn_of_common_images
 from ..evaluation.evaluator import evaluation_loader
 from ..evaluation.task_metrics import format_score
 from ..hub.publishing import check_login, push
@@ -32,6 +33,8 @@ from .checkpoints import delete_old, find_checkpoint, read_state, step_of
 from .engine import FineTuner, StepOutOfMemory, count_steps, images_per_step, run_epochs
 from .run_folder import ARGUMENTS, RESULTS, check_arguments, check_unfinished, lock_run, prepare_folder, truncate_logs
 from .transforms import choose_augmentation
+
+logger = logging.getLogger(__name__)
 
 
 def check_trackers(names: str | None) -> None:
@@ -140,10 +143,15 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
     if data.streaming:
         eval_split = materialize_stream(eval_split)
+    census = None
     if not data.streaming:
-        check_training_images(train_split, eval_split)
+        census = log_census(train_split, data.task, data.train_split)
+        log_census(eval_split, data.task, data.eval_split)
+        warn_of_common_images(train_split, eval_split)
     set_seed(run_args.seed)
     model = build_model(args.model, args.pilot, train_split.labels)
+    if census is not None and (crowding := census.crowding(model.config.num_queries)):
+        logger.warning("%s", crowding)
     processor = build_processor(data, args.transforms, train_split.labels, find_preprocessing(args.model))
     length = None if data.streaming else len(train_split)
     accelerator.print(f"{model.num_parameters():,} parameters, {length or 'streamed'} training images")

@@ -11,8 +11,9 @@ from datasets import Value
 from mpformer_hf.cli import evaluate
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.census import take_census
 from mpformer_hf.data.dataset import open_dataset
-from mpformer_hf.data.splits import check_label_maps, check_splits, check_training_images
+from mpformer_hf.data.splits import check_splits, warn_of_common_images
 from mpformer_hf.training import finetune
 from tests import datasets_on_disk as make
 from tests import official_folders
@@ -71,7 +72,7 @@ def test_a_training_image_in_the_evaluation_split_is_noticed(tmp_path, caplog):
     (folder / "data.yaml").write_text(yaml.safe_dump({**content, "train": ["train/images", "valid/images"]}))
     data = DataArguments(dataset_name=str(folder), task="instance")
     check_splits(data)
-    check_training_images(open_dataset(data, "train"), open_dataset(data, "validation"))
+    warn_of_common_images(open_dataset(data, "train"), open_dataset(data, "validation"))
     assert "3 of 3 evaluation images are also training images" in caplog.text
 
 
@@ -123,13 +124,13 @@ def test_images_without_the_second_class_come_first(tmp_path):
     first, second = np.zeros((40, 60), dtype=np.uint8), np.ones((40, 60), dtype=np.uint8)
     first[:2] = second[:2] = 255
     folder = make.semantic(tmp_path / "sorted", [*[first] * 25, second], names=("cat", "dog"))
-    check_label_maps(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"))
+    take_census(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"), "semantic")
     empty = np.full((40, 60), 255, dtype=np.uint8)
     folder = make.semantic(tmp_path / "empty", [*[empty] * 25, second], names=("cat", "dog"))
-    check_label_maps(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"))
+    take_census(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"), "semantic")
     folder = make.semantic(tmp_path / "void", [empty] * 25, names=("cat", "dog"))
     with pytest.raises(ValueError, match="All 25 images have no class; 255 is void"):
-        check_label_maps(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"))
+        take_census(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "train"), "semantic")
 
 
 def test_one_class_is_no_task_for_semantic_segmentation(tmp_path):

@@ -1,0 +1,212 @@
+"""What is in a split, before anyone trains on it: objects, classes, sizes; and what looks wrong."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..model.images import ORIENTATION, SIXTEEN_BITS, open_header
+from ..utils.progress import progress
+from .segments import Segments
+
+logger = logging.getLogger(__name__)
+SAMPLED = 24  # images of a split that are read for the table, unless all are asked for
+BATCH = 64  # images whose figures are in memory at once
+SMALL = 4  # pixels: most objects below are a sign of wrong coordinates
+LONG = 20  # sides of an image in this ratio are a sign of a wrong size
+LISTED = 20  # classes in the table
+LISTS = {"segments_info", "objects", "instances", "masks", "text"}  # columns that say which segments an image has
+TWELVE_BITS = 4096
+
+
+@dataclass
+class ImageFacts:
+    """Figures of one image.
+
+    Attributes:
+        size: (height, width), turned as the EXIF data say.
+        mode: of Pillow.
+        turned: whether the EXIF data turn it.
+        largest: largest value of an image of 16 bits, else None.
+        areas: (class id, area in pixels) of each object, or of each class of a semantic map.
+        crowds: number of crowds.
+        empty: number of objects without a pixel.
+        void: share of pixels without a class.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    turned: bool
+    largest: int | None
+    areas: list[tuple[int, int]]
+    crowds: int
+    empty: int
+    void: float
+
+
+@dataclass
+class Census:
+    """Figures of a split.
+
+    Attributes:
+        images: number of its images.
+        facts: figures of the images that were read.
+        names: class names.
+        objects: whether segments are objects that the dataset lists, so that other pixels are background.
+        semantic: whether segments are the classes of semantic maps.
+    """
+
+    images: int
+    names: list[str]
+    objects: bool
+    semantic: bool
+    facts: list[ImageFacts] = field(default_factory=list)
+
+    def table(self) -> Iterator[str]:
+        """Lines of the table, without what looks wrong."""
+        facts = self.facts
+        sizes = sorted({fact.size for fact in facts}, key=lambda size: size[0] * size[1])
+        size = " to ".join(dict.fromkeys(f"{width}x{height}" for height, width in (sizes[0], sizes[-1])))
+        modes = ", ".join(f"{mode} ({n})" for mode, n in Counter(fact.mode for fact in facts).most_common())
+        turned = sum(fact.turned for fact in facts)
+        yield f"images    {self.images:,}, {len(facts):,} read; {size} pixels; {modes}; {turned} turned by EXIF"
+        if not self.semantic:
+            counts = [len(fact.areas) for fact in facts]
+            crowds, empty = sum(fact.crowds for fact in facts), sum(fact.empty for fact in facts)
+            mean = sum(counts) / len(counts)
+            yield (
+                f"objects   {sum(counts):,}, {mean:.1f} an image ({min(counts)} to {max(counts)}); "
+                f"{crowds} crowds, {empty} without pixels"
+            )
+        if not self.objects:
+            yield f"void      {100 * np.mean([fact.void for fact in facts]):.1f} % of the pixels"
+        counts_of_class, images_of_class, pixels = (Counter[int]() for _ in range(3))
+        for fact in facts:
+            counts_of_class.update(label for label, _ in fact.areas)
+            images_of_class.update({label for label, _ in fact.areas})
+            for label, area in fact.areas:
+                pixels[label] += area
+        total = sum(height * width for height, width in (fact.size for fact in facts))
+        for label, name in list(enumerate(self.names))[:LISTED]:
+            share = f"{100 * pixels[label] / total:.1f} % of the pixels, {images_of_class[label]} images"
+            number = "" if self.semantic else f"{counts_of_class[label]:,} objects, "
+            yield f"class {label:<4}{name}: {number}{share}"
+        if len(self.names) > LISTED:
+            yield f"          and {len(self.names) - LISTED} more classes"
+
+    def doubts(self) -> Iterator[str]:
+        """What looks wrong, and what to do."""
+        facts = self.facts
+        areas = [area for fact in facts for _, area in fact.areas]
+        if not self.semantic and areas and sum(area < SMALL for area in areas) > len(areas) / 2:
+            yield f"most objects have less than {SMALL} pixels: are their coordinates in pixels of these images?"
+        empty = sum(fact.empty for fact in facts)
+        if empty:
+            yield f"{empty} objects cover no pixel, and are not trained on: look at their coordinates"
+        void = np.mean([fact.void for fact in facts])
+        if not self.objects and void > 0.5:
+            yield f"{100 * void:.0f} % of the pixels are void: is 255, or the void label, a class?"
+        long = [fact.size for fact in facts if max(fact.size) > LONG * min(fact.size)]
+        if long:
+            yield f"{len(long)} images are long and narrow, such as {long[0][1]}x{long[0][0]}: cut them into tiles"
+        dark = [fact.largest for fact in facts if fact.largest is not None and fact.largest < TWELVE_BITS]
+        if dark:
+            yield (
+                f"{len(dark)} images of 16 bits have no value above {max(dark)}, so they are nearly black: the upper 8 "
+                "bits are used. Stretch their values to 0 to 65535"
+            )
+        absent = set(range(len(self.names))) - {label for fact in facts for label, _ in fact.areas}
+        if absent and len(facts) == self.images:
+            shown = ", ".join(self.names[label] for label in sorted(absent)[:5])
+            yield f"{len(absent)} classes do not occur: {shown}{', ...' if len(absent) > 5 else ''}"
+
+    def crowding(self, queries: int) -> str | None:
+        """A sentence, if images have more objects than a model has queries."""
+        crowded = [len(fact.areas) for fact in self.facts if not self.semantic and len(fact.areas) > queries]
+        if not crowded:
+            return None
+        return (
+            f"{len(crowded)} of {len(self.facts)} images have more objects (up to {max(crowded)}) than the model has "
+            f"queries ({queries}): raise num_queries and max_detections, or cut the images into tiles."
+        )
+
+
+def facts_of(dataset, index: int) -> ImageFacts:
+    """Figures of an image of an opened split.
+
+    Raises:
+        ValueError: the row is invalid.
+    """
+    row = dataset.rows[index]
+    image, segments = dataset.decode(row, index)
+    with open_header(dataset.source(row[dataset.image_column])) as file:
+        mode, turned = file.mode, file.getexif().get(ORIENTATION, 1) != 1
+        largest = int(np.array(file).max()) if mode in SIXTEEN_BITS else None
+    height, width = image.shape[1:]
+    found = dict(zip(*(values.tolist() for values in segments.map.unique(return_counts=True)), strict=True))
+    areas = [(label, found.get(segment, 0)) for segment, label in segments.classes.items()]
+    areas = [(label, area) for label, area in areas if area]
+    void = 1 - covered(segments) / (height * width)
+    return ImageFacts((height, width), mode, turned, largest, areas, len(segments.crowds), segments.empty, void)
+
+
+def covered(segments: Segments) -> int:
+    """Number of pixels that have a class."""
+    known = torch.tensor(list(segments.classes | segments.crowds), dtype=torch.int32)
+    layers = torch.isin(segments.map.view(-1, *segments.map.shape[-2:]), known)
+    return int(layers.any(0).sum())
+
+
+def take_census(dataset, task: str, sample: int | None = SAMPLED) -> Census:
+    """Read images from all over a split; further ones as long as none has an object, or a class other than 0 and void.
+
+    Args:
+        dataset: an opened split (`SegmentationDataset`), not streamed.
+        task: semantic, instance or panoptic.
+        sample: number of images; None: all.
+
+    Raises:
+        ValueError: a row is invalid; no image has an object, or all have the class 0 and void only, as masks of 0 and
+            255 do.
+    """
+    number = len(dataset)
+    listed = not LISTS.isdisjoint(dataset.rows.column_names)
+    census = Census(number, dataset.labels.names, listed, task == "semantic")
+    first = list(range(0, number, -(-number // min(sample or number, number))))
+    order = [*first, *sorted(set(range(number)) - set(first))]
+
+    def suspicious() -> bool:
+        found = {label for fact in census.facts for label, _ in fact.areas}
+        one_class = not listed and found == {0} and len(dataset.labels.names) == 2
+        return not found or (one_class and any(fact.void for fact in census.facts))
+
+    with ThreadPoolExecutor() as pool, progress(total=len(first), desc="read", unit="image", leave=False) as bar:
+        for start in [0, *range(len(first), number, BATCH)]:
+            part = order[start : max(len(first), start + BATCH)] if start else first
+            for facts in pool.map(lambda index: facts_of(dataset, index), part):
+                census.facts.append(facts)
+                bar.update()
+            if not suspicious():
+                return census
+    if listed:
+        raise ValueError(f"None of the {number} images has an object that is trained on.")
+    found = any(fact.areas for fact in census.facts)
+    only = f"have only {dataset.labels.names[0]!r} and void" if found else "have no class"
+    raise ValueError(f"All {number} images {only}; 255 is void: divide masks of 0 and 255 by 255.")
+
+
+def log_census(dataset, task: str, name: str) -> Census:
+    """Take the census of a split, and log its table and what looks wrong; returns it.
+
+    Raises:
+        ValueError: see `take_census`.
+    """
+    census = take_census(dataset, task)
+    logger.info("%s\n%s", name, "\n".join(f"  {line}" for line in census.table()))
+    for doubt in census.doubts():
+        logger.warning("%s: %s.", name, doubt)
+    return census
