@@ -36,9 +36,16 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
             map_, present = map_ // 65793, grey  # a grey image that was saved as RGB: R = G = B
         if reduce_labels:
             present = present[present != 0]
-        present = present[~np.isin(present, sorted(void_ids))]
+        colored = row[column].mode in ("RGB", "RGBA") and present.max(initial=0) > 255  # then 255 is red
+        present = present[~np.isin(present, sorted(void_ids - {FILE_VOID} if colored else void_ids))]
         classes = {int(i): int(i) - reduce_labels for i in present}
         unknown = sorted(i for i, c in classes.items() if c not in labels.category_to_class)
+        if unknown and colored:
+            color = (unknown[-1] & 255, unknown[-1] >> 8 & 255, unknown[-1] >> 16)
+            raise ValueError(
+                f"{column} is an image with colours such as {color}, not class ids: put a table beside the images, "
+                "class_dict.csv with a line name,r,g,b for each class"
+            )
         if unknown:
             raise ValueError(f"{column} has ids {unknown[:5]} that are not in id2label (0..{len(labels.names) - 1})")
         return Segments(torch.from_numpy(map_), {i: labels.category_to_class[c] for i, c in classes.items()})

@@ -243,7 +243,7 @@ def test_folders_that_are_no_dataset(tmp_path):
         opened(tmp_path)
     (tmp_path / "panoptic.json").write_text("{}")
     make.photo().save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"is COCO .*, which is for task instance and panoptic, not for task semantic"):
+    with pytest.raises(ValueError, match=r"panoptic\.json has 1 problem: it has no list of images"):
         opened(tmp_path)
     with pytest.raises(ValueError, match="is a file"):
         opened(tmp_path / "a.png")

@@ -278,13 +278,9 @@ def test_other_names_of_the_folders_of_label_images(images, masks, splits_above,
 @pytest.mark.parametrize(
     "name, content, tool",
     [
-        ("via.json", {"_via_settings": {}, "_via_img_metadata": {}}, "VGG Image Annotator"),
-        ("via_region_data.json", {"a.jpg1": {"filename": "a.jpg", "regions": []}}, "VGG Image Annotator"),
-        ("project.json", [{"id": 1, "annotations": [{"completed_by": 1, "result": []}]}], "Label Studio"),
         ("a.jpg___objects.json", {"metadata": {"isClosed": True}, "instances": []}, "SuperAnnotate"),
         ("a.json", {"version": "2.0", "schema_ref": "https://darwin-public/darwin-json"}, "Darwin V7"),
         ("a.json", {"info": {"description": "ISAT", "folder": "x"}, "objects": []}, "ISAT"),
-        ("annotations.xml", "<annotations>", r"CVAT \(XML\)"),
     ],
 )
 def test_files_of_other_tools_are_named(name, content, tool, tmp_path):

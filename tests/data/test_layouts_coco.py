@@ -236,7 +236,7 @@ def test_tables_beside_a_coco_folder_and_words_in_names(tmp_path):
     (tmp_path / "coco" / "annotations" / "instances_val2017.json").rename(
         tmp_path / "coco" / "annotations" / "instances_trainval.json"
     )
-    with pytest.raises(ValueError, match="for split 'tset', 0 of annotations/captions"):
+    with pytest.raises(ValueError, match="for split 'tset'; it has annotations/captions"):
         open_dataset(data, "tset")
 
 

@@ -97,10 +97,10 @@ def test_coco_folders(tmp_path):
 def test_coco_folders_that_do_not_fit(tmp_path):
     folder = make.coco_instances(tmp_path / "coco")
     with pytest.raises(
-        ValueError, match="one JSON of panoptic annotations for split 'train', 0 of annotations/captions"
+        ValueError, match="a JSON of panoptic annotations for split 'train'; it has annotations/captions"
     ):
         opened(folder, "panoptic")
-    with pytest.raises(ValueError, match=r"for split 'test', 0 of annotations/captions"):
+    with pytest.raises(ValueError, match=r"for split 'test'; it has annotations/captions"):
         opened(folder, split="test")
     (folder / "again").mkdir()
     (folder / "train2017" / "train.jpg").rename(folder / "again" / "train.jpg")

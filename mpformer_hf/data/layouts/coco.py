@@ -11,7 +11,7 @@ from datasets import Value
 from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, files_below, read_json
 from ..coco_checks import check_coco, check_coordinates
 from ..labels import Labels
-from ..segments import Reader
+from ..segments import VOID, Reader, Segments, merge_by_class
 from ..tables import objects_reader, panoptic_reader
 from .folder import ALL_SPLITS, FolderLayout, FolderSplit, make_rows, names_of_split, words_of
 
@@ -37,33 +37,66 @@ def is_labelme(file: Path) -> bool:
     return '"shapes"' in start or '"imagePath"' in start
 
 
-def split_words(file: Path) -> set[str]:
-    """Names of splits in the name of a JSON file, or of its folder in exports of Roboflow."""
-    return words_of(file.parent.name if file.name == ROBOFLOW else file.stem) & ALL_SPLITS
+def split_words(file: Path, root: Path) -> set[str]:
+    """Names of splits in the name of a file, or in those of its folders below a root if its name has none."""
+    folders = str(file.parent.relative_to(root))
+    return (words_of(file.stem) & ALL_SPLITS) or (words_of(folders) & ALL_SPLITS)
 
 
-def choose_annotations(folder: Path, split: str, task: str) -> Path:
-    """The JSON file of a task and split: one whose name contains the split's name, or no split's name. If there are
-    several, the one that is named as in COCO (`instances_*`, `panoptic_*`). Instances may also be read from panoptic
+def choose_annotations(folder: Path, files: list[Path], split: str, task: str) -> list[Path]:
+    """The JSON files of a task and split: those whose names contain the split's name, or no split's name. Of several,
+    the one that is named as in COCO (`instances_*`, `panoptic_*`). Instances may also be read from panoptic
     annotations.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is none.
     """
-    files = annotation_files(folder)
     names = names_of_split(split)
-    of_split = [file for file in files if (split_words(file) or words_of(file.stem)) & names]
-    if not of_split and names & ALL_SPLITS:  # a file for all splits
-        of_split = [file for file in files if not split_words(file)]
+    of_split = [file for file in files if (split_words(file, folder) or words_of(file.stem)) & names]
+    if not of_split and names & ALL_SPLITS:  # files for all splits
+        of_split = [file for file in files if not split_words(file, folder)]
     instances, panoptic = ([f for f in of_split if f.stem.startswith(kind)] for kind in ("instances", "panoptic"))
     other = [file for file in of_split if not file.stem.startswith(COCO)]
-    candidates = {"panoptic": panoptic or other, "instance": instances or other or panoptic}.get(task, [])
-    if len(candidates) != 1:
-        found = ", ".join(str(file.relative_to(folder)) for file in candidates or files)
-        raise ValueError(
-            f"{folder} must have one JSON of {task} annotations for split {split!r}, {len(candidates)} of {found} fit."
-        )
-    return candidates[0]
+    objects = instances or other
+    candidates = {"panoptic": panoptic or other, "instance": objects or panoptic, "semantic": panoptic or objects}[task]
+    if not candidates:
+        found = ", ".join(str(file.relative_to(folder)) for file in files[:5]) + ", ..." * (len(files) > 5)
+        raise ValueError(f"{folder} must have a JSON of {task} annotations for split {split!r}; it has {found}.")
+    return candidates
+
+
+def merge_contents(contents: list[dict], files: list[Path]) -> dict:
+    """Annotations of several files as of one; categories are joined by name.
+
+    Raises:
+        ValueError: two files have an image of one name, or annotations are panoptic.
+    """
+    if len(contents) == 1:
+        return contents[0]
+    names = sorted({row["name"] for content in contents for row in content["categories"]})
+    things = {row["name"]: row["isthing"] for content in contents for row in content["categories"] if "isthing" in row}
+    ids = {name: i for i, name in enumerate(names)}
+    merged: dict = {"images": [], "annotations": []}
+    merged["categories"] = [
+        {"id": i, "name": name} | ({"isthing": things[name]} if things else {}) for name, i in ids.items()
+    ]
+    seen: dict[str, Path] = {}
+    for content, file in zip(contents, files, strict=True):
+        own = {row["id"]: ids[row["name"]] for row in content["categories"]}
+        images = {}
+        for row in content["images"]:
+            if row["file_name"] in seen:
+                where = f"{seen[row['file_name']].name} and {file.name} in {file.parent}"
+                raise ValueError(f"{where} both have the image {row['file_name']}; leave one of the files.")
+            seen[row["file_name"]] = file
+            images[row["id"]] = len(merged["images"])
+            merged["images"].append({**row, "id": images[row["id"]]})
+        for row in content["annotations"]:
+            if "segments_info" in row:
+                raise ValueError(f"{file} is one of several panoptic JSONs of a split; there must be one.")
+            new = {"image_id": images[row["image_id"]], "category_id": own[row["category_id"]]}
+            merged["annotations"].append({**row, **new, "id": len(merged["annotations"])})
+    return merged
 
 
 def read_coco_json(file: Path, masks_required: bool = True) -> dict:
@@ -153,7 +186,7 @@ class FileFinder:
     def __init__(self, folder: Path, file: Path):
         self.root = file.parent if file.name == ROBOFLOW else folder
         self.file = file
-        self.of_split = frozenset().union(*(names_of_split(word) for word in split_words(file)))
+        self.of_split = frozenset().union(*(names_of_split(word) for word in split_words(file, folder)))
         self.below: dict[str, list[Path]] = {}
         for path in files_below(self.root):
             if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -197,7 +230,7 @@ SIGNATURES = {  # texts at the beginning of JSON files of annotation tools that 
 
 
 def tool_of(file: Path) -> str | None:
-    """Name of the annotation tool whose own JSON, which cannot be read, a file is; None if it may be COCO's."""
+    """Name of the annotation tool whose own JSON a file is; None if it may be COCO's."""
     with file.open(encoding="utf-8", errors="replace") as opened:
         start = opened.read(1 << 14)
     if '"images"' in start or '"categories"' in start:
@@ -205,27 +238,61 @@ def tool_of(file: Path) -> str | None:
     return next((tool for tool, texts in SIGNATURES.items() if any(text in start for text in texts)), None)
 
 
+BACKGROUND = "background"
+
+
+def add_background(categories: list[dict]) -> list[dict]:
+    """Categories of a semantic map that is painted from objects: what no object covers is of the class background."""
+    if any(row["name"].strip("_").lower() == BACKGROUND for row in categories):
+        return categories
+    ids = {row["id"] for row in categories}
+    logger.info("What no object covers is a class of its own, %s.", BACKGROUND)
+    return [{"id": 0 if 0 not in ids else max(ids) + 1, "name": BACKGROUND}, *categories]
+
+
+def painted_reader(labels: Labels, categories: list[dict]) -> Reader:
+    """Objects painted in their order on the background."""
+    objects = objects_reader("image", labels)
+    background = next(row["id"] for row in categories if row["name"].strip("_").lower() == BACKGROUND)
+
+    def read(row: dict) -> Segments:
+        painted = merge_by_class(objects(row))
+        label = labels.category_to_class[background]
+        painted.map[painted.map == VOID] = label
+        return Segments(painted.map, {int(i): int(i) for i in painted.map.unique()})
+
+    return read
+
+
 class Coco(FolderLayout):
-    """One JSON per task and split; RLE, polygons or panoptic PNG maps."""
+    """JSONs of a task and split; RLE, polygons or panoptic PNG maps."""
 
     name = "COCO (JSON with images, annotations and categories)"
-    tasks = ("instance", "panoptic")
+    needs = "*.json, annotations/*.json or */_annotations.coco.json"
 
     def parts(self, folder: Path) -> dict[str, bool]:
         # archives (the downloads), logs and tables are allowed beside images
         suffixes = {file.suffix.lower() for file in files_below(folder)}
         images = suffixes.isdisjoint(TABLE_SUFFIXES) or not suffixes.isdisjoint(IMAGE_SUFFIXES)
-        files = [file for file in annotation_files(folder) if not is_labelme(file)]
-        annotations = any(tool_of(file) is None for file in files)
-        return {"*.json, annotations/*.json or */_annotations.coco.json": annotations, "images": images}
+        return {self.needs: bool(self.files(folder)), "images": images}
+
+    def files(self, folder: Path) -> list[Path]:
+        """Files of annotations of this layout."""
+        return [file for file in annotation_files(folder) if not is_labelme(file) and tool_of(file) is None]
+
+    def load(self, file: Path, split: str) -> dict:
+        """Content of a file, in the form of COCO's JSON."""
+        return read_coco_json(file)
 
     def source(self, folder: Path, split: str, task: str) -> Path:
-        return choose_annotations(folder, split, task)
+        files = choose_annotations(folder, self.files(folder), split, task)
+        return files[0] if len(files) == 1 else files[0].parent
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         """`file_name`s may be paths from the folder, from any folder below it, or names alone."""
-        file = self.source(folder, split, task)
-        content = read_coco_json(file)
+        files = choose_annotations(folder, self.files(folder), split, task)
+        content = merge_contents([self.load(file, split) for file in files], files)
+        file = files[0]
         if any("neg_category_ids" in image for image in content["images"]):
             logger.warning(
                 "%s is of LVIS, but is scored by COCO's rules: classes that were not checked for an image count as "
@@ -262,9 +329,16 @@ class Coco(FolderLayout):
                 objects[row["image_id"]].append({key: row[key] for key in OBJECT if row.get(key) is not None})
             rows = [{**image_columns(image), "objects": json.dumps(objects[key])} for key, image in images.items()]
             rows = make_rows(rows, objects=Value("string"))
+        painted = task == "semantic" and not panoptic
+        categories = add_background(content["categories"]) if painted else content["categories"]
 
         def make_reader(labels: Labels) -> Reader:
+            if painted:
+                return painted_reader(labels, categories)
+            if task == "semantic":
+                return lambda row: merge_by_class(panoptic_reader("label", labels)(row))
             return panoptic_reader("label", labels) if panoptic else objects_reader("image", labels)
 
-        kind = "panoptic id map with segments_info" if panoptic else "COCO objects"
-        return FolderSplit(rows, content["categories"], make_reader, description=f"{kind}, {file.name}")
+        kind = "panoptic id map with segments_info" if panoptic else f"{self.name.split(' (')[0]} objects"
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        return FolderSplit(rows, categories, make_reader, description=f"{kind}, {file.name}{more}")

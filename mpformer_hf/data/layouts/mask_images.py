@@ -3,12 +3,15 @@
 import logging
 from pathlib import Path
 
+import numpy as np
+import torch
 from datasets import Value
 
 from ...model.images import displayed_size, is_not_black, open_image
 from ..labels import Labels
-from ..segments import ObjectMask, Reader, Segments, from_objects
+from ..segments import ObjectMask, Reader, Segments, from_objects, read_map
 from ..tables import semantic_reader
+from .class_tables import COLORS, VALUES, color_reader, find_table, read_colors, read_values
 from .folder import (
     ALL_SPLITS,
     FolderLayout,
@@ -23,6 +26,9 @@ from .folder import (
 
 IMAGES = ("images", "imgs", "img_dir", "image", "img")
 MASKS = ("masks", "annotations", "ann_dir", "labels", "mask", "label")
+INSTANCES = ("instances", "instance_masks", "instance_maps", "instance_ids", "instance_labels")
+ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "-mask", "_gt")  # of the names of label images
+OBJECT = [{"id": 0, "name": "object", "isthing": 1}]
 logger = logging.getLogger(__name__)
 
 
@@ -32,9 +38,9 @@ def has_splits(folder: Path) -> bool:
 
 
 class MaskImages(FolderLayout):
-    """A folder of images and one of label images of class ids with the same names, such as `images` and `masks`, or
-    `img_dir` and `ann_dir`. Splits are folders in these, or folders that have these. Class names: `id2label.json` or
-    `--id2label`."""
+    """A folder of images and one of label images with the same names, such as `images` and `masks`, or `img_dir` and
+    `ann_dir`. Splits are folders in these, or folders that have these. Class names and colours: a table beside them
+    (`class_dict.csv`, `labelmap.txt`, `_classes.csv`, ...), `id2label.json` or `--id2label`."""
 
     name = "label images (images, masks)"
     tasks = ("semantic",)
@@ -52,19 +58,109 @@ class MaskImages(FolderLayout):
         of_split = folder_of_split(folder, split)
         return first_folder(of_split, IMAGES) or of_split / IMAGES[0]
 
-    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+    def pairs(self, folder: Path, split: str, task: str, names: tuple[str, ...] = MASKS) -> list[dict]:
+        """Rows of the images of a split and their label images in a folder of one of several names."""
         images = self.source(folder, split, task)
         divided = images.parent != folder and images.name not in IMAGES  # folders of splits in the folder of images
         root = images.parent.parent if divided else images.parent
-        masks = first_folder(root, MASKS)
+        masks = first_folder(root, names)
         if masks is None:
-            raise ValueError(f"{root} has no {' or '.join(MASKS)}/.")
+            raise ValueError(f"{root} has no {' or '.join(names)}/.")
         masks = folder_of_split(masks, split) if divided else masks
-        endings = ("", "_mask", "_seg", "_label")
         stems = {path.stem for path in images_in(masks)}
-        ending = next((e for e in endings if any(path.stem + e in stems for path in images_in(images))), "")
-        rows = [row_of(image, label=label) for image, label in pair_by_stem(images, masks, ending)]
-        return FolderSplit(make_rows(rows), None, lambda labels: semantic_reader("label", labels, False))
+        ending = next((e for e in ENDINGS if any(path.stem + e in stems for path in images_in(images))), "")
+        return [row_of(image, label=label) for image, label in pair_by_stem(images, masks, ending)]
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        return with_table(folder, self.pairs(folder, split, task))
+
+
+def with_table(folder: Path, rows: list[dict]) -> FolderSplit:
+    """Rows of label images, of the colours or values of a table in the folder, if there is one."""
+    colors, values = find_table(folder, COLORS), find_table(folder, VALUES)
+    if colors is not None:
+        return FolderSplit(make_rows(rows), read_colors(colors), lambda labels: color_reader("label", labels))
+    given = values is not None and not (folder / "id2label.json").is_file()
+    categories = read_values(values) if given and values is not None else None
+    return FolderSplit(make_rows(rows), categories, lambda labels: semantic_reader("label", labels, False))
+
+
+class MaskFiles(MaskImages):
+    """Label images beside the images, `x.jpg` and `x_mask.png`, in one folder or in folders of splits; names and
+    colours as for `MaskImages`. So does Roboflow export masks."""
+
+    name = "label images beside the images (x.jpg, x_mask.png)"
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        places = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+        return {"x_mask.png beside x.jpg": any(split_pairs(place)[0] for place in places)}
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        return folder_of_split(folder, split) if has_splits(folder) else folder
+
+    def pairs(self, folder: Path, split: str, task: str, names: tuple[str, ...] = MASKS) -> list[dict]:
+        found, without = split_pairs(self.source(folder, split, task))
+        if without or not found:
+            missing = without[0] if without else self.source(folder, split, task)
+            raise ValueError(f"{missing} has no label image NAME{' or NAME'.join(ENDINGS[1:])}.png beside it.")
+        return [row_of(image, label=label) for image, label in found]
+
+
+def split_pairs(folder: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """Images in a folder with their label images, and images without."""
+    files = {path.stem: path for path in images_in(folder)}
+    labels = {stem: path for stem, path in files.items() if any(base_of(stem, e) in files for e in ENDINGS[1:])}
+    images = [(stem, path) for stem, path in files.items() if stem not in labels]
+    pairs = [(path, next((labels[stem + e] for e in ENDINGS[1:] if stem + e in labels), None)) for stem, path in images]
+    return [(image, label) for image, label in pairs if label], [image for image, label in pairs if label is None]
+
+
+def base_of(stem: str, ending: str) -> str | None:
+    """Name of the image that a label image belongs to, if it has the ending."""
+    return stem.removesuffix(ending) if stem.endswith(ending) else None
+
+
+class InstanceMaps(MaskImages):
+    """Images, and maps of instance ids (of 8 or 16 bits or RGB; 0 = no object) with the same names in `instances` or a
+    folder of a similar name. There is one class: that of `id2label.json`, else `object`."""
+
+    name = "maps of instance ids (images, instances)"
+    tasks = ("instance",)
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        below = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+        found = {names: any(first_folder(place, names) for place in below) for names in (IMAGES, INSTANCES)}
+        return {"images/": found[IMAGES], "instances/": found[INSTANCES]}
+
+    def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        rows = self.pairs(folder, split, task, INSTANCES)
+        categories = None if (folder / "id2label.json").is_file() else OBJECT
+        return FolderSplit(make_rows(rows), categories, ids_reader)
+
+
+def ids_reader(labels: Labels) -> Reader:
+    """Maps of instance ids, 0 = no object.
+
+    Raises:
+        ValueError: there is more than one class.
+    """
+    check_one_class(labels)
+
+    def read(row: dict) -> Segments:
+        map_ = read_map(row["label"])
+        ids = np.unique(map_[map_ != 0]).tolist()
+        return Segments(torch.from_numpy(map_), dict.fromkeys(ids, 0))
+
+    return read
+
+
+def check_one_class(labels: Labels) -> None:
+    """
+    Raises:
+        ValueError: there is more than one class.
+    """
+    if len(labels.names) != 1:
+        raise ValueError(f"masks of instances have no classes here, but there are {len(labels.names)} names.")
 
 
 def first_folder(place: Path, names: tuple[str, ...]) -> Path | None:
@@ -78,8 +174,7 @@ def files_reader(labels: Labels) -> Reader:
     Raises:
         ValueError: there is more than one class.
     """
-    if len(labels.names) != 1:
-        raise ValueError(f"one mask file per instance has no classes, but there are {len(labels.names)} names.")
+    check_one_class(labels)
 
     def read(row: dict) -> Segments:
         masks = [is_not_black(open_image(file)) for file in row["masks"]]
@@ -126,5 +221,5 @@ class InstanceFiles(FolderLayout):
             rows.append({**row_of(images[0]), "masks": masks})
         if not rows:
             raise ValueError(f"{self.source(folder, split, task)} has no folders ID/images and ID/masks.")
-        categories = None if (folder / "id2label.json").is_file() else [{"id": 0, "name": "object", "isthing": 1}]
+        categories = None if (folder / "id2label.json").is_file() else OBJECT
         return FolderSplit(make_rows(rows, masks=[Value("string")]), categories, files_reader)

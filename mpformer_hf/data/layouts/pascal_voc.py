@@ -9,6 +9,7 @@ import torch
 from ..labels import Labels
 from ..segments import Reader, Segments, read_map
 from ..tables import semantic_reader
+from .class_tables import COLORS, VALUES, codes_of, color_reader, find_table, read_colors, read_values
 from .folder import FolderLayout, FolderSplit, images_in, make_rows, path_of_split, read_lines, row_of
 
 NAMES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
@@ -16,11 +17,11 @@ NAMES += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "
 VOID = 255
 
 
-def instance_reader(labels: Labels) -> Reader:
+def instance_reader(labels: Labels, read_ids: Callable = read_map) -> Reader:
     """Maps of objects, whose classes are in the map of classes; 0 = no object, 255 = void."""
 
     def read(row: dict) -> Segments:
-        classes, objects = read_map(row["label"]), read_map(row["instances"])
+        classes, objects = read_ids(row["label"]), read_ids(row["instances"])
         if classes.shape != objects.shape:
             raise ValueError(f"the map of classes is {classes.shape}, that of objects {objects.shape} (height, width)")
         segments = Segments(torch.from_numpy(objects), {})
@@ -38,8 +39,8 @@ def instance_reader(labels: Labels) -> Reader:
 
 
 class PascalVoc(FolderLayout):
-    """Palette PNGs; splits are lists of names. Classes are those of Pascal VOC, of `labels.txt` (a name a line), or of
-    CVAT's `labelmap.txt` (colours)."""
+    """Palette PNGs; splits are lists of names. Classes are those of `labelmap.txt` (CVAT, colours), of `labels.txt` or
+    `class_names.txt` (a name a line), of `id2label.json`, or else of Pascal VOC."""
 
     name = "Pascal VOC (JPEGImages, SegmentationClass)"
     tasks = ("semantic", "instance")
@@ -51,6 +52,8 @@ class PascalVoc(FolderLayout):
     def source(self, folder: Path, split: str, task: str) -> Path:
         lists = folder / "ImageSets" / "Segmentation"
         files = [file for file in lists.glob("*.txt") if not file.name.startswith(".")]
+        if [file.name for file in files] == ["default.txt"]:  # of CVAT, where images have no subset
+            return files[0]
         return path_of_split(files, split, f"{lists} must have one list")
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
@@ -68,16 +71,27 @@ class PascalVoc(FolderLayout):
             rows.append(row_of(images[name], **maps))
         if not rows:
             raise ValueError(f"{list_} names no image.")
-        colors = folder / "labelmap.txt"
-        categories = read_labelmap(colors) if colors.is_file() else read_names(folder / "labels.txt")
+        colors, values = find_table(folder, COLORS), find_table(folder, VALUES)
+        if colors is not None:
+            return FolderSplit(
+                make_rows(rows), read_colors(colors), color_instances if task == "instance" else in_colors
+            )
         make_reader = instance_reader if task == "instance" else lambda labels: semantic_reader("label", labels, False)
-        return FolderSplit(make_rows(rows), categories, with_colors(make_reader) if colors.is_file() else make_reader)
+        if values is not None:
+            return FolderSplit(
+                make_rows(rows), [row | {"color": voc_color(row["id"])} for row in read_values(values)], make_reader
+            )
+        own_names = (folder / "id2label.json").is_file()
+        return FolderSplit(make_rows(rows), None if own_names else VOC, make_reader)
 
 
-def read_names(file: Path) -> list[dict]:
-    """Categories of `labels.txt`, where labelme's `__ignore__` has no id, or else of Pascal VOC."""
-    names = [name for name in read_lines(file) if name != "__ignore__"] if file.is_file() else NAMES
-    return [{"id": i, "name": name, "isthing": int(i > 0), "color": voc_color(i)} for i, name in enumerate(names)]
+def in_colors(labels: Labels) -> Reader:
+    return color_reader("label", labels)
+
+
+def color_instances(labels: Labels) -> Reader:
+    """`instance_reader` of maps whose colours are ids, also where they have a palette."""
+    return instance_reader(labels, codes_of)
 
 
 def voc_color(label_id: int) -> tuple[int, int, int]:
@@ -89,33 +103,4 @@ def voc_color(label_id: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def read_labelmap(file: Path) -> list[dict]:
-    """Categories of CVAT's `labelmap.txt` (`name:red,green,blue:...`); ids are R + 256 G + 65536 B of the colours.
-
-    Raises:
-        ValueError: a line has no colour.
-    """
-    categories = []
-    for line in read_lines(file):
-        if line.startswith("#"):
-            continue
-        try:
-            name, color = line.split(":")[:2]
-            red, green, blue = (int(value) for value in color.split(","))
-        except ValueError as error:
-            raise ValueError(f"{file} has the line {line!r}, expected name:red,green,blue.") from error
-        code = red + 256 * green + 65536 * blue
-        isthing = int(name != "background")
-        categories.append({"id": code, "name": name, "isthing": isthing, "color": (red, green, blue)})
-    return categories
-
-
-def with_colors(make_reader: Callable[[Labels], Reader]) -> Callable[[Labels], Reader]:
-    """Readers of maps whose colours are ids, also where they have a palette."""
-
-    def make(labels: Labels) -> Reader:
-        read = make_reader(labels)
-        columns = ("label", "instances")
-        return lambda row: read({k: v.convert("RGB") if k in columns else v for k, v in row.items()})
-
-    return make
+VOC = [{"id": i, "name": name, "isthing": int(i > 0), "color": voc_color(i)} for i, name in enumerate(NAMES)]

@@ -10,12 +10,13 @@ from .coco_stuff import CocoStuff
 from .folder import FolderLayout
 from .labelme import Labelme
 from .mapillary import Mapillary
-from .mask_images import InstanceFiles, MaskImages
+from .mask_images import InstanceFiles, InstanceMaps, MaskFiles, MaskImages
 from .nuinsseg import NuInsSeg
 from .pascal_voc import PascalVoc
+from .tools import CvatXml, LabelStudio, Via
 from .yolo import Yolo
 
-FILES = {"annotations.xml": "CVAT (XML)", "___objects.json": "SuperAnnotate", "___fuse.png": "SuperAnnotate"}
+FILES = {"___objects.json": "SuperAnnotate", "___fuse.png": "SuperAnnotate"}
 LAYOUTS: tuple[FolderLayout, ...] = (  # the first that fits is taken: the particular ones first
     Cityscapes(),
     Ade20k(),
@@ -25,8 +26,13 @@ LAYOUTS: tuple[FolderLayout, ...] = (  # the first that fits is taken: the parti
     CocoStuff(),
     Yolo(),
     Labelme(),
+    Via(),
+    LabelStudio(),
+    CvatXml(),
     Coco(),
     InstanceFiles(),
+    InstanceMaps(),
+    MaskFiles(),
     MaskImages(),
 )
 

@@ -1,0 +1,86 @@
+"""Tables of classes that lie beside label images: names and colours, or names and values."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..labels import Labels
+from ..segments import Reader, Segments
+from .folder import read_lines
+
+COLORS = ("labelmap.txt", "class_dict.csv")  # of CVAT; name, r, g, b
+VALUES = ("_classes.csv", "class_names.txt", "labels.txt", "classes.txt")  # of Roboflow; labelme2voc; a name a line
+
+
+def find_table(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of several files that lies in a folder or in a folder of it."""
+    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+
+
+def read_values(file: Path) -> list[dict]:
+    """Categories of a table of names by value of the label images. labelme's `__ignore__` has no value.
+
+    Raises:
+        ValueError: a line of `_classes.csv` is not a number and a name.
+    """
+    if file.name != "_classes.csv":
+        names = [name for name in read_lines(file) if name != "__ignore__"]
+        return [{"id": i, "name": name, "isthing": int(i > 0)} for i, name in enumerate(names)]
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(opened) if row]
+    wrong = next((row for row in rows[1:] if len(row) != 2 or not row[0].isdecimal()), None)
+    if wrong or len(rows) < 2:
+        raise ValueError(f"{file} has the line {wrong}, expected a value and a name after a line of titles.")
+    return [{"id": int(value), "name": name, "isthing": int(name != "background")} for value, name in rows[1:]]
+
+
+def read_colors(file: Path) -> list[dict]:
+    """Categories of a table of colours: CVAT's `labelmap.txt` (`name:red,green,blue:...`), or a csv of `name,r,g,b`
+    with a line of titles. Ids are R + 256 G + 65536 B.
+
+    Raises:
+        ValueError: a line has no colour.
+    """
+    lines = [line for line in read_lines(file) if not line.startswith("#")]
+    lines = lines if file.suffix == ".txt" else lines[1:]
+    categories = []
+    for line in lines:
+        try:
+            name, *rest = line.split(":")[:2] if file.suffix == ".txt" else line.split(",", 1)
+            red, green, blue = (int(value) for value in rest[0].split(",")[:3])
+        except (ValueError, IndexError) as error:
+            form = "name:red,green,blue" if file.suffix == ".txt" else "name,red,green,blue"
+            raise ValueError(f"{file} has the line {line!r}, expected {form}.") from error
+        code = red + 256 * green + 65536 * blue
+        isthing = int(name.strip() != "background")
+        categories.append({"id": code, "name": name.strip(), "isthing": isthing, "color": (red, green, blue)})
+    return categories
+
+
+def codes_of(image) -> np.ndarray:
+    """Colours of an image, which may have a palette, as R + 256 G + 65536 B, int32 `[H, W]`."""
+    values = np.array(image.convert("RGB")).astype(np.int32)
+    return values[..., 0] + 256 * values[..., 1] + 65536 * values[..., 2]
+
+
+def color_reader(column: str, labels: Labels) -> Reader:
+    """Label images whose colours are those of a table; black is void, unless it is in the table."""
+
+    def read(row: dict) -> Segments:
+        codes = codes_of(row[column])
+        present = set(np.unique(codes).tolist()) - ({0} - set(labels.category_to_class))
+        unknown = sorted(present - set(labels.category_to_class) - set(labels.ignored_categories))
+        if unknown:
+            raise ValueError(f"{column} has the colour {rgb_of(unknown[0])}, which the table of colours does not have")
+        classes = {code: labels.category_to_class[code] for code in present & set(labels.category_to_class)}
+        return Segments(torch.from_numpy(codes), classes)
+
+    return read
+
+
+def rgb_of(code: int) -> tuple[int, int, int]:
+    """Red, green and blue of a code."""
+    return code & 255, code >> 8 & 255, code >> 16

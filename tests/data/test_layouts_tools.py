@@ -1,0 +1,319 @@
+"""Exports of annotation tools other than COCO, and label images with tables, against masks made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.layouts.tools import decode_brush
+from tests import datasets_on_disk as make
+
+HEIGHT, WIDTH = 40, 60
+TRIANGLE = [(5, 5), (25, 5), (5, 30)]
+# made by label_studio_sdk 2.1.2, `converter.brush.mask2rle`
+BRUSH = [
+    0,
+    0,
+    0,
+    252,
+    57,
+    27,
+    254,
+    43,
+    0,
+    194,
+    127,
+    247,
+    192,
+    48,
+    159,
+    253,
+    240,
+    8,
+    255,
+    227,
+    0,
+    183,
+    255,
+    146,
+    192,
+    35,
+]
+BRUSH += [192, 35, 255, 196, 96, 0]
+
+
+Y, X = np.mgrid[:HEIGHT, :WIDTH] + 0.5  # centres of pixels
+INSIDE = (X > 5) & (Y > 5) & ((X - 5) / 20 + (Y - 5) / 25 < 1)  # of the triangle
+
+
+def box_mask(x0, y0, x1, y1):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def photos(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        make.photo(HEIGHT, WIDTH).save(folder / name)
+
+
+def read(folder, task="instance", split="train", **options):
+    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **options), split)
+
+
+def masks_of(split, index=0):
+    """Class names and masks of the objects of an image."""
+    _, segments = split[index]
+    layers = segments.map.view(-1, *segments.map.shape[-2:])
+    return [
+        (split.labels.names[label], (layers == segment).any(0).numpy()) for segment, label in segments.classes.items()
+    ]
+
+
+def assert_masks(found, expected, tolerance=0.0):
+    """Polygons are drawn a little differently at their borders by different libraries."""
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    for (_, mask), (_, other) in zip(found, expected, strict=True):
+        assert (mask & other).sum() >= (1 - tolerance) * (mask | other).sum() > 0
+
+
+def via_region(shape, **attributes):
+    return {"shape_attributes": shape, "region_attributes": attributes}
+
+
+def via_polygon(points, **attributes):
+    x, y = (list(values) for values in zip(*points, strict=True))
+    return via_region({"name": "polygon", "all_points_x": x, "all_points_y": y}, **attributes)
+
+
+@pytest.mark.parametrize("version", [1, 2, "project"])
+def test_via(version, tmp_path, caplog):
+    regions = [
+        via_polygon(TRIANGLE, label="cat", note="x"),
+        via_region({"name": "rect", "x": 30, "y": 10, "width": 10, "height": 20}, label={"dog": True}),
+        via_region({"name": "circle", "cx": 50, "cy": 30, "r": 8}, label="cat"),
+        via_region({"name": "point", "cx": 5, "cy": 3}, label="cat"),
+    ]
+    stored = {str(i): region for i, region in enumerate(regions)} if version == 1 else regions
+    rows = {"a.jpg9": {"filename": "a.jpg", "size": 9, "regions": stored, "file_attributes": {}}}
+    content = {"_via_settings": {}, "_via_img_metadata": rows} if version == "project" else rows
+    for split in ("train", "val"):
+        photos(tmp_path / split, "a.jpg")
+        (tmp_path / split / "via_region_data.json").write_text(json.dumps(content))
+    split = read(tmp_path)
+    circle = (X - 50) ** 2 + (Y - 30) ** 2 < 64
+    expected = [("cat", INSIDE), ("dog", box_mask(30, 10, 40, 30)), ("cat", circle)]
+    assert_masks(masks_of(split), expected, 0.12)
+    assert str(tmp_path / "train") in split.rows[0]["image"]["path"]
+    assert "1 shapes without an area" in caplog.text and "1 rectangles are read as masks" in caplog.text
+    semantic = read(tmp_path, "semantic", "val")
+    assert semantic.labels.names == ["cat", "dog", "background"]
+    labels = semantic[0][1].map.numpy()
+    assert labels[0, 0] == 2 and labels[6, 8] == 0 and labels[12, 35] == 1
+
+
+def test_via_attributes_of_which_none_is_a_class(tmp_path):
+    photos(tmp_path / "train", "a.jpg")
+    rows = {"a": {"filename": "a.jpg", "regions": [via_polygon(TRIANGLE, colour="red", size="big")]}}
+    (tmp_path / "train" / "via_region_data.json").write_text(json.dumps(rows))
+    with pytest.raises(
+        ValueError, match=r"a\.jpg has the attributes colour, size; name the one of the classes `class`"
+    ):
+        read(tmp_path)
+
+
+def label_studio_task(name, results, **more):
+    annotations = [{"completed_by": 1, "was_cancelled": True, "result": []}, {"completed_by": 1, "result": results}]
+    return {"id": 7, "data": {"image": f"/data/upload/1/0123abcd-{name}"}, "annotations": annotations, **more}
+
+
+def label_studio_result(kind, value, label):
+    value = {**value, f"{kind}labels": [label]}
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    return {"type": f"{kind}labels", "from_name": "label", "to_name": "image", "value": value, **size}
+
+
+def test_label_studio(tmp_path):
+    percent = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in TRIANGLE]
+    box = {"x": 50, "y": 25, "width": 100 / 6, "height": 50, "rotation": 0}
+    results = [
+        label_studio_result("polygon", {"points": percent}, "dog"),
+        label_studio_result("rectangle", box, "cat"),
+        {"type": "choices", "value": {"choices": ["good"]}},
+    ]
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "project-1.json").write_text(json.dumps([label_studio_task("a.jpg", results)]))
+    split = read(tmp_path)
+    assert_masks(masks_of(split), [("dog", INSIDE), ("cat", box_mask(30, 10, 40, 30))], 0.1)
+    results[1]["value"]["rotation"] = 30
+    (tmp_path / "project-1.json").write_text(json.dumps([label_studio_task("a.jpg", results)]))
+    with pytest.raises(ValueError, match=r"project-1\.json, task 7: a result cannot be read: a shape is rotated"):
+        read(tmp_path)
+
+
+def test_label_studio_brush():
+    mask = np.zeros((7, 9), dtype=bool)
+    mask[1:4, 2:7] = mask[5, 8] = True
+    mask[3, 3] = False
+    assert np.array_equal(decode_brush(BRUSH, 7, 9), mask)
+    with pytest.raises(ValueError, match="has 252 values, expected 4 x 8 x 9"):
+        decode_brush(BRUSH, 8, 9)
+    with pytest.raises(ValueError, match="truncated"):
+        decode_brush(BRUSH[:-4], 7, 9)
+
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version><meta><task><labels>
+<label><name>dog</name></label><label><name>cat</name></label></labels></task></meta>
+{images}</annotations>"""
+CVAT_IMAGE = """<image id="{id}" name="{name}" subset="{subset}" width="60" height="40">
+<polygon label="cat" source="manual" occluded="0" points="5.00,5.00;25.00,5.00;5.00,30.00" z_order="1"></polygon>
+<mask label="dog" occluded="0" rle="2, 3, 1, 6" left="10" top="20" width="4" height="3" z_order="0"></mask>
+<box label="dog" xtl="30" ytl="10" xbr="40" ybr="30" z_order="0"/><points label="cat" points="1,1"/><tag label="cat"/>
+</image>"""
+
+
+def test_cvat_xml(tmp_path, caplog):
+    images = "".join(
+        CVAT_IMAGE.format(id=i, name=f"{s}/{i}.jpg", subset=s) for i, s in enumerate(("Train", "Validation"))
+    )
+    photos(tmp_path / "images" / "Train", "0.jpg")
+    photos(tmp_path / "images" / "Validation", "1.jpg")
+    (tmp_path / "annotations.xml").write_text(CVAT.format(images=images))
+    painted = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    painted[20:23, 10:14] = np.array([[0, 0, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]])
+    expected = [("dog", painted), ("dog", box_mask(30, 10, 40, 30)), ("cat", INSIDE)]
+    for split in ("train", "validation"):
+        opened = read(tmp_path, split=split)
+        assert len(opened) == 1 and opened.labels.names == ["dog", "cat"]
+        assert_masks(masks_of(opened), expected, 0.1)
+    assert "1 shapes without an area" in caplog.text
+    (tmp_path / "annotations.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]>' + CVAT.format(images=images))
+    with pytest.raises(ValueError, match="has a document type"):
+        read(tmp_path)
+
+
+def coco(name, category="cat", box=(0, 0, 10, 10)):
+    x0, y0, x1, y1 = box
+    polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
+    annotation = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [polygon], "iscrowd": 0}
+    image = {"id": 1, "file_name": name, "height": HEIGHT, "width": WIDTH}
+    return {"images": [image], "annotations": [annotation], "categories": [{"id": 3, "name": category}]}
+
+
+def test_a_json_for_each_image(tmp_path):
+    photos(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.json").write_text(json.dumps(coco("a.png", "dog")))
+    (tmp_path / "b.json").write_text(json.dumps(coco("b.png", "cat", (20, 20, 30, 35))))
+    split = read(tmp_path)
+    assert split.labels.names == ["cat", "dog"] and len(split) == 2
+    assert_masks(masks_of(split, 0), [("dog", box_mask(0, 0, 10, 10))])
+    assert_masks(masks_of(split, 1), [("cat", box_mask(20, 20, 30, 35))])
+    (tmp_path / "c.json").write_text(json.dumps(coco("a.png", "dog")))
+    with pytest.raises(ValueError, match=r"a\.json and c\.json in .* both have the image a\.png"):
+        read(tmp_path)
+
+
+def test_coco_objects_as_semantic_maps(tmp_path):
+    content = coco("a.png", "dog", (0, 0, 20, 20))
+    content["categories"].append({"id": 0, "name": "cat"})
+    content["annotations"].append({**content["annotations"][0], "id": 2, "category_id": 0})
+    content["annotations"][1]["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    photos(tmp_path / "train", "a.png")
+    (tmp_path / "train" / "_annotations.coco.json").write_text(json.dumps(content))
+    split = read(tmp_path, "semantic")
+    assert split.labels.names == ["cat", "dog", "background"]
+    expected = np.full((HEIGHT, WIDTH), 2)
+    expected[:20, :20] = 1
+    expected[10:30, 10:30] = 0
+    assert np.array_equal(split[0][1].map.numpy(), expected)
+
+
+RED, GREEN, PURE = (128, 0, 0), (0, 128, 0), (255, 0, 0)
+
+
+def colored(*areas):
+    image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for color, (x0, y0, x1, y1) in areas:
+        image[y0:y1, x0:x1] = color
+    return Image.fromarray(image)
+
+
+@pytest.mark.parametrize(
+    "table, text",
+    [
+        ("class_dict.csv", "name,r,g,b\nroad,128,0,0\ncar, 0, 128, 0\nsky,255,0,0\n"),
+        ("labelmap.txt", "# label:color_rgb:parts:actions\nroad:128,0,0::\ncar:0,128,0::\nsky:255,0,0::\n"),
+    ],
+)
+@pytest.mark.parametrize("palette", [False, True])
+def test_colours_of_a_table(table, text, palette, tmp_path):
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "masks").mkdir()
+    mask = colored((RED, (0, 0, 20, 20)), (GREEN, (20, 0, 40, 20)), (PURE, (40, 0, 60, 20)))
+    (mask.convert("P", palette=Image.Palette.ADAPTIVE) if palette else mask).save(tmp_path / "masks" / "a.png")
+    (tmp_path / table).write_text(text)
+    split = read(tmp_path, "semantic")
+    boxes = {"road": (0, 0, 20, 20), "car": (20, 0, 40, 20), "sky": (40, 0, 60, 20)}
+    assert sorted(split.labels.names) == ["car", "road", "sky"]
+    for name, mask in masks_of(split):
+        assert np.array_equal(mask, box_mask(*boxes[name]))
+    colored((RED, (0, 0, 5, 5)), ((9, 8, 7), (9, 9, 12, 12))).save(tmp_path / "masks" / "a.png")
+    with pytest.raises(ValueError, match=r"label has the colour \(9, 8, 7\), which the table of colours does not have"):
+        read(tmp_path, "semantic")[0]
+
+
+def test_colours_without_a_table_are_explained(tmp_path):
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "masks").mkdir()
+    colored((PURE, (0, 0, 5, 5)), (GREEN, (9, 9, 12, 12))).save(tmp_path / "masks" / "a.png")
+    (tmp_path / "id2label.json").write_text('{"0": "a", "1": "b"}')
+    with pytest.raises(ValueError, match=r"colours such as \(0, 128, 0\).*class_dict\.csv with a line name,r,g,b"):
+        read(tmp_path, "semantic")[0]
+
+
+def test_masks_beside_images_as_roboflow_exports_them(tmp_path):
+    for split in ("train", "valid"):
+        photos(tmp_path / split, "a.jpg", "b.jpg")
+        for index, name in enumerate("ab"):
+            Image.fromarray(box_mask(0, 0, 9 + index, 9).astype(np.uint8)).save(tmp_path / split / f"{name}_mask.png")
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, leaf\n")
+    split = read(tmp_path, "semantic", "validation")
+    assert split.labels.names == ["background", "leaf"] and len(split) == 2
+    assert np.array_equal(split[1][1].map.numpy() == 1, box_mask(0, 0, 10, 9))
+    (tmp_path / "valid" / "b_mask.png").unlink()
+    with pytest.raises(ValueError, match=r"b\.jpg has no label image NAME_mask or NAME_seg"):
+        read(tmp_path, "semantic", "validation")
+
+
+def test_maps_of_instance_ids(tmp_path):
+    for split in ("train", "val"):
+        photos(tmp_path / split / "images", "a.jpg")
+        (tmp_path / split / "instances").mkdir()
+        ids = 300 * box_mask(0, 0, 9, 9).astype(np.uint16) + 7 * box_mask(20, 20, 30, 30)
+        Image.fromarray(ids.astype(np.uint16)).save(tmp_path / split / "instances" / "a.png")
+    split = read(tmp_path)
+    assert split.labels.names == ["object"]
+    assert_masks(masks_of(split), [("object", box_mask(20, 20, 30, 30)), ("object", box_mask(0, 0, 9, 9))])
+    (tmp_path / "id2label.json").write_text('{"0": "a", "1": "b"}')
+    with pytest.raises(ValueError, match="masks of instances have no classes here, but there are 2 names"):
+        read(tmp_path)
+
+
+def test_voc_names_and_lists_of_other_tools(tmp_path):
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    photos(tmp_path / "JPEGImages", "a.jpg")
+    Image.fromarray(box_mask(0, 0, 9, 9).astype(np.uint8)).save(tmp_path / "SegmentationClass" / "a.png")
+    (tmp_path / "ImageSets" / "Segmentation" / "default.txt").write_text("a\n")
+    (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\nleaf\n")
+    split = read(tmp_path, "semantic")
+    assert split.labels.names == ["_background_", "leaf"]
+    assert np.array_equal(split[0][1].map.numpy() == 1, box_mask(0, 0, 9, 9))
+    (tmp_path / "class_names.txt").unlink()
+    (tmp_path / "id2label.json").write_text('{"0": "ground", "1": "leaf"}')
+    assert read(tmp_path, "semantic").labels.names == ["ground", "leaf"]
