@@ -5,20 +5,21 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, Value, load_dataset
 from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor
 
 from ..model.images import open_image, read_size, to_rgb
+from ..utils.files import IMAGE_SUFFIXES
 from ..utils.progress import progress
 from .arguments import MEMORY, DataArguments
-from .labels import Labels, read_labels
-from .layouts.folder import FolderSplit
+from .labels import Labels, describe_difference, read_labels
+from .layouts.folder import FolderSplit, leave_out_missing
 from .layouts.registry import find_layout
 from .memory import find_split
 from .result_names import result_name, result_names
@@ -38,6 +39,7 @@ WEBDATASET = {  # columns of tar files, which are endings of file names; the fir
 }
 ROW = "row_of_split"  # column: number of a row before some were left out
 ROW_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)  # of annotations of any form
+OBJECTS = ("objects",)
 LABEL_COLUMNS = ("label", "annotation", "segmentation", "semantic_segmentation")
 
 
@@ -237,7 +239,8 @@ def open_dataset(
     own = read_labels(args, rows, label_column, categories) if labels is None or categories is not None else labels
     if labels is not None and (own.names, own.category_to_class) != (labels.names, labels.category_to_class):
         raise ValueError(
-            f"The categories of split {split!r} of {args.dataset_name} are not those of {args.train_split!r}."
+            f"The categories of split {split!r} of {args.dataset_name} are not those of {args.train_split!r}: "
+            f"{describe_difference(own, labels)}."
         )
     labels = own  # from all images, before some are dropped
     if folder is not None:
@@ -264,7 +267,13 @@ def open_dataset(
         )
     count = "a stream of" if args.streaming else len(dataset)
     logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, description, len(labels.names))
-    return without_bad_images(dataset) if args.skip_bad_images else dataset
+    if args.skip_bad_images:
+        dataset = without_bad_images(dataset)
+        missing = folder.missing if folder else []
+        for error in missing:
+            logger.warning("Left out: %s", error)
+        dataset.skipped += missing
+    return dataset
 
 
 def open_folder(args: DataArguments, split: str) -> FolderSplit | None:
@@ -290,7 +299,8 @@ def open_folder(args: DataArguments, split: str) -> FolderSplit | None:
             "out, or write it in the Hub's layout first (mpformer prepare)."
         )
     folder = layout.read(Path(args.dataset_name), split, args.task, args.dataset_config_name)
-    return replace(folder, description=folder.description or layout.name)
+    rows, missing = leave_out_missing(folder.rows, args.skip_bad_images)
+    return replace(folder, rows=rows, missing=missing, description=folder.description or layout.name)
 
 
 def find_label_column(args: DataArguments, rows: Dataset, image_column: str) -> str:
@@ -317,9 +327,14 @@ def choose_reader(
     if args.task == "semantic":
         read = semantic_reader(label_column, labels, args.do_reduce_labels, args.void_label)
         return "semantic label map", read
-    if label_column == "objects":
-        return "COCO objects", objects_reader(image_column, labels)
+    if is_objects(rows, label_column):
+        return "COCO objects", objects_reader(image_column, labels, label_column)
     return "instance map", instance_map_reader(label_column, labels, args.do_reduce_labels)
+
+
+def is_objects(rows: Dataset, column: str) -> bool:
+    """Whether a column has lists of objects, perhaps as JSON, and no images."""
+    return column in OBJECTS or not isinstance((rows.features or {}).get(column, Image()), Image)
 
 
 def without_bad_images(dataset: SegmentationDataset) -> SegmentationDataset:
@@ -349,7 +364,7 @@ def without_bad_images(dataset: SegmentationDataset) -> SegmentationDataset:
 
 def without_empty(dataset: SegmentationDataset) -> SegmentationDataset:
     """Leave out rows without a segment to train on. Where no column lists the segments, every image is read."""
-    for column in ("segments_info", "objects"):
+    for column in ("segments_info", *OBJECTS):
         if column in dataset.rows.column_names:
             rows = dataset.rows.filter(lambda objects: has_targets(objects, dataset.labels), input_columns=[column])
             return replace(dataset, rows=rows)
@@ -383,7 +398,7 @@ def check_layout(args: DataArguments, rows: Dataset, label_column: str) -> None:
             f"task semantic needs class ids in {label_column!r}; {args.dataset_name} has segments_info, "
             "so its maps hold segment ids: use --task panoptic."
         )
-    if args.do_reduce_labels and (has_segments or label_column == "objects"):
+    if args.do_reduce_labels and (has_segments or is_objects(rows, label_column)):
         raise ValueError("do_reduce_labels is for label maps of class ids; this dataset has lists of segments.")
 
 
@@ -406,7 +421,28 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
     if "__key__" in rows.column_names:
         # a stream that is decoded before it is renamed is encoded again, as JPEG
         rows = without_decoding(rows).rename_columns(webdataset_names(rows.column_names))
-    return rows, args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
+    image_column = args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
+    if Path(args.dataset_name).is_dir():
+        rows = read_paths(rows, args.dataset_name)
+    return rows, image_column
+
+
+def read_paths(rows: Dataset, folder: str) -> Dataset:
+    """A table of a local folder whose columns of paths of images, relative to it, are columns of images."""
+    texts = [
+        name for name, feature in (rows.features or {}).items() if feature == Value("string") and name != "file_name"
+    ]
+    first: dict = next(iter(rows.select_columns(texts)), {}) if texts else {}
+    for name, value in first.items():
+        if value is not None and value.lower().endswith(IMAGE_SUFFIXES):
+            absolute = rows.map(partial(with_folder, folder=folder, name=name))
+            rows = absolute.cast_column(name, Image(decode=False))
+    return rows
+
+
+def with_folder(row: dict, folder: str, name: str) -> dict:
+    """The path of an image with its folder before it."""
+    return {name: os.path.join(folder, row[name])}
 
 
 def webdataset_names(columns: list[str]) -> dict[str, str]:
@@ -429,4 +465,6 @@ def first_column(names: tuple[str, ...], rows: Dataset, dataset: str) -> str:
     for name in names:
         if name in rows.column_names:
             return name
-    raise ValueError(f"{dataset} has none of the columns {', '.join(names)}, only {', '.join(rows.column_names)}.")
+    flag = "image_column" if names == IMAGE_COLUMNS else "label_column"
+    found = ", ".join(rows.column_names)
+    raise ValueError(f"{dataset} has none of the columns {', '.join(names)}, only {found}; name it with --{flag}.")

@@ -62,6 +62,13 @@ def check_classes(of_model: dict[int, str], of_dataset: dict[int, str]) -> None:
             raise ValueError(f"Class {index} is {name!r} in the model and {of_dataset[index]!r} in the dataset.")
 
 
+def describe_difference(own: Labels, other: Labels) -> str:
+    """What is different in the classes of two splits."""
+    missing, more = ([n for n in a.names if n not in b.names] for a, b in ((other, own), (own, other)))
+    parts = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{', '.join(more)} added"] * bool(more)
+    return " and ".join(parts) or "their ids or their order differ"
+
+
 def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:
     """`segments_info` as a list of dicts; some datasets have a dict of lists."""
     if isinstance(segments, dict):
@@ -135,9 +142,10 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     Raises:
         ValueError: there are no names.
     """
-    if categories is None:
-        categories = read_dataset_json(args.dataset_name, "panoptic_categories.json")
-        check_categories(categories, args.dataset_name)
+    if categories is None or not any("isthing" in category for category in categories):
+        given = read_dataset_json(args.dataset_name, "panoptic_categories.json")
+        check_categories(given, args.dataset_name)
+        categories = categories if given is None else given
     names: dict | None = None
     if args.id2label:
         names = read_names(args.id2label)
@@ -213,6 +221,11 @@ def find_things(args: DataArguments, rows: Dataset, categories: list[dict] | Non
     columns = rows.select_columns("segments_info")
     segments = [segment for row in columns for segment in as_rows(row["segments_info"] or [])]
     if any("isthing" not in segment or segment["isthing"] is None for segment in segments):
+        if categories is not None:
+            raise ValueError(
+                f"The categories of {args.dataset_name} do not say which are things: give each of them isthing, 1 or "
+                "0, in the JSON, or put panoptic_categories.json with them into the folder."
+            )
         raise ValueError(
             f"{args.dataset_name} does not say which classes are things: it has neither panoptic_categories.json nor "
             "isthing in segments_info."

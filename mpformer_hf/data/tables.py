@@ -110,21 +110,21 @@ def instance_map_reader(column: str, labels: Labels, reduce_labels: bool) -> Rea
     return read
 
 
-def objects_reader(image_column: str, labels: Labels) -> Reader:
+def objects_reader(image_column: str, labels: Labels, column: str = "objects") -> Reader:
     """COCO objects: polygons or RLE, which may overlap. Crowds are not targets."""
 
     def read(row: dict) -> Segments:
-        objects = row["objects"]
+        objects = row[column]
         objects = as_rows(json.loads(objects) if isinstance(objects, str) else objects)
         if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
-            raise ValueError(f"objects is {objects!r}, expected a list of mappings")
+            raise ValueError(f"{column} is {str(objects)[:60]!r}, expected a list of mappings")
         width, height = displayed_size(row[image_column])
 
         def decode(number: int, item: dict) -> ObjectMask:
-            category = first_value(item, ("category_id", "category", "label"))
-            if category not in labels.category_to_class:
-                raise ValueError(f"object {number} has category {category}, which is not in id2label")
             try:
+                category = first_value(item, ("category_id", "category", "label"))
+                if category not in labels.category_to_class:
+                    raise ValueError(f"has category {category}, which is not in id2label")
                 mask = decode_segmentation(first_value(item, ("segmentation", "mask")), height, width)
             except ValueError as error:
                 raise ValueError(f"object {number} {error}") from error
@@ -165,4 +165,4 @@ def first_value(item: dict, names: tuple[str, ...]):
     for name in names:
         if name in item:
             return item[name]
-    raise ValueError(f"an object has none of {', '.join(names)}")
+    raise ValueError(f"has none of {', '.join(names)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.result_names import result_names
-from ..model.images import open_image, read_image, to_rgb
+from ..model.images import fetch_image, open_image, read_image, to_rgb
 from ..utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
 from .video import read_frames
 
@@ -36,7 +36,7 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
     """Images of a source in a fixed order: a list, or for videos, whose number of frames is unknown, an iterator.
 
     Args:
-        source: folder, image file, glob, video file, or dataset (Hub name, or folder of parquet files).
+        source: folder, image file, URL, glob, video file, or dataset (Hub name, or folder of parquet files).
         split: split of a dataset.
         every: yield every n-th image or frame only.
         output: folder of results, whose files are not images of the source.
@@ -44,6 +44,12 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
     Raises:
         ValueError: the source has no images.
     """
+    if source.startswith(("http://", "https://")):
+        name = Path(source.split("?")[0]).name or "image"
+        (unique,) = result_names([name])
+        return [SourceImage(unique, 0, name, lambda: to_rgb(fetch_image(source)))]
+    if source.isdecimal():
+        raise ValueError(f"{source} is the number of a camera, which is not read; give a video file.")
     path = Path(source)
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
         return video_images(path, every)

@@ -13,6 +13,7 @@ from huggingface_hub.utils import get_session
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # beginnings of files
 ORIENTATION = 274  # EXIF tag
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # Pillow's names; JPEG includes MPO
 EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
@@ -205,7 +206,22 @@ def open_header(file: str | Path | BinaryIO) -> Image.Image:
         file.seek(0)
     elif not os.path.isfile(file):  # a pipe or a device would be read for ever
         raise FileNotFoundError("there is no such file")
-    return Image.open(file, formats=FORMATS)
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        if first_bytes(file) in TIFF:
+            kinds = "1, 3 or 4 bands of 8 bits, or one of 16 bits"
+            raise ValueError(f"it is a TIFF of a kind that is not read; expected {kinds}") from None
+        raise
+
+
+def first_bytes(file: str | Path | BinaryIO) -> bytes:
+    """The first four bytes of a file."""
+    if isinstance(file, (str, Path)):
+        with open(file, "rb") as opened:
+            return opened.read(4)
+    file.seek(0)
+    return file.read(4)
 
 
 @contextlib.contextmanager
@@ -217,8 +233,10 @@ def image_errors() -> Iterator[None]:
     """
     try:
         yield
-    except ImageTooLarge:
-        raise
+    except ValueError as error:
+        if isinstance(error, ImageTooLarge) or str(error).startswith("it is a TIFF"):
+            raise
+        raise ValueError(f"it cannot be decoded: {' '.join(str(error).split())}") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"it is not an image file ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:

@@ -46,7 +46,7 @@ def find_backbone(name: str, config=None) -> PretrainedBackbone:
             return timm_backbone(name.removeprefix("timm/"))
         return transformers_backbone(name, config)
     except (OSError, RuntimeError, ImportError, ValueError) as error:
-        raise ValueError(f"backbone {name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"backbone {name}: {' '.join(str(error).split())}") from error
 
 
 def transformers_backbone(name: str, config=None) -> PretrainedBackbone:

@@ -137,13 +137,16 @@ def add_field(parser: argparse._ActionsContainer, f: Field, hint: Any) -> None:
     if "position" not in f.metadata:
         parser.add_argument(*flags, dest=f.name, **options, **describe_field(f, options))
         return
-    kind = options["type"]
+    kind, choices = options["type"], options.get("choices")
 
-    def convert(text: str):
-        return text if text == argparse.SUPPRESS else kind(text)  # argparse converts defaults too
+    def convert(text: str):  # argparse converts and checks defaults too
+        if text != argparse.SUPPRESS and choices and text not in choices:
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(choices)})")
+        return text if text == argparse.SUPPRESS else kind(text)
 
     several = "*" if options.get("nargs") == "+" else "?"
-    shown = {"metavar": f.metadata["position"], "help": f.metadata["help"], "nargs": several, "type": convert}
+    shown: dict = {"metavar": f.metadata["position"], "help": f.metadata["help"], "nargs": several, "type": convert}
+    shown["choices"] = None
     parser.add_argument(f.name, **{**options, **shown})
     parser.add_argument(*flags, dest=f"{AS_FLAG}{f.name}", help=argparse.SUPPRESS, **options)
 

@@ -4,44 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Image as ImageColumn
+from datasets import Value
 from PIL import Image
 
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.layouts.tools import decode_brush
 from tests import datasets_on_disk as make
+from tests import official_folders
 
 HEIGHT, WIDTH = 40, 60
 TRIANGLE = [(5, 5), (25, 5), (5, 30)]
 # made by label_studio_sdk 2.1.2, `converter.brush.mask2rle`
-BRUSH = [
-    0,
-    0,
-    0,
-    252,
-    57,
-    27,
-    254,
-    43,
-    0,
-    194,
-    127,
-    247,
-    192,
-    48,
-    159,
-    253,
-    240,
-    8,
-    255,
-    227,
-    0,
-    183,
-    255,
-    146,
-    192,
-    35,
-]
+BRUSH = [0, 0, 0, 252, 57, 27, 254, 43, 0, 194, 127, 247, 192, 48, 159, 253, 240, 8, 255, 227, 0, 183, 255, 146]
 BRUSH += [192, 35, 255, 196, 96, 0]
 
 
@@ -317,3 +293,64 @@ def test_voc_names_and_lists_of_other_tools(tmp_path):
     (tmp_path / "class_names.txt").unlink()
     (tmp_path / "id2label.json").write_text('{"0": "ground", "1": "leaf"}')
     assert read(tmp_path, "semantic").labels.names == ["ground", "leaf"]
+
+
+def test_missing_files_are_named_together_or_left_out(tmp_path, caplog):
+    for split in ("train", "val"):
+        photos(tmp_path / split / "images", "a.jpg", "b.jpg", "c.jpg")
+        (tmp_path / split / "masks").mkdir()
+        Image.fromarray(box_mask(0, 0, 9, 9).astype(np.uint8)).save(tmp_path / split / "masks" / "b.png")
+    (tmp_path / "id2label.json").write_text('{"0": "ground", "1": "leaf"}')
+    with pytest.raises(ValueError, match=r"2 of 3 images or labels do not exist: .*a\.png, .*c\.png; --skip_bad"):
+        read(tmp_path, "semantic")
+    split = read(tmp_path, "semantic", skip_bad_images=True)
+    assert len(split) == 1 and [text.split("/")[-1] for text in split.skipped] == [
+        "a.png does not exist.",
+        "c.png does not exist.",
+    ]
+    assert "Left out: " in caplog.text
+
+
+def test_lists_of_another_machine_and_panoptic_categories_without_isthing(tmp_path):
+    photos(tmp_path / "images" / "train", "1.jpg")
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "1.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    (tmp_path / "train.txt").write_text("data/images/train/1.jpg\n")
+    (tmp_path / "data.yaml").write_text("train: train.txt\nnames: {0: leaf}\n")
+    assert read(tmp_path).labels.names == ["leaf"] and len(read(tmp_path)) == 1
+
+
+def test_panoptic_categories_that_do_not_say_which_are_things(tmp_path):
+    folder = official_folders.coco_panoptic(tmp_path / "coco")
+    expected = read(folder, "panoptic").labels
+    for file in (folder / "annotations").glob("panoptic_*.json"):
+        content = json.loads(file.read_text())
+        rows = content["categories"]
+        content["categories"] = [{"id": row["id"], "name": row["name"]} for row in rows]
+        file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="give each of them isthing, 1 or 0, in the JSON, or put"):
+        read(folder, "panoptic")
+    (folder / "panoptic_categories.json").write_text(json.dumps(rows))
+    assert read(folder, "panoptic").labels.things == expected.things
+
+
+def test_tables_of_paths_and_columns_of_objects(tmp_path):
+    photos(tmp_path / "paths" / "photos", "a.jpg")
+    (tmp_path / "paths" / "maps").mkdir()
+    Image.fromarray(box_mask(0, 0, 9, 9).astype(np.uint8)).save(tmp_path / "paths" / "maps" / "a.png")
+    (tmp_path / "paths" / "id2label.json").write_text('{"0": "ground", "1": "leaf"}')
+    (tmp_path / "paths" / "train.csv").write_text("image,mask\nphotos/a.jpg,maps/a.png\n")
+    split = read(tmp_path / "paths", "semantic", label_column="mask")
+    assert np.array_equal(split[0][1].map.numpy() == 1, box_mask(0, 0, 9, 9))
+    (tmp_path / "paths" / "train.csv").write_text("image,mask\n/etc/passwd,maps/a.png\n")
+    with pytest.raises(ValueError, match="outside of the dataset"):
+        read(tmp_path / "paths", "semantic", label_column="mask")[0]
+
+    objects = json.dumps([{"category": 0, "segmentation": [[5, 5, 25, 5, 5, 30]]}])
+    table = [{"image": make.photo(HEIGHT, WIDTH), "annotations": objects}]
+    features = {"image": ImageColumn(), "annotations": Value("string")}
+    folder = make.write(tmp_path / "objects", table, features, {"id2label.json": {"0": "leaf"}})
+    split = read(folder, label_column="annotations")
+    assert_masks(masks_of(split), [("leaf", INSIDE)], 0.05)
+    with pytest.raises(ValueError, match=r"none of the columns objects, label.*name it with --label_column"):
+        read(folder)

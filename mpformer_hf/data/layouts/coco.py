@@ -196,7 +196,7 @@ class FileFinder:
         """Path of an image or a map by the name in the JSON; maps are in folders with "panoptic" in their names.
 
         Raises:
-            ValueError: it was not found, or more than once.
+            ValueError: it was found more than once. What does not exist is named as if it did.
         """
         parts = tuple(part for part in PurePosixPath(plain(name)).parts if part not in ("..", "/"))
         named = self.below.get(parts[-1] if parts else "", [])
@@ -215,7 +215,9 @@ class FileFinder:
         if len(found) > 1 and not is_map:
             found = [path for path in found if not words_of(str(path.parent)) & LABEL_FOLDERS] or found
         if len(found) != 1:
-            raise ValueError(f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}.")
+            if found:
+                raise ValueError(f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}.")
+            return self.root / plain(name)  # is noticed with all others, see `leave_out_missing`
         return self.root / found[0]
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
@@ -16,6 +16,7 @@ from ..segments import Reader
 
 logger = logging.getLogger(__name__)
 SPLIT_NAMES = ({"train", "training"}, {"val", "valid", "validation"}, {"test", "testing"})
+MISSING_LISTED = 5
 ALL_SPLITS = frozenset().union(*SPLIT_NAMES)
 COLUMNS = {
     "image": Image(),  # path
@@ -37,6 +38,7 @@ class FolderSplit:
         make_reader: reader of the rows for given labels.
         score: official average precision of the dataset: `coco` or `cityscapes`.
         description: the layout in the log, if it is not the name of the layout alone.
+        missing: sentences about the images that were left out, since they or their labels do not exist.
     """
 
     rows: Dataset
@@ -44,6 +46,7 @@ class FolderSplit:
     make_reader: Callable[[Labels], Reader]
     score: str = "coco"
     description: str = ""
+    missing: list[str] = field(default_factory=list)
 
 
 class FolderLayout(ABC):
@@ -127,10 +130,10 @@ def warn_left_out(annotations: Path, images: int, used: int) -> None:
 
 
 def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Path, Path]]:
-    """Images and label images of the same name, without suffix and with `ending` added.
+    """Images and label images of the same name, without suffix and with `ending` added. Label images may be missing.
 
     Raises:
-        ValueError: one of a pair is missing, or a label is there twice.
+        ValueError: an image is missing, or a label is there twice.
     """
     found: dict[str, Path] = {}
     for path in images_in(labels):
@@ -139,15 +142,44 @@ def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Pat
         found[path.stem] = path
     pairs = []
     for image in images_in(images):
-        label = found.pop(image.stem + ending, None)
-        if label is None:
-            raise ValueError(f"{image} has no label {labels / (image.stem + ending)}.png.")
-        pairs.append((image, label))
+        missing = labels / f"{image.stem}{ending}.png"  # is noticed with all others, see `leave_out_missing`
+        pairs.append((image, found.pop(image.stem + ending, missing)))
     if found:
         raise ValueError(f"{next(iter(found.values()))} has no image in {images}; there are {len(found)} of these.")
     if not pairs:
         raise ValueError(f"{images} has no image.")
     return pairs
+
+
+def leave_out_missing(rows: Dataset, skip: bool) -> tuple[Dataset, list[str]]:
+    """Rows whose files all exist, and a sentence for each of the others.
+
+    Args:
+        rows: of a split.
+        skip: whether files may be missing.
+
+    Raises:
+        ValueError: files are missing and may not be, or all are.
+    """
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    plain = rows
+    for name in columns:
+        plain = plain.cast_column(name, Image(decode=False))
+    kept, missing = [], []
+    for index, row in enumerate(plain.select_columns(columns)):
+        paths = [value["path"] for value in row.values() if value and value["bytes"] is None]
+        lost = next((path for path in paths if not os.path.isfile(path)), None)
+        if lost is None:
+            kept.append(index)
+        else:
+            missing.append(lost)
+    if not missing:
+        return rows, []
+    shown = ", ".join(missing[:MISSING_LISTED]) + (", ..." if len(missing) > MISSING_LISTED else "")
+    if not skip or not kept:
+        hint = "" if skip else "; --skip_bad_images leaves out their images"
+        raise ValueError(f"{len(missing)} of {len(rows)} images or labels do not exist: {shown}{hint}.")
+    return rows.select(kept), [f"{path} does not exist." for path in missing]
 
 
 def make_rows(rows: list[dict], **features) -> Dataset:

@@ -110,6 +110,16 @@ def names_of(content, file: Path) -> dict[int, str]:
     return {int(i): str(name) for i, name in names.items()}
 
 
+def find_image(line: Path, folders: tuple[Path, ...]) -> Path:
+    """The file that a line of a list names, or the end of its path, as it may be of another machine; the line itself if
+    there is none."""
+    for first in range(len(line.parts)):
+        for folder in folders:
+            if (path := folder.joinpath(*line.parts[first:])).is_file():
+                return path
+    return line
+
+
 class Yolo(FolderLayout):
     """`data.yaml` with `train`, `val` and `test` (folders, text files of paths, or lists of these) and `names`."""
 
@@ -181,7 +191,7 @@ class Yolo(FolderLayout):
             below = files_below(place / "images" if (place / "images").is_dir() else place)
             return sorted(file for file in below if file.suffix.lower() in IMAGE_SUFFIXES)
         lines = [Path(line) for line in read_lines(place)]
-        files = [next((p for p in (place.parent / line, folder / line) if p.is_file()), line) for line in lines]
+        files = [find_image(line, (place.parent, folder)) for line in lines]
         missing = next((file for file in files if not file.is_file()), None)
         if missing is not None:
             raise ValueError(f"{place} names {missing}, which does not exist.")
