@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, Value, load_dataset
+from datasets import Dataset, Image, load_dataset
 from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor
@@ -430,7 +430,9 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
 def read_paths(rows: Dataset, folder: str) -> Dataset:
     """A table of a local folder whose columns of paths of images, relative to it, are columns of images."""
     texts = [
-        name for name, feature in (rows.features or {}).items() if feature == Value("string") and name != "file_name"
+        name
+        for name, feature in (rows.features or {}).items()
+        if getattr(feature, "dtype", None) in ("string", "large_string") and name != "file_name"
     ]
     first: dict = next(iter(rows.select_columns(texts)), {}) if texts else {}
     for name, value in first.items():

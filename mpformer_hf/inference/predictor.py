@@ -6,7 +6,7 @@ merged after post-processing, see `windows.py`.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +19,16 @@ from ..model.image_sizes import size_of
 from ..model.images import to_image_tensor
 from ..model.matcher import mask_costs
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
-from ..model.postprocessing import ResizeGeometry, resize_in_chunks, resize_masks, valid_sizes
-from ..model.prompting import EncodedImage, boxes_to_masks, check_prompts, enlarge_boxes, prepare_masks
+from ..model.postprocessing import ResizeGeometry, resize_masks, valid_sizes
+from ..model.prompting import (
+    EncodedImage,
+    RefinedMasks,
+    boxes_to_masks,
+    check_boxes,
+    check_mask,
+    enlarge_boxes,
+    prepare_mask,
+)
 from ..model.ranges import check_range
 from ..utils.compiling import compile_model
 from .arguments import InferenceOptions, LoadingArguments
@@ -188,30 +196,46 @@ class Predictor:
         Raises:
             ValueError: a prompt is invalid.
         """
+        if (masks is None) == (boxes is None):
+            raise ValueError("Give either masks or boxes.")
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
-        geometry = encoded.geometry
-        if boxes is not None:
-            boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-            boxes_to_masks(boxes, geometry.target)  # errors are in pixels of the image
-            limits = enlarge_boxes(boxes) if limits is None else limits
-            (height, width), (own_height, own_width) = geometry.image, geometry.target
-            boxes = boxes * boxes.new_tensor([width / own_width, height / own_height] * 2)
-        if masks is not None:
-            masks = torch.as_tensor(masks) != 0
-            labels = check_prompts(masks, labels, geometry.target, self.model.config.num_labels)
-            masks = prepare_masks(masks, geometry)
-        refined = self.model.refine(encoded.features, masks, boxes, labels, rounds)
-        found = [part.cpu() > 0 for _, part in resize_in_chunks(refined.mask_logits, geometry)]
-        segmentation = torch.cat(found) if found else torch.zeros(0, *geometry.target, dtype=torch.bool)
-        if limits is not None:
-            segmentation = segmentation & boxes_to_masks(limits, geometry.target).bool()
-        rows = zip(refined.label_ids.tolist(), refined.scores.tolist(), strict=True)
+        if masks is None:
+            found = list(self.refine_boxes(encoded, boxes, labels, rounds, limits))
+        else:
+            found = list(self.refine_masks(encoded, torch.as_tensor(masks), labels, rounds, limits))
+        height, width = encoded.geometry.target
+        empty = torch.zeros(0, height, width, dtype=torch.bool)
         return {
-            "segmentation": segmentation,
-            "segments_info": [
-                {"id": index, "label_id": label, "score": round(score, 6)} for index, (label, score) in enumerate(rows)
-            ],
+            "segmentation": torch.stack([mask for mask, _ in found]) if found else empty,
+            "segments_info": [{"id": index, **info} for index, (_, info) in enumerate(found)],
         }
+
+    @torch.no_grad()
+    def refine_boxes(
+        self, encoded: EncodedImage, boxes: Any, labels: Any, rounds: int = 1, limits: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, dict]]:
+        """The mask, bool `[H, W]`, and `label_id` and `score` of each box, one after the other, see `refine`."""
+        geometry = encoded.geometry
+        boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        check_boxes(boxes, geometry.target)  # errors are in pixels of the image
+        (height, width), (own_height, own_width) = geometry.image, geometry.target
+        scaled = boxes * boxes.new_tensor([width / own_width, height / own_height] * 2)
+        refined = self.model.refine(encoded.features, None, scaled, labels, rounds)
+        yield from each_mask(refined, geometry, enlarge_boxes(boxes) if limits is None else limits)
+
+    @torch.no_grad()
+    def refine_masks(
+        self, encoded: EncodedImage, masks: Iterable[Tensor], labels: Any, rounds: int = 1, limits: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, dict]]:
+        """The refined mask, bool `[H, W]`, and `label_id` and `score` of each mask `[H, W]`, one after the other, see
+        `refine`: of large images not all are in memory at once."""
+        prepared = []
+        for index, mask in enumerate(masks):
+            check_mask(mask, index, encoded.geometry.target)
+            prepared.append(prepare_mask(mask != 0, encoded.geometry))
+        given = torch.stack(prepared) if prepared else torch.zeros(0, *encoded.features.size)
+        refined = self.model.refine(encoded.features, given, None, labels, rounds)
+        yield from each_mask(refined, encoded.geometry, limits)
 
     # --- Full images ---
 
@@ -307,6 +331,16 @@ class Predictor:
         if self.task == "instance":
             return segments_to_instances(joiner.joined(), size)
         return segments_to_panoptic(joiner.joined(), size, set(self.processor.label_ids_to_fuse))
+
+
+def each_mask(refined: RefinedMasks, geometry: ResizeGeometry, limits: Tensor | None) -> Iterator[tuple[Tensor, dict]]:
+    """Masks of refined prompts at the size of the image, cut at their limits, on the CPU; and class and score."""
+    rows = zip(refined.mask_logits, refined.label_ids.tolist(), refined.scores.tolist(), strict=True)
+    for index, (logits, label, score) in enumerate(rows):
+        mask = resize_masks(logits[None], geometry)[0].cpu() > 0
+        if limits is not None:
+            mask &= boxes_to_masks(limits[index], geometry.target)[0].bool()
+        yield mask, {"label_id": label, "score": round(score, 6)}
 
 
 def crop(image: Tensor, box: Box) -> Tensor:

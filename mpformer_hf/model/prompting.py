@@ -87,11 +87,7 @@ def boxes_to_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     height, width = size
-    for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-        if not (x0 < x1 and y0 < y1 and abs(x0) + abs(y0) + abs(x1) + abs(y1) < float("inf")):
-            raise ValueError(f"Box {index} has no area: x from {x0:g} to {x1:g}, y from {y0:g} to {y1:g}.")
-        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-            raise ValueError(f"Box {index} is outside of the image of {height}x{width} pixels.")
+    check_boxes(boxes, size)
     inside = []
     for axis, side in ((1, height), (0, width)):  # rows, columns
         first = (boxes[:, axis] + 0.5).floor().clamp(0, side - 1)[:, None]
@@ -100,6 +96,31 @@ def boxes_to_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
         inside.append((pixel >= first) & (pixel < stop))
     rows, columns = inside
     return (rows[:, :, None] & columns[:, None]).to(torch.uint8)
+
+
+def check_boxes(boxes: Tensor, size: tuple[int, int]) -> None:
+    """Check boxes, see `boxes_to_masks`.
+
+    Raises:
+        ValueError: a box is not finite, has no area or lies outside of the image.
+    """
+    height, width = size
+    for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        if not (x0 < x1 and y0 < y1 and abs(x0) + abs(y0) + abs(x1) + abs(y1) < float("inf")):
+            raise ValueError(f"Box {index} has no area: x from {x0:g} to {x1:g}, y from {y0:g} to {y1:g}.")
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise ValueError(f"Box {index} is outside of the image of {height}x{width} pixels.")
+
+
+def check_mask(mask: Tensor, index: int, size: tuple[int, int]) -> None:
+    """
+    Raises:
+        ValueError: a mask is of another size or empty.
+    """
+    if tuple(mask.shape) != tuple(size):
+        raise ValueError(f"Mask {index} has shape {tuple(mask.shape)}, expected {tuple(size)}.")
+    if not mask.any():
+        raise ValueError(f"Mask {index} is empty.")
 
 
 def enlarge_boxes(boxes: Tensor) -> Tensor:
@@ -115,11 +136,8 @@ def check_prompts(masks: Tensor, labels: Tensor | None, size: tuple[int, int], n
     Raises:
         ValueError: shapes do not fit, a mask is empty or a class does not exist.
     """
-    if masks.ndim != 3 or tuple(masks.shape[1:]) != tuple(size):
-        raise ValueError(f"masks has shape {tuple(masks.shape)}, expected (prompts, {size[0]}, {size[1]}).")
-    empty = (masks.flatten(1) == 0).all(1).nonzero().flatten()
-    if len(empty):
-        raise ValueError(f"Mask {int(empty[0])} is empty.")
+    for index, mask in enumerate(masks):
+        check_mask(mask, index, size)
     labels = torch.full((len(masks),), UNKNOWN) if labels is None else torch.as_tensor(labels).reshape(-1)
     if labels.is_floating_point() and len(labels):
         raise ValueError(f"labels has dtype {labels.dtype}, expected integers.")
@@ -235,17 +253,14 @@ def masks_of_logits(logits: Tensor, size: tuple[int, int], before: Tensor) -> Te
     return torch.where(there, masks.to(torch.uint8), before)
 
 
-def prepare_masks(masks: Tensor, geometry: ResizeGeometry) -> Tensor:
-    """Masks of an image, bool `[P, H, W]`, as those of the padded input; a mask that disappears when it is resized
-    becomes the pixel in its middle."""
-    resized = F.interpolate(masks[None].float(), size=geometry.image, mode="nearest-exact")[0] > 0
-    for index in (~resized.flatten(1).any(1)).nonzero()[:, 0].tolist():
-        rows, columns = masks[index].nonzero(as_tuple=True)
-        middle = [
-            int(x.float().mean() * side / own)
-            for x, side, own in zip((rows, columns), geometry.image, geometry.target, strict=True)
-        ]
-        resized[index, middle[0], middle[1]] = True
+def prepare_mask(mask: Tensor, geometry: ResizeGeometry) -> Tensor:
+    """A mask of an image, bool `[H, W]`, as one of the padded input; a mask that disappears when it is resized becomes
+    the pixel in its middle."""
+    resized = F.interpolate(mask[None, None].float(), size=geometry.image, mode="nearest-exact")[0, 0] > 0
+    if not resized.any():
+        places = zip(mask.nonzero(as_tuple=True), geometry.image, geometry.target, strict=True)
+        row, column = (int(x.float().mean() * side / own) for x, side, own in places)
+        resized[row, column] = True
     (height, width), (padded_height, padded_width) = geometry.image, geometry.padded
     return F.pad(resized, (0, padded_width - width, 0, padded_height - height))
 

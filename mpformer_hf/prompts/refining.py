@@ -9,7 +9,6 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -76,34 +75,43 @@ def refine_image(
     annotations: list[dict],
     labels: dict[int, int],
     args: RefinementArguments,
-) -> tuple[dict[str, dict], list[str], tuple[dict, dict]]:
-    """Refined fields by annotation id, problems of annotations, and results before and after, for a picture."""
-    size, prompts, used, problems = size_of(image), [], [], []
+) -> tuple[dict[str, dict], list[str], tuple[dict, dict] | None]:
+    """Refined fields by annotation id; problems of annotations; and with `args.overlays` results before and after, for
+    a picture. Masks are made one by one: those of a large image are large."""
+    size, used, limits, problems = size_of(image), [], [], []
     for annotation in annotations:
         if annotation.get("iscrowd"):
             continue
         try:
-            prompts.append(prompt_of(annotation, size, args.boxes_only))
+            limits.append(prompt_of(annotation, size, args.boxes_only)[1])
             used.append(annotation)
         except ValueError as error:
             problems.append(f"annotation {annotation['id']}: {error}")
-    if not used:
-        return {}, problems, ({"segmentation": np.zeros((0, *size), bool), "segments_info": []},) * 2
-    masks, limits = (torch.stack(part) for part in zip(*prompts, strict=True))
     classes = [labels.get(row["category_id"], UNKNOWN) for row in used]
-    encoded = predictor.encode(image, args.scale)
-    found = predictor.refine(encoded, masks=masks, labels=classes, rounds=args.rounds, limits=limits)
     id2label, fields = predictor.model.config.id2label, {}
-    for annotation, mask, info in zip(used, found["segmentation"], found["segments_info"], strict=True):
-        if mask.any():
-            fields[str(annotation["id"])] = refined_fields(mask, info, id2label)
-        else:
-            problems.append(f"annotation {annotation['id']}: the model finds no pixel, so it is left as it is")
-    before = [
-        {"id": i, "label_id": info["label_id"] if label == UNKNOWN else label}
-        for i, (label, info) in enumerate(zip(classes, found["segments_info"], strict=True))
-    ]
-    return fields, problems, ({"segmentation": masks.bool(), "segments_info": before}, found)
+    before: dict = {"segmentation": [], "segments_info": []}
+    after: dict = {"segmentation": [], "segments_info": []}
+    if used:
+        prompts = (prompt_of(annotation, size, args.boxes_only)[0] for annotation in used)
+        encoded = predictor.encode(image, args.scale)
+        found = predictor.refine_masks(encoded, prompts, classes, args.rounds, torch.stack(limits))
+        for index, (annotation, (mask, info)) in enumerate(zip(used, found, strict=True)):
+            if mask.any():
+                fields[str(annotation["id"])] = refined_fields(mask, info, id2label)
+            else:
+                problems.append(f"annotation {annotation['id']}: the model finds no pixel, so it is left as it is")
+            if args.overlays:
+                label = info["label_id"] if classes[index] == UNKNOWN else classes[index]
+                before["segmentation"].append(prompt_of(annotation, size, args.boxes_only)[0].bool())
+                before["segments_info"].append({"id": index, "label_id": label})
+                after["segmentation"].append(mask)
+                after["segments_info"].append({"id": index, **info})
+    if not args.overlays:
+        return fields, problems, None
+    for side in (before, after):
+        masks = side["segmentation"]
+        side["segmentation"] = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
+    return fields, problems, (before, after)
 
 
 def write_overlay(image: torch.Tensor, before: dict, after: dict, predictor: Predictor, path: Path) -> None:
@@ -239,7 +247,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
         done = read_result(file)
         if done.get("pixels_sha256") != image_hash(image):
             fields, found, results = refine_image(predictor, image, by_image[row["id"]], labels, args)
-            if args.overlays:
+            if results is not None:
                 path = args.output / "overlays" / f"{Path(row['file_name']).stem}_{number}.png"
                 write_overlay(image, *results, predictor, path)
             done = {"annotations": fields, "problems": found, "pixels_sha256": image_hash(image)}

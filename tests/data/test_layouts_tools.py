@@ -342,7 +342,7 @@ def test_tables_of_paths_and_columns_of_objects(tmp_path):
     (tmp_path / "paths" / "train.csv").write_text("image,mask\nphotos/a.jpg,maps/a.png\n")
     split = read(tmp_path / "paths", "semantic", label_column="mask")
     assert np.array_equal(split[0][1].map.numpy() == 1, box_mask(0, 0, 9, 9))
-    (tmp_path / "paths" / "train.csv").write_text("image,mask\n/etc/passwd,maps/a.png\n")
+    (tmp_path / "paths" / "train.csv").write_text("image,mask\n/etc/photo.png,maps/a.png\n")
     with pytest.raises(ValueError, match="outside of the dataset"):
         read(tmp_path / "paths", "semantic", label_column="mask")[0]
 

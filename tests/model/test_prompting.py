@@ -1,6 +1,7 @@
 """The pilot as a prompt: invariants, errors, and equality with the pilot of training."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mpformer_hf.model.prompting import (
     class_chunks,
     enlarge_boxes,
     masks_of_logits,
-    prepare_masks,
+    prepare_mask,
     refine_masks,
 )
 from mpformer_hf.model.targets import collect_targets
@@ -146,7 +147,7 @@ def test_no_prompts(model, image):
         ({"boxes": [[0, 0, 9, 9], [5, float("nan"), 8, 20]]}, "Box 1 has no area"),
         ({"boxes": [[96, 0, 120, 20]]}, "Box 0 is outside of the image of 64x96 pixels"),
         ({"masks": torch.zeros(1, 64, 96)}, "Mask 0 is empty"),
-        ({"masks": torch.ones(1, 64, 95)}, r"masks has shape \(1, 64, 95\), expected \(prompts, 64, 96\)"),
+        ({"masks": torch.ones(1, 64, 95)}, r"Mask 0 has shape \(64, 95\), expected \(64, 96\)"),
         ({"boxes": BOXES, "labels": [0, 1, 4]}, "Class 4 does not exist: 0 to 3, or -1"),
         ({"boxes": BOXES, "labels": [0, 1]}, "3 prompts, but 2 labels"),
         ({"boxes": BOXES, "labels": [0.5, 1, 1]}, "labels has dtype torch.float32"),
@@ -194,10 +195,33 @@ def test_the_predictor_maps_prompts_to_the_processed_image(model):
         predictor.encode(photo, scale=0.0)
     direct = model.refine(encoded.features, boxes=torch.tensor([[16.0, 16, 48, 48]]), labels=[1])
     assert direct.scores[0].item() == pytest.approx(found["segments_info"][0]["score"], abs=1e-5)
-    mask = torch.zeros(1, 32, 128)
-    mask[0, 10, 61] = 1
-    small = prepare_masks(mask, ResizeGeometry((64, 64), (8, 8), (32, 128)))
-    assert small.shape == (1, 64, 64) and small.nonzero().tolist() == [[0, 2, 3]]
+    mask = torch.zeros(32, 128, dtype=torch.bool)
+    mask[10, 61] = True
+    small = prepare_mask(mask, ResizeGeometry((64, 64), (8, 8), (32, 128)))
+    assert small.shape == (64, 64) and small.nonzero().tolist() == [[2, 3]]
+
+
+def test_of_many_masks_few_are_in_memory(model):
+    """Full masks are taken and given one by one; the results are those of all at once."""
+    predictor = Predictor(model, MPFormerImageProcessor(task="instance", size={"height": 64, "width": 64}))
+    encoded = predictor.encode(make.photo(96, 96))
+    masks = torch.zeros(12, 96, 96, dtype=torch.bool)
+    for index, mask in enumerate(masks):
+        mask[4 * index : 4 * index + 30, 10:60] = True
+    alive: list = []
+
+    def prompts():
+        for mask in masks:
+            given = mask.clone()
+            alive.append(weakref.ref(given))
+            yield given
+            del given
+            assert sum(reference() is not None for reference in alive) <= 1
+
+    expected = predictor.refine(encoded, masks=masks, labels=[1] * 12)
+    for index, (mask, info) in enumerate(predictor.refine_masks(encoded, prompts(), [1] * 12)):
+        assert torch.equal(mask, expected["segmentation"][index]) and mask.shape == (96, 96)
+        assert {"id": index, **info} == expected["segments_info"][index]
 
 
 def test_the_script_scores_every_kind_of_prompt(model, tmp_path):
