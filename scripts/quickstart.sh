@@ -9,11 +9,8 @@ if [ -e "$FOLDER" ]; then
     exit 1
 fi
 source scripts/install.sh "quickstart"
-RECIPE=training/recipes/quickstart.yaml
 python -m scripts.datasets.make_solids_dataset "$FOLDER/data" --train 2500
-accelerate launch --cpu --num_processes 1 --num_machines 1 --num_cpu_threads_per_process "$(nproc)" \
-    --mixed_precision no --dynamo_backend no \
-    -m training.finetune --config "$RECIPE" --dataset_name "$FOLDER/data" --output_dir "$FOLDER/model"
-mpformer evaluate "$FOLDER/model" "$FOLDER/data" --config "$RECIPE" --eval_split test \
+mpformer train "$FOLDER/data" --config quickstart --output_dir "$FOLDER/model"
+mpformer evaluate "$FOLDER/model" "$FOLDER/data" --config quickstart --eval_split test \
     --output_file "$FOLDER/test.json" > /dev/null
 python -m scripts.quickstart_report "$FOLDER"

@@ -23,7 +23,7 @@ SCORES = {"pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "mean_io
 CELL = 384  # pixels of an image in the sheet
 NEXT = """
 Next, your own images (a folder of COCO, or parquet files; docs/layouts.md), with the same small model:
-  accelerate launch -m training.finetune --config training/recipes/quickstart.yaml --dataset_name FOLDER \\
+  mpformer train FOLDER --config quickstart \\
       --task instance --eval_split val --crop_size 512 512 --shortest_edges 512 --eval_shortest_edge 512 \\
       --eval_longest_edge 1024 --output_dir outputs/mine
 or with a checkpoint of the Hub, on a GPU: --config training/recipes/own_dataset.yaml. Predict with the result:

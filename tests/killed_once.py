@@ -1,4 +1,4 @@
-"""`training.finetune` whose second process dies at step 4, but not if the file of the first argument exists."""
+"""A training run whose second process dies at step 4, but not if the file of the first argument exists."""
 
 import os
 import sys

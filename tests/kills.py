@@ -40,7 +40,7 @@ def fork_run(argv: list[str], report: Path, rank: int, processes: int, port: int
     below it.
 
     Args:
-        argv: arguments of `training.finetune`.
+        argv: arguments of `mpformer_hf.training`.
         report: file for number and error.
         rank, processes, port: of the process group.
         kill_at: number of the file operation in the output folder before which it kills itself.

@@ -34,6 +34,7 @@ def flags(data, output, **more):
         "learning_rate": 1e-3,
         "max_train_steps": 4,
         "eval_steps": 2,
+        "logging_steps": 1,
         "output_dir": output,
         **more,
     }

@@ -66,7 +66,7 @@ def commands(data: str, task: str, out: Path) -> list[list[str]]:
     """Command lines whose output files are compared, for one data set."""
     run, photos = out / "run", out / "photos"
     train = [
-        "training.finetune",
+        "mpformer_hf.training",
         "--config",
         "training/recipes/base_small.yaml",
         "--dataset_name",

@@ -1,4 +1,4 @@
-"""training.finetune with FSDP on the CPU. Accelerate enables FSDP on GPUs only, but what it calls works on the CPU
+"""A training run with FSDP on the CPU. Accelerate enables FSDP on GPUs only, but what it calls works on the CPU
 too."""
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState

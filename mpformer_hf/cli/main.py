@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "segment images, a video or a dataset",
     "prepare": "write a dataset as parquet files, which are read faster",
     "evaluate": "score a model on a dataset: PQ, AP, mIoU",
+    "plot": "plot loss and scores of training runs",
     "convert": "convert checkpoints of the public releases, or to a plain Mask2Former",
     "refine": "make masks of boxes (COCO, YOLO), or better masks of rough ones",
     "audit": "rank the annotations of a dataset by what a model says against them",

@@ -34,10 +34,17 @@ class EvaluationDataset(Dataset):
         dataset: the split.
         processor: resizes, normalises and pads.
         rows: rows of the split to use.
+        with_targets: also make the targets of the loss.
     """
 
-    def __init__(self, dataset: SegmentationDataset, processor: MPFormerImageProcessor, rows: Sequence[int]):
-        self.dataset, self.processor, self.rows = dataset, processor, rows
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        processor: MPFormerImageProcessor,
+        rows: Sequence[int],
+        with_targets: bool = False,
+    ):
+        self.dataset, self.processor, self.rows, self.with_targets = dataset, processor, rows, with_targets
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,13 +59,20 @@ class EvaluationDataset(Dataset):
     def collate(self, examples: list) -> dict:
         """`inputs` of the model, and lists: `index`, `images` (uint8), `segments`, `sizes` (height, width)."""
         index, images, segments = (list(column) for column in zip(*examples, strict=True))
+        targets = targets_of(segments) if self.with_targets else {}
         return {
-            "inputs": dict(self.processor(images, return_tensors="pt")),
+            "inputs": dict(self.processor(images, **targets, return_tensors="pt")),
             "index": index,
             "images": images,
             "segments": segments,
             "sizes": [size_of(image) for image in images],
         }
+
+
+def targets_of(segments: Sequence[Segments]) -> dict:
+    """Arguments of the image processor that make the targets of the loss."""
+    maps, classes = zip(*((s.map, s.classes) for s in segments), strict=True)
+    return {"segmentation_maps": list(maps), "instance_id_to_semantic_id": list(classes), "ignore_index": VOID}
 
 
 class SameSizeBatches(Sampler):
@@ -84,12 +98,16 @@ class SameSizeBatches(Sampler):
 
 
 def evaluation_loader(
-    dataset: SegmentationDataset, processor: MPFormerImageProcessor, accelerator: Accelerator, batch_size: int = 1
+    dataset: SegmentationDataset,
+    processor: MPFormerImageProcessor,
+    accelerator: Accelerator,
+    batch_size: int = 1,
+    with_targets: bool = False,
 ) -> DataLoader:
     """Data loader of the images of this process, in batches of equal size. Every image is evaluated once, by one
-    process."""
+    process; `with_targets` also with the loss."""
     rows = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-    batches = EvaluationDataset(dataset, processor, rows)
+    batches = EvaluationDataset(dataset, processor, rows, with_targets)
     return DataLoader(batches, batch_sampler=SameSizeBatches(batches, batch_size), collate_fn=batches.collate)
 
 
@@ -114,8 +132,10 @@ def evaluate_model(
     details: EvaluationDetails | None = None,
     all_scores: bool = False,
     writers: Sequence[PredictionFormat] = (),
+    own_metrics: Sequence[Any] = (),
 ) -> dict:
-    """Scores in [0, 1] (None if not defined), and `images` and `images_per_second`.
+    """Scores in [0, 1] (None if not defined), `images` and `images_per_second`, and, if the loader makes targets,
+    `loss`, a mean over images.
 
     Args:
         model: not wrapped by DDP, since processes may have different numbers of images. Its training mode is restored.
@@ -127,6 +147,9 @@ def evaluate_model(
         details: is filled.
         all_scores: see `TaskMetrics`.
         writers: formats that the predictions are written in.
+        own_metrics: further metrics, with `add(predictions, segments)`, called with the results of an image by kind
+            (see `predict_batch`) and its ground truth, and `compute()`, which returns a dict of scores of the images of
+            this process.
     """
     dataset: SegmentationDataset = loader.dataset.dataset
     task, labels = processor.task, dataset.labels
@@ -135,6 +158,7 @@ def evaluate_model(
     if details is not None and things:
         details.objects = ObjectCounts(len(labels.names), processor.threshold)
     config: Any = model.config
+    losses: list[float] = []
     crowded: list[int] = []  # numbers of objects of images that have more than queries
     was_training = model.training
     model.eval()
@@ -142,6 +166,10 @@ def evaluate_model(
         for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections, things)):
             score, segments = scores.add(predictions, batch["segments"][row]), batch["segments"][row]
             images += 1
+            for metric in own_metrics:
+                metric.add(predictions, segments)
+            if "loss" in predictions:
+                losses.append(predictions["loss"])
             if task != "semantic" and len(segments.classes) > config.num_queries:
                 crowded.append(len(segments.classes))
             if details is not None:
@@ -167,6 +195,10 @@ def evaluate_model(
     if details is not None:
         details.gather()
         details.confusion = scores.confusion
+    losses = gather_object(losses)
+    results |= {"loss": sum(losses) / len(losses)} if losses else {}
+    for metric in own_metrics:
+        results |= metric.compute()
     return {**results, "images": images, "images_per_second": round(images / seconds, 3)}
 
 
@@ -199,7 +231,9 @@ def predict_batch(
     inputs["pixel_values"] = inputs["pixel_values"].to(parameter.dtype)
     with accelerator.autocast():
         outputs = model(**inputs)
-    return results_of(outputs, batch["sizes"], processor, max_detections, things)
+    results = results_of(outputs, batch["sizes"], processor, max_detections, things)
+    loss = getattr(outputs, "loss", None)
+    return results if loss is None else [{**result, "loss": float(loss)} for result in results]
 
 
 def results_of(
@@ -267,8 +301,7 @@ def diagnose_model(
     was_training, total = model.training, LayerDiagnostics()
     model.eval()
     for batch in batches_with_progress(loader, "diagnose", accelerator):
-        maps, classes = zip(*((segments.map, segments.classes) for segments in batch["segments"]), strict=True)
-        inputs = dict(processor(batch["images"], list(maps), list(classes), ignore_index=VOID, return_tensors="pt"))
+        inputs = dict(processor(batch["images"], **targets_of(batch["segments"]), return_tensors="pt"))
         inputs.pop("pixel_mask")
         total += diagnose(model, **send_to_device(inputs, accelerator.device))
     model.train(was_training)

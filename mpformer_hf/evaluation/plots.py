@@ -1,4 +1,4 @@
-"""Plots of layer-wise diagnostics, and of precision and recall."""
+"""Plots of layer-wise diagnostics, of precision and recall, and of training runs."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -51,6 +51,34 @@ def plot_precision_recall(counts: ObjectCounts, labels: Labels, file: Path | Bin
     axes.set(title="precision and recall, IoU 0.5", xlabel="recall", ylabel="precision")
     finish(axes)
     save(figure, file)
+
+
+def plot_runs(runs: dict[str, tuple[list[dict], list[dict]]], metric: str, file: Path) -> None:
+    """Plot the training loss (left) and a score (right) over steps, a line for each run; PNG, SVG or PDF.
+
+    Args:
+        runs: lines of the log and of the evaluations, by name of the run.
+        metric: of the evaluations.
+        file: to write.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    for name, (log, evaluations) in runs.items():
+        (line,) = left.plot(*columns(log, "loss"), linewidth=1.2, label=legend_text(name))
+        if any("loss" in row for row in evaluations):
+            left.plot(*columns(evaluations, "loss"), "--", marker=".", color=line.get_color())
+        right.plot(*columns(evaluations, metric), marker="o", color=line.get_color(), label=legend_text(name))
+    left.set(title="loss (dashed: evaluation)", xlabel="step")
+    right.set(title=metric, xlabel="step")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    save(figure, file)
+
+
+def columns(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the rows that have a value of this name."""
+    known = [row for row in rows if row.get(name) is not None]
+    return [row["step"] for row in known], [row[name] for row in known]
 
 
 def short_name(name: str) -> str:

@@ -69,7 +69,7 @@ class SegmentationMetrics:
 
     def __init__(self, processor: MPFormerImageProcessor, dataset: SegmentationDataset, max_detections: int = 100):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError("SegmentationMetrics is for one process; training.finetune evaluates on several.")
+            raise ValueError("SegmentationMetrics is for one process; mpformer train evaluates on several.")
         stuff = dataset.labels.stuff if processor.task == "panoptic" else []
         if sorted(processor.label_ids_to_fuse) != sorted(stuff):
             raise ValueError(

@@ -85,8 +85,10 @@ class TransformArguments(CheckedArguments):
     eval_longest_edge: int | None = option(
         None, "Limit of the longest edge in evaluation; default: the checkpoint's.", within="[32, 32768]"
     )
-    eval_threshold: float = option(
-        0.5, "Smallest score of a segment or instance, stored in the processor.", within="[0, 1]"
+    eval_threshold: float | None = option(
+        None,
+        "Smallest score, stored in the processor; default: for instances that of the best F1 in evaluation, else 0.5.",
+        within="[0, 1]",
     )
 
     def __post_init__(self):
@@ -179,16 +181,33 @@ class SpeedArguments(CheckedArguments):
 
 
 @dataclass
+class OwnPartArguments(CheckedArguments):
+    """Classes and functions that replace ours, see docs/extend.md."""
+
+    _argument_group_name = "own parts, as MODULE:NAME"
+
+    criterion: str | None = option(None, "Class instead of MPFormerCriterion, made with the model's configuration.")
+    matcher: str | None = option(None, "Class instead of HungarianMatcher, made with the model's configuration.")
+    transform: str | None = option(None, "Function of (image, segments, classes) after the augmentation.")
+    metrics: list[str] = option([], "Classes of further metrics for the evaluation.")
+
+
+OWN_PARTS = tuple(f.name for f in fields(OwnPartArguments))
+
+
+@dataclass
 class RunArguments(CheckedArguments):
     """Output, evaluation and randomness."""
 
     _argument_group_name = "run"
-    _advanced = ("eval_on_start", "diagnostics", "metric_for_best", "num_pictures")
+    _advanced = ("eval_on_start", "eval_loss", "diagnostics", "metric_for_best", "num_pictures")
 
     output_dir: str = option("", "New or empty folder for weights, results, log and pictures.")
     eval_steps: int | None = option(None, "Steps between evaluations; default: only at the end.", within="[1, inf)")
     eval_on_start: bool = option(False, "Also evaluate before training.")
     per_device_eval_batch_size: int = option(1, "Images per process and forward pass in evaluation.", within="[1, inf)")
+    eval_loss: bool = option(True, "Also log the loss on the evaluation split (one process).")
+    logging_steps: int = option(10, "Steps of a line of log.jsonl, which has their means.", within="[1, inf)")
     diagnostics: bool = option(False, "Mask consistency and query utilisation by layer in every evaluation.")
     metric_for_best: str | None = option(None, "Metric that selects the best weights; default: pq, ap or mean_iou.")
     num_pictures: int = option(4, "Number of overlays of evaluation images in the output folder.", within="[0, inf)")
@@ -224,6 +243,7 @@ class Arguments:
     transforms: TransformArguments
     optimization: OptimizationArguments
     speed: SpeedArguments
+    own: OwnPartArguments
     run: RunArguments
 
     def __post_init__(self):

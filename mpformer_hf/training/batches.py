@@ -1,6 +1,6 @@
 """Training batches, and the order of training images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from queue import Full, Queue
 from threading import Event, Thread
@@ -113,10 +113,18 @@ class TrainingDataset(Dataset):
         dataset: the split.
         transforms: augmentation.
         processor: images are padded as it does.
+        own: function of (uint8 image `[3, H, W]`, int32 segment ids `[L, H, W]`, classes of the ids) that is called
+            after the augmentation, and returns the same.
     """
 
-    def __init__(self, dataset: SegmentationDataset, transforms: TransformArguments, processor: MPFormerImageProcessor):
-        self.dataset, self.processor, self.transform = dataset, processor, build_transform(transforms)
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        transforms: TransformArguments,
+        processor: MPFormerImageProcessor,
+        own: Callable | None = None,
+    ):
+        self.dataset, self.processor, self.transform = dataset, processor, build_transform(transforms, own)
 
     def __len__(self) -> int:
         return len(self.dataset)

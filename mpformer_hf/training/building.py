@@ -15,6 +15,7 @@ from .arguments import ModelArguments, PilotArguments, TransformArguments
 from .backbones import find_backbone
 
 logger = logging.getLogger(__name__)
+DEFAULT_THRESHOLD = 0.5
 
 
 def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> MPFormerForUniversalSegmentation:
@@ -117,7 +118,7 @@ def build_processor(
     return MPFormerImageProcessor(
         **fields,
         task=data.task,
-        threshold=transforms.eval_threshold,
+        threshold=DEFAULT_THRESHOLD if transforms.eval_threshold is None else transforms.eval_threshold,
         label_ids_to_fuse=labels.stuff if data.task == "panoptic" else [],
         category_ids=labels.category_ids if labels.category_ids != list(range(len(labels.names))) else None,
         palette=labels.palette,

@@ -1,12 +1,11 @@
 """The training loop. Accelerate handles devices, precision, accumulation, processes, checkpoints and trackers."""
 
 import copy
-import io
 import json
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import Image
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from ..evaluation.details import EvaluationDetails
 from ..evaluation.evaluator import diagnose_model, evaluate_model
 from ..evaluation.task_metrics import format_score, metric_names
 from ..model.image_processing_mpformer import MPFormerImageProcessor
@@ -35,7 +35,10 @@ from .packing import Unpacker
 from .plateau import PlateauCheck
 from .run_folder import EVALUATIONS, LOG, RESULTS
 from .sharding import broadcast_buffers, gather_parameters, prepare_sharding
+from .step_log import StepLog
 from .waiting import WaitingCheck
+
+MAIN_SCORES = ("pq", "ap", "ap50", "mean_iou", "loss", "threshold")  # that are printed after an evaluation
 
 
 def images_per_step(args: OptimizationArguments, processes: int) -> int:
@@ -95,6 +98,8 @@ class FineTuner:
         total: number of optimizer steps.
         checkpoint: checkpoint to resume from; the loader starts at its step.
         run: `arguments` and number of `training_images`, which are stored in checkpoints.
+        finds_threshold: whether the processor gets the threshold with the best F1 in the best evaluation.
+        own_metrics: makes further metrics for an evaluation, see `evaluate_model`.
     """
 
     def __init__(
@@ -111,13 +116,17 @@ class FineTuner:
         total: int,
         checkpoint: Path | None = None,
         run: dict | None = None,
+        finds_threshold: bool = False,
+        own_metrics: Callable[[], Sequence] = tuple,
     ):
         self.run = run or {}
+        self.own_metrics = own_metrics
+        self.finds_threshold = finds_threshold and processor.task == "instance"
         self.processor, self.optimization, self.run_args = processor, optimization, run_args
         self.accelerator, self.eval_loader, self.output, self.total = accelerator, eval_loader, output, total
         metrics = metric_names(processor.task, eval_loader.dataset.dataset.score)
         self.metric = run_args.metric_for_best or metrics[0]
-        if self.metric not in metrics:
+        if self.metric not in metrics and not own_metrics():
             raise ValueError(f"metric_for_best must be one of {', '.join(metrics)}, got {self.metric!r}.")
         freeze(model, optimization)
         model.model.pixel_level_module.decoder.encoder.recompute = speed.recompute_encoder
@@ -188,8 +197,8 @@ class FineTuner:
         """
         if self.run_args.eval_on_start and self.step == 0:
             self.results["before_training"] = self.evaluate()
-        batches, main = iter(self.loader), self.accelerator.is_main_process
-        log = (self.output / LOG).open("a") if main else io.StringIO()
+        batches = iter(self.loader)
+        log = StepLog(self.output / LOG, self.run_args.logging_steps, self.accelerator)
         bar = progress(
             total=self.total, initial=self.step, desc="train", disable=not self.accelerator.is_local_main_process
         )
@@ -209,15 +218,13 @@ class FineTuner:
             for warning in (self.plateau.update(losses), self.waiting.update(self.waited, seconds)):
                 if warning:
                     self.accelerator.print(f"step {self.step}: {warning}")
-            row = {**losses, "grad_norm": norm, "lr": max(self.scheduler.get_last_lr())}
-            self.accelerator.log(row, step=self.step)
-            if main:
-                cost: dict[str, float | None] = {"seconds": round(seconds, 4), "data_seconds": round(self.waited, 4)}
-                cost["images_per_second"] = round(speed, 3)
-                peak = peak_memory(self.accelerator.device)
-                cost["peak_memory_mib"] = None if peak is None else round(peak)
-                log.write(json.dumps({"step": self.step, **row, **cost}) + "\n")
-                log.flush()
+            peak = peak_memory(self.accelerator.device)
+            figures: dict[str, float | None] = {"grad_norm": norm, "lr": float(max(self.scheduler.get_last_lr()))}
+            figures |= {"seconds": seconds, "data_seconds": self.waited, "images_per_second": speed}
+            figures["peak_memory_mib"] = None if peak is None else round(peak)
+            line = log.add(self.step, losses, figures, last=self.step == self.total)
+            if line is not None:
+                self.accelerator.log({k: v for k, v in line.items() if v is not None}, step=self.step)
             self.scheduler.step()
             if self.step == self.total or is_due(self.step, self.run_args.eval_steps):
                 self.save_and_evaluate()
@@ -329,7 +336,11 @@ class FineTuner:
         folder = pictures if self.step and self.accelerator.is_main_process else None
         common = (model, self.processor, self.eval_loader, self.accelerator)
         with torch.random.fork_rng(devices=[]):  # training does not depend on when it is evaluated
-            scores = evaluate_model(*common, folder, self.run_args.num_pictures, self.run_args.max_detections)
+            details = EvaluationDetails() if self.finds_threshold else None
+            counts = (self.run_args.num_pictures, self.run_args.max_detections)
+            scores = evaluate_model(*common, folder, *counts, details=details, own_metrics=self.own_metrics())
+            if details is not None and details.objects is not None and (best := details.objects.best_threshold()):
+                scores["threshold"] = best[0]
             if self.run_args.diagnostics:
                 layers = diagnose_model(*common)
                 scores |= {"mask_consistency": layers.mask_consistency, "query_utilisation": layers.query_utilisation}
@@ -339,7 +350,7 @@ class FineTuner:
             with (self.output / EVALUATIONS).open("a") as file:
                 file.write(json.dumps(results) + "\n")
             self.log_pictures(pictures)
-        main_scores = (f"{name} {format_score(scores[name])}" for name in ("pq", "ap", "mean_iou") if name in scores)
+        main_scores = (f"{name} {format_score(scores[name])}" for name in MAIN_SCORES if name in scores)
         self.accelerator.print(f"step {self.step}: {', '.join(main_scores)}")
         return results
 
@@ -366,6 +377,7 @@ class FineTuner:
         score = self.results["last"][self.metric]
         better = score is not None and (self.best is None or score > self.best or score == self.best == 0)
         if "best" not in self.results or better:
+            self.processor.threshold = self.results["last"].get("threshold", self.processor.threshold)
             self.best, self.evaluations_since_best = score, 0
             self.results["best"] = self.results["last"]
             if self.accelerator.is_main_process:  # an interruption must not leave new weights with the old score

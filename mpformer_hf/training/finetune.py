@@ -31,6 +31,7 @@ from .building import build_model, build_processor, find_preprocessing
 from .card import write_run_card
 from .checkpoints import delete_old, find_checkpoint, read_state, step_of
 from .engine import FineTuner, StepOutOfMemory, count_steps, images_per_step, run_epochs
+from .extensions import own_metrics, own_transform, replace_parts
 from .run_folder import ARGUMENTS, RESULTS, check_arguments, check_unfinished, lock_run, prepare_folder, truncate_logs
 from .transforms import choose_augmentation
 
@@ -150,6 +151,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         warn_of_common_images(train_split, eval_split)
     set_seed(run_args.seed)
     model = build_model(args.model, args.pilot, train_split.labels)
+    replace_parts(model, args.own)
     if census is not None and (crowding := census.crowding(model.config.num_queries)):
         logger.warning("%s", crowding)
     processor = build_processor(data, args.transforms, train_split.labels, find_preprocessing(args.model))
@@ -167,11 +169,16 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         accelerator.print(f"{epochs:.1f} epochs: augmentation {args.transforms.augmentation}")
     done = step_of(checkpoint) * images_per_step(optimization, accelerator.num_processes) if checkpoint else 0
     train_loader = training_loader(args, train_split, processor, accelerator, done)
-    eval_loader = evaluation_loader(eval_split, processor, accelerator, run_args.per_device_eval_batch_size)
+    with_loss = run_args.eval_loss and accelerator.num_processes == 1  # the loss needs all processes in each batch
+    size = run_args.per_device_eval_batch_size
+    eval_loader = evaluation_loader(eval_split, processor, accelerator, size, with_loss)
     loaders = (train_loader, eval_loader)
     run = {"arguments": flags, "training_images": length}
     recipe = (optimization, args.speed, run_args)
-    tuner = FineTuner(model, processor, *recipe, accelerator, *loaders, output, total, checkpoint, run)
+    given = (model, processor, *recipe, accelerator, *loaders, output, total, checkpoint, run)
+    tuner = FineTuner(
+        *given, finds_threshold=args.transforms.eval_threshold is None, own_metrics=lambda: own_metrics(args.own)
+    )
     if run_args.report_to and not accelerator.trackers:
         scalars = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("mpformer", config=scalars)
@@ -198,7 +205,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
 
 def training_loader(args: Arguments, split, processor, accelerator: Accelerator, done: int) -> DataLoader:
     """Endless batches of model inputs and row numbers, after `done` images of the run."""
-    batches = TrainingDataset(split, args.transforms, processor)
+    batches = TrainingDataset(split, args.transforms, processor, own_transform(args.own))
     options = {
         "batch_size": args.optimization.per_device_train_batch_size,
         "collate_fn": batches.collate_with_rows,

@@ -28,7 +28,7 @@ class Run:
         """The run in an output folder.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or it has no evaluation yet.
         """
         return cls(Path(folder), read_json(Path(folder) / RESULTS))
 
@@ -68,20 +68,23 @@ def train(data: Any = None, **flags: Any) -> Run:
     Args:
         data: name of a Hub dataset, local folder, or a dataset in memory, see `mpformer_hf.data.memory.name_of`.
         flags: those of `mpformer train --help` as keywords, such as `task`, `output_dir`, `max_train_steps`; `config`:
-            one recipe or several, by default own_dataset; `id2label` and `model_fields` may be dicts.
+            one recipe or several, by default own_dataset; `id2label` and `model_fields` may be dicts, and own parts
+            (`criterion`, ...) classes and functions.
 
     Raises:
         ValueError: an argument, the dataset or the output folder is invalid.
     """
     recipes = flags.pop("config", [] if any(name in flags for name in STARTS) else DEFAULT_RECIPE)
     recipes = [recipes] if isinstance(recipes, (str, Path)) else list(recipes)
-    argv = as_flags({name: str(value) if isinstance(value, Path) else value for name, value in flags.items()})
-    argv += ["--config", *map(str, recipes)] if recipes else []
     from accelerate.state import AcceleratorState
 
     from ..data.memory import name_of
+    from .extensions import name_objects
     from .finetune import finetune
 
+    flags = name_objects(flags)
+    argv = as_flags({name: str(value) if isinstance(value, Path) else value for name, value in flags.items()})
+    argv += ["--config", *map(str, recipes)] if recipes else []
     if data is not None:
         argv += ["--dataset_name", name_of(data, str(flags.get("train_split", "train")))]
     args = parse_arguments(argv, prog="mpformer train")

@@ -17,6 +17,8 @@ CHANGEABLE = {
     "num_train_epochs",
     "eval_steps",
     "eval_on_start",
+    "eval_loss",
+    "logging_steps",
     "per_device_eval_batch_size",
     "max_eval_samples",
     "diagnostics",

@@ -1,5 +1,6 @@
 """Augmentation of images and segment maps with torchvision v2 (the transforms of the official recipes)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -77,9 +78,9 @@ def choose_augmentation(args: TransformArguments, epochs: float, size: SizeDict)
     return replace(args, augmentation="crop", color_jitter=False, **sizes)
 
 
-def build_transform(args: TransformArguments) -> v2.Compose:
+def build_transform(args: TransformArguments, own: Callable | None = None) -> v2.Compose:
     """Augmentation of `(image, segments, classes)`: uint8 image `[3, H, W]`, int32 map of segment ids `[L, H, W]`, and
-    the classes of the ids, which are returned unchanged.
+    the classes of the ids, which are returned unchanged; `own` comes last.
     """
     height, width = args.crop_size
     size = height, width
@@ -96,6 +97,7 @@ def build_transform(args: TransformArguments) -> v2.Compose:
         steps.append(v2.RandomPhotometricDistort(p=0.5))
     if args.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
+    steps += [own] if own is not None else []
     return v2.Compose(steps or [v2.Identity()])
 
 

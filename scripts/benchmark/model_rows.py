@@ -117,7 +117,7 @@ def pilot_rows(args: argparse.Namespace, rounds: int) -> dict:
 
 
 def option_rows(args: argparse.Namespace, rounds: int) -> dict:
-    """Options of training.finetune: compiled blocks, compiled model (with the seconds of the first step), and an
+    """Options of `mpformer train`: compiled blocks, compiled model (with the seconds of the first step), and an
     encoder that is not recomputed (with the memory of both)."""
     size, batch, targets = training_shapes(args)[0]
     own, works, first = make_batch(size, batch, targets), {}, {}

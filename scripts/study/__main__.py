@@ -26,7 +26,7 @@ from .runs import run
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="train; flags after `--` are those of training.finetune")
+    running = commands.add_parser("run", help="train; flags after `--` are those of `mpformer train`")
     running.add_argument("--config", required=True, help="recipe of all arms")
     running.add_argument("--dataset_name", required=True, help="Hub name or local folder")
     running.add_argument("--output_dir", type=Path, required=True, help="folder of the runs")

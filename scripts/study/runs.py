@@ -98,7 +98,7 @@ def train_arm(
         own = {**own, "model_fields": merge(recipe.get("model_fields", {}), own.get("model_fields", {})), "seed": seed}
     else:
         own = {"model_name_or_path": str(initial), "model_fields": {}, **own, "seed": seed}
-    command = [sys.executable, "-m", "training.finetune", *flags, "--output_dir", str(folder)]
+    command = [sys.executable, "-m", "mpformer_hf.training", *flags, "--output_dir", str(folder)]
     command += as_flags(own)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)

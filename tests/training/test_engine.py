@@ -30,7 +30,7 @@ def test_a_killed_run_resumes_with_equal_results(shapes, tmp_path):
     torch.set_num_threads(1)
     options = {"max_train_steps": 9, "eval_steps": 3, "checkpointing_steps": 2, "ema_decay": 0.9, "max_eval_samples": 1}
     finetune.main(flags(shapes, tmp_path / "whole", **options))
-    killed = Run(["training.finetune", *flags(shapes, tmp_path / "killed", **options)])
+    killed = Run(["mpformer_hf.training", *flags(shapes, tmp_path / "killed", **options)])
     log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 120
     while time.time() < deadline and not (log.is_file() and log.read_text().count("\n") >= 5):
         time.sleep(0.01)
@@ -85,7 +85,7 @@ def test_a_frozen_backbone_stays(shapes, tmp_path):
 
 def test_early_stopping(shapes, tmp_path, monkeypatch):
     scores = iter([0.3, 0.2, 0.4, 0.1, 0.1, 0.9])
-    monkeypatch.setattr(engine, "evaluate_model", lambda *a: {"pq": next(scores), "mean_iou": 0.0, "images": 1})
+    monkeypatch.setattr(engine, "evaluate_model", lambda *a, **k: {"pq": next(scores), "mean_iou": 0.0, "images": 1})
     options = {"max_train_steps": 6, "eval_steps": 1, "early_stopping_patience": 2}
     results = finetune.main(flags(shapes, tmp_path / "a", **options))
     assert results["steps"] == 5 and results["best"]["step"] == 3 and len(rows_of(tmp_path / "a")) == 5
@@ -144,7 +144,7 @@ def test_instances_train_and_are_scored(shapes, tmp_path, task):
 def test_two_processes_train_together(shapes, tmp_path):
     options = {"max_train_steps": 3, "eval_steps": 3, "checkpointing_steps": 3, "num_pictures": 0}
     argv = flags(shapes, tmp_path / "two", per_device_train_batch_size=1, **options)
-    run_together(["training.finetune", *argv], processes=2)
+    run_together(["mpformer_hf.training", *argv], processes=2)
     results = finetune.main(flags(shapes, tmp_path / "one", per_device_train_batch_size=2, **options))
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     assert two["best"]["images"] == results["best"]["images"] == 3
@@ -162,7 +162,7 @@ def test_fsdp_trains_like_ddp_and_resumes(shapes, tmp_path):
     options = {"max_train_steps": 4, "eval_steps": 2, "checkpointing_steps": 3, "num_pictures": 0}
     options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "ema_decay": 0.5}
     ddp, fsdp = (flags(shapes, tmp_path / name, **options) for name in ("ddp", "fsdp"))
-    run_together(["training.finetune", *ddp], processes=2)
+    run_together(["mpformer_hf.training", *ddp], processes=2)
     environment = sharding_environment(ROOT / "training" / "accelerate" / "sharded.yaml")
     command = ["tests.sharded_run", *fsdp]
     told = run_together(command, processes=2, **environment)

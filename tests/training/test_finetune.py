@@ -354,7 +354,7 @@ def test_a_failed_save_leaves_the_old_weights(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
-@pytest.mark.parametrize("module", ["training.finetune", "mpformer_hf.cli.main"])
+@pytest.mark.parametrize("module", ["mpformer_hf.training", "mpformer_hf.cli.main"])
 def test_help_is_readable(module):
     helped = Run([module, *(["evaluate"] if "cli" in module else []), "--help"])
     assert helped.wait() == 0

@@ -53,7 +53,7 @@ def test_two_processes_fine_tune_a_saved_swin(shapes, tmp_path):
     backbone_model("swin").save_pretrained(tmp_path / "model")
     options = {"model_name_or_path": tmp_path / "model", "model_fields": "{}", "max_train_steps": 3, "eval_steps": 3}
     argv = flags(shapes, tmp_path / "out", **options, max_eval_samples=1, per_device_train_batch_size=1)
-    run_together(["training.finetune", *argv], processes=2)
+    run_together(["mpformer_hf.training", *argv], processes=2)
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 3
 
 

@@ -28,7 +28,7 @@ def limited():
 
 
 def test_a_full_disk_ends_training_in_a_sentence(shapes, tmp_path):
-    done = Run(["training.finetune", *flags(shapes, tmp_path / "out", max_train_steps=1)], before=limited)
+    done = Run(["mpformer_hf.training", *flags(shapes, tmp_path / "out", max_train_steps=1)], before=limited)
     assert done.wait() == 1, done.told
     last = done.told.splitlines()[-1]
     assert last.startswith("error: ") and "File too large" in last
@@ -37,7 +37,7 @@ def test_a_full_disk_ends_training_in_a_sentence(shapes, tmp_path):
 
 def test_ctrl_c_ends_training_in_a_word_and_the_run_resumes(shapes, tmp_path):
     argv = flags(shapes, tmp_path / "out", max_train_steps=10_000, eval_steps=10_000, checkpointing_steps=1)
-    process = Run(["training.finetune", *argv])
+    process = Run(["mpformer_hf.training", *argv])
     end = time.monotonic() + 120
     while not list((tmp_path / "out").glob("checkpoint-*")) and time.monotonic() < end:
         time.sleep(0.1)

@@ -9,10 +9,13 @@ from datasets import DatasetDict, load_dataset
 from PIL import Image
 
 import mpformer_hf
+from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.memory import name_of
+from tests.runs import flags
 from tests.tiny import BACKBONES, SIZES
+from training.finetune import main as script
 
 TINY = {
     "model_fields": {"backbone_config": BACKBONES["resnet"].to_dict(), **SIZES},
@@ -24,6 +27,7 @@ TINY = {
     "dataloader_num_workers": 0,
     "max_train_steps": 2,
     "num_pictures": 0,
+    "logging_steps": 1,
 }
 NAMES = {0: "ground", 1: "box"}
 
@@ -49,6 +53,13 @@ def test_train_and_predict(shapes, tmp_path):
     assert run.folder == tmp_path / "run" and run.results["steps"] == 2 and "pq" in run.best
     assert [row["step"] for row in run.log] == [1, 2] and run.evaluations[-1]["step"] == 2
     assert mpformer_hf.Run.open(run).results == run.results
+    assert run.evaluations[-1]["loss"] > 0
+    mpformer(["plot", str(run.folder), str(run.folder), "--output", str(tmp_path / "curves.png")])
+    assert Image.open(tmp_path / "curves.png").width > 500
+    with pytest.raises(SystemExit, match=r"have no score 'ap'; the first one has .*pq"):
+        mpformer(["plot", str(run.folder), "--metric", "ap", "--output", str(tmp_path / "other.png")])
+    with pytest.raises(SystemExit, match=r"curves\.png exists or is no"):
+        mpformer(["plot", str(run.folder), "--output", str(tmp_path / "curves.png")])
     predictor = run.predictor(options=mpformer_hf.InferenceOptions(threshold=0.0))
     image = examples(1, "map")[0][0]
     result = predictor(image)
@@ -111,3 +122,16 @@ def test_flags_are_checked(shapes, tmp_path):
         mpformer_hf.train(str(shapes), output_dir=tmp_path, config="own_data")
     with pytest.raises(ValueError, match="--task: invalid choice: 'things'"):
         mpformer_hf.train(str(shapes), output_dir=tmp_path, task="things")
+
+
+def test_the_script_that_people_copy(shapes, tmp_path, capsys):
+    """It trains, evaluates and saves a model that can be loaded; recipes of `mpformer train` work."""
+    argv = flags(shapes, tmp_path / "out", max_train_steps=3)
+    at = argv.index("--logging_steps")
+    script(argv[:at] + argv[at + 2 :])
+    told = capsys.readouterr().out
+    assert "step 2: loss " in told and "step 3: loss " in told and "pq " in told
+    result = mpformer_hf.Predictor.from_pretrained(str(tmp_path / "out"))(examples(1, "map")[0][0])
+    assert result.task == "panoptic"
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        script(argv[:at] + argv[at + 2 :])

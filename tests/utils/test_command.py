@@ -43,7 +43,7 @@ def test_an_interrupted_program_says_so(capsys):
 
 
 PROGRAMS = {
-    "training.finetune": ["--output_dir", "file"],
+    "mpformer_hf.training": ["--output_dir", "file"],
     "mpformer_hf.cli.main": ["evaluate", "missing", "missing"],
     "mpformer_hf": ["predict", "model", "source", "output"],
     "scripts.datasets.make_shapes_dataset": ["file"],
