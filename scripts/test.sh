@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install into .venv, then lint, format check, types and tests, in as many processes as there are cores, four at most.
+# Install into .venv, then lint, format check, types, the site and tests, in as many processes as there are cores, four at most.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/install.sh "test"
@@ -9,4 +9,5 @@ ruff format --check .
 codespell
 mypy
 zizmor --offline --quiet .github/workflows
+NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --config-file .mkdocs.yml
 python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal "$@"

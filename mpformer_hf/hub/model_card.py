@@ -14,17 +14,40 @@ CARD = """---
 ---
 
 # {title}
+{use}
+## About
 
 {body}
 """
 USE = """
 ## Use
 
-```python
-{imports}from transformers import pipeline
+```bash
+pip install mpformer-hf
+```
 
-segmenter = pipeline("image-segmentation", model="{model}"{trust})
-segmenter("image.jpg")
+```python
+import mpformer_hf
+
+predictor = mpformer_hf.Predictor.from_pretrained("{model}")
+result = predictor("photo.jpg")  # or a URL, a PIL image, an array, a list
+result.draw().save("overlay.png")
+print([(segment.label, segment.score, segment.box) for segment in result])
+```
+"""
+USE_WITH_CODE = """
+## Use
+
+```bash
+pip install "torch>=2.11" "transformers>=5.17" torchvision
+```
+
+```python
+from transformers import pipeline
+
+segmenter = pipeline("image-segmentation", model="{model}", trust_remote_code=True)
+segments = segmenter("photo.jpg")
+print([(segment["label"], segment["score"]) for segment in segments])
 ```
 """
 
@@ -36,8 +59,7 @@ def escape(text: str) -> str:
 
 def use_section(model: str, with_code: bool = False) -> str:
     """How to use a model: by this package, or by the code in its repository (`with_code`)."""
-    imports, trust = ("", ", trust_remote_code=True") if with_code else ("import mpformer_hf\n", "")
-    return USE.format(imports=imports, model=model, trust=trust)
+    return USE_WITH_CODE.format(model=model) if with_code else USE.format(model=model)
 
 
 def replace_use_section(text: str, section: str) -> str:
@@ -61,8 +83,6 @@ def write_card(folder: Path, body: str, title: str | None = None, tags: Sequence
     title = title or folder.resolve().name
     tags = ["mp-former", "mask2former", *tags]
     data = ModelCardData(library_name="transformers", pipeline_tag="image-segmentation", tags=tags, **metadata)
-    text = CARD.format(metadata=data.to_yaml(), title=escape(title), body=body.strip())
-    write_text(
-        text if "\n## Use\n" in text else replace_use_section(text, use_section(f"path/to/{escape(title)}")),
-        folder / "README.md",
-    )
+    use = use_section(f"path/to/{escape(title)}")
+    text = CARD.format(metadata=data.to_yaml(), title=escape(title), use=use, body=body.strip())
+    write_text(text, folder / "README.md")

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult
 
 from ..evaluation.task_metrics import TASK_METRICS, format_score
-from ..hub.model_card import escape, use_section, write_card
+from ..hub.model_card import escape, write_card
 
 BODY = """MP-Former (mask-piloted Mask2Former, CVPR 2023) for {task} segmentation, fine-tuned on `{dataset}` with
 `mpformer-hf`.
@@ -17,7 +17,7 @@ BODY = """MP-Former (mask-piloted Mask2Former, CVPR 2023) for {task} segmentatio
 
 Scores of the best weights (by `{metric}`), after {step} of {steps} optimizer steps. Training took {minutes} minutes
 without evaluation.
-{use}
+
 ## Training
 
 ```json
@@ -54,7 +54,6 @@ def write_run_card(folder: Path, results: dict, arguments: dict, classes: list[s
         step=best["step"],
         steps=results["steps"],
         minutes=round(results["train_seconds"] / 60, 1),
-        use=use_section(f"path/to/{escape(title)}"),
         arguments=json.dumps(arguments, indent=2),
         classes=", ".join(escape(name) for name in classes),
     )
