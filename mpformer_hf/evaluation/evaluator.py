@@ -60,8 +60,12 @@ class EvaluationDataset(Dataset):
         """`inputs` of the model, and lists: `index`, `images` (uint8), `segments`, `sizes` (height, width)."""
         index, images, segments = (list(column) for column in zip(*examples, strict=True))
         targets = targets_of(segments) if self.with_targets else {}
+        try:
+            inputs = dict(self.processor(images, **targets, return_tensors="pt"))
+        except ValueError as error:
+            raise ValueError(f"Row {' or '.join(map(str, index))}: {error}") from error
         return {
-            "inputs": dict(self.processor(images, **targets, return_tensors="pt")),
+            "inputs": inputs,
             "index": index,
             "images": images,
             "segments": segments,

@@ -1,10 +1,12 @@
 """Loading saved models and image processors, with errors in one sentence."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
 from ..model.image_processing_mpformer import MPFormerImageProcessor
@@ -17,6 +19,9 @@ def load_pretrained(cls, name: str, **kwargs):
     Raises:
         ValueError: it cannot be loaded; the message names it and the reason.
     """
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        remedy = "load them with peft's PeftModel, and save model.merge_and_unload()"
+        raise ValueError(f"{name} has LoRA adapters, not a whole model: {remedy}.")
     try:
         return cls.from_pretrained(name, **kwargs)
     except Exception as error:  # broken JSON, truncated safetensors, shapes, network: many types
@@ -37,6 +42,7 @@ def load_weights(name: str, new: tuple[str, ...] = (), **kwargs) -> MPFormerForU
     Raises:
         ValueError: it cannot be loaded, weights are missing, have other shapes or are not finite.
     """
+    check_stored_types(name)
     kwargs = {"dtype": torch.float32, **kwargs}  # that of the images; autocast lowers it where it is used
     model, info = load_pretrained(MPFormerForUniversalSegmentation, name, output_loading_info=True, **kwargs)
     missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
@@ -49,6 +55,20 @@ def load_weights(name: str, new: tuple[str, ...] = (), **kwargs) -> MPFormerForU
     if broken:
         raise ValueError(f"Cannot load {name}: {len(broken)} weights are not finite, such as {broken[0]}.")
     return model
+
+
+def check_stored_types(name: str) -> None:
+    """Check that the weights of a folder are floats; transformers would convert integers.
+
+    Raises:
+        ValueError: some are not.
+    """
+    for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
+        with contextlib.suppress(SafetensorError, OSError), safe_open(file, "pt") as weights:  # reported later
+            for key in weights.keys():  # noqa: SIM118 - it is no mapping
+                kind = weights.get_slice(key).get_dtype()
+                if "F" not in kind and not key.endswith(("num_batches_tracked", "relative_position_index")):
+                    raise ValueError(f"Cannot load {name}: {key} has values of type {kind}, expected floats.")
 
 
 def load_model(name: str, **kwargs) -> MPFormerForUniversalSegmentation:

@@ -160,6 +160,9 @@ class MPFormerConfig(Mask2FormerConfig):
         fields, unused = super().get_config_dict(name, **kwargs)
         if names := unused.get("id2label"):
             fields = {**fields, "id2label": names, "label2id": {label: i for i, label in names.items()}}
+        backbone = fields.get("backbone_config")
+        if isinstance(backbone, dict) and backbone.get("use_pretrained_backbone"):  # its weights are in the file
+            fields = {**fields, "backbone_config": {**backbone, "use_pretrained_backbone": False}}
         if fields.get("model_type") == Mask2FormerConfig.model_type:
             fields = {**fields, "model_type": cls.model_type}
         return fields, unused

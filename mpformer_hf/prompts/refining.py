@@ -33,6 +33,7 @@ from ..utils.files import check_new_folder, lock_folder, read_json, write_json
 from ..utils.progress import progress
 from .arguments import RefinementArguments
 
+LARGEST = 1e7  # pixels
 CHANGED = ("segmentation", "area", "bbox", "score", "predicted_category")
 
 
@@ -49,7 +50,11 @@ def prompt_of(annotation: dict, size: tuple[int, int], boxes_only: bool) -> tupl
         if decoded.any():
             return decoded.to(torch.uint8), torch.tensor([0.0, 0.0, size[1], size[0]])
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
+    if (
+        not isinstance(box, list)
+        or len(box) != 4
+        or not all(isinstance(x, (int, float)) and abs(x) < LARGEST for x in box)
+    ):
         raise ValueError("has neither a mask nor a box")
     x, y, width, height = box
     given = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32)

@@ -32,7 +32,8 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints(output: Path) -> list[Path]:
     """Checkpoints of a run by ascending step; they may be damaged."""
-    folders = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    numbered = (path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+    folders = [path for path in numbered if path.name.isascii() and path.is_dir()]
     return sorted(folders, key=step_of)
 
 
@@ -120,7 +121,13 @@ def save_checkpoint(
     if accelerator.is_main_process:
         remove(temporary)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    try:
+        accelerator.save_state(str(temporary))
+    except (OSError, RuntimeError) as error:  # of a full disk, of several kinds
+        remove(temporary)
+        free = shutil.disk_usage(output).free >> 20
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{final} could not be saved, {free} MiB are free on its disk: {reason}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json({**state, "random_state": random_state()}, temporary / STATE)
@@ -169,6 +176,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: MovingAvera
             ema.module.load_state_dict(load_file(checkpoint / EMA))
     except Exception as error:  # whatever torch, safetensors and accelerate raise for files that they do not accept
         raise ValueError(f"{checkpoint} could not be loaded: {next(iter(str(error).splitlines()), error)}") from error
+    for model in accelerator._models:
+        for key, weight in model.state_dict().items():
+            if weight.is_floating_point() and not torch.isfinite(weight).all():
+                raise ValueError(f"{checkpoint} has weights that are not finite, such as {key}.")
     state = read_state(checkpoint)
     saved = state.pop("random_state")
     if accelerator.is_main_process and random_state() != saved:  # accelerate does not report such a failure
@@ -194,3 +205,21 @@ def save_model(model: MPFormerForUniversalSegmentation, processor: MPFormerImage
             file.replace(folder / file.name)
     finally:
         remove(temporary)
+
+
+def check_space(output: Path, parameters: int, checkpoints_kept: int) -> None:
+    """Check that the disk has room for the files of a run, before its first step.
+
+    Args:
+        output: the output folder.
+        parameters: number of parameters of the model.
+        checkpoints_kept: number of checkpoints at one time; each has weights and the two moments of AdamW.
+
+    Raises:
+        ValueError: it has not.
+    """
+    needed = 4 * parameters * (2 + 1 + 3 * checkpoints_kept)  # best, last, one that is being written
+    free = shutil.disk_usage(output).free
+    if needed > free:
+        room = f"{needed / 2**30:.1f} GiB for its weights and checkpoints, {free / 2**30:.1f} GiB are free"
+        raise ValueError(f"The run needs {room} on the disk of {output}: choose another one, or --save_total_limit 1.")

@@ -377,7 +377,8 @@ class FineTuner:
         score = self.results["last"][self.metric]
         better = score is not None and (self.best is None or score > self.best or score == self.best == 0)
         if "best" not in self.results or better:
-            self.processor.threshold = self.results["last"].get("threshold", self.processor.threshold)
+            if (threshold := self.results["last"].get("threshold")) is not None:
+                self.processor.threshold = threshold
             self.best, self.evaluations_since_best = score, 0
             self.results["best"] = self.results["last"]
             if self.accelerator.is_main_process:  # an interruption must not leave new weights with the old score

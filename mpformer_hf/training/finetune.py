@@ -29,7 +29,7 @@ from .arguments import Arguments, parse_arguments
 from .batches import SeededSampler, StreamSampler, TrainingDataset
 from .building import build_model, build_processor, find_preprocessing
 from .card import write_run_card
-from .checkpoints import delete_old, find_checkpoint, read_state, step_of
+from .checkpoints import check_space, checkpoints, delete_old, find_checkpoint, read_state, step_of
 from .engine import FineTuner, StepOutOfMemory, count_steps, images_per_step, run_epochs
 from .extensions import own_metrics, own_transform, replace_parts
 from .run_folder import ARGUMENTS, RESULTS, check_arguments, check_unfinished, lock_run, prepare_folder, truncate_logs
@@ -89,8 +89,20 @@ def finetune(args: Arguments) -> dict:
             stack.callback(lock_run(run_args.output_dir).release)
             prepare_folder(Path(run_args.output_dir), flags, run_args.resume_from_checkpoint)
         accelerator.wait_for_everyone()
-        start = train_in_memory if speed.find_batch_size else train
-        return start(args, accelerator, flags, Path(run_args.output_dir))
+        start, output = train_in_memory if speed.find_batch_size else train, Path(run_args.output_dir)
+        try:
+            return start(args, accelerator, flags, output)
+        except KeyboardInterrupt:
+            accelerator.print(describe_rest(output))
+            raise
+
+
+def describe_rest(output: Path) -> str:
+    """What an interrupted run leaves, and how to go on."""
+    kept = checkpoints(output)
+    if not kept:
+        return f"There is no checkpoint in {output}: --checkpointing_steps N saves them."
+    return f"{kept[-1]} is kept: give the same command with --resume_from_checkpoint latest to go on."
 
 
 def train_in_memory(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) -> dict:
@@ -156,6 +168,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
         logger.warning("%s", crowding)
     processor = build_processor(data, args.transforms, train_split.labels, find_preprocessing(args.model))
     length = None if data.streaming else len(train_split)
+    kept = run_args.save_total_limit + 1 if run_args.checkpointing_steps else 0
+    check_space(output, model.num_parameters(), kept)
     accelerator.print(f"{model.num_parameters():,} parameters, {length or 'streamed'} training images")
     set_seed(run_args.seed, device_specific=True)
 

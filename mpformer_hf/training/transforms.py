@@ -17,6 +17,25 @@ IMAGE_FILL = 128
 LONG_RUN = 50  # epochs
 
 
+class ScaleJitter(v2.ScaleJitter):
+    """torchvision's, but no side of a long image disappears."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return at_least_one_pixel(super().make_params(flat_inputs))
+
+
+class RandomShortestSize(v2.RandomShortestSize):
+    """torchvision's, but no side of a long image disappears."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return at_least_one_pixel(super().make_params(flat_inputs))
+
+
+def at_least_one_pixel(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a transform whose `size` has no zero."""
+    return {**params, "size": tuple(max(1, side) for side in params["size"])}
+
+
 class CategoryCappedCrop(v2.Transform):
     """Random crop in which no class covers more than a share of the labelled pixels; after ten tries any crop.
 
@@ -86,11 +105,11 @@ def build_transform(args: TransformArguments, own: Callable | None = None) -> v2
     size = height, width
     steps: list = []
     if args.augmentation == "lsj":
-        steps = [v2.ScaleJitter(size, tuple(args.scale_range), antialias=True), CategoryCappedCrop(size, 1.0)]
+        steps = [ScaleJitter(size, tuple(args.scale_range), antialias=True), CategoryCappedCrop(size, 1.0)]
     elif args.augmentation == "crop":
         edges = args.shortest_edges or [int(size[0] * factor / 10) for factor in range(5, 21)]
         steps = [
-            v2.RandomShortestSize(edges, max_size=args.longest_edge, antialias=True),
+            RandomShortestSize(edges, max_size=args.longest_edge, antialias=True),
             CategoryCappedCrop(size, args.max_category_share),
         ]
     if args.color_jitter:

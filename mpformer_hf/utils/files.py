@@ -95,6 +95,14 @@ def write_json(content, path: Path, indent: int | None = 2) -> None:
     write_text(json.dumps(content, indent=indent) + "\n", path)
 
 
+def refuse_constant(name: str) -> None:
+    """
+    Raises:
+        ValueError: always; Python reads NaN and Infinity, which are not JSON.
+    """
+    raise ValueError(f"it has the value {name}, which is not JSON")
+
+
 def read_json(path: Path):
     """Content of a JSON file.
 
@@ -102,7 +110,7 @@ def read_json(path: Path):
         ValueError: it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 

@@ -106,3 +106,13 @@ def test_automatic_augmentation_is_light_for_short_runs():
     assert choose_augmentation(args, 7, SizeDict(max_height=96, max_width=64)).shortest_edges == [64]
     with pytest.raises(ValueError, match="image size has no shortest edge; give --eval_shortest_edge"):
         choose_augmentation(args, 7, SizeDict(longest_edge=64))
+
+
+@pytest.mark.parametrize("shape", [(3000, 12), (12, 3000)])
+@pytest.mark.parametrize("augmentation", ["lsj", "crop"])
+def test_no_side_of_a_long_image_disappears(shape, augmentation):
+    """At a tenth of its size, the short side of such an image is less than a pixel."""
+    args = TransformArguments(augmentation, [32, 32], [0.1, 0.1], shortest_edges=[1], longest_edge=64)
+    image, segments = torch.zeros(3, *shape, dtype=torch.uint8), torch.ones(shape, dtype=torch.int32)
+    found, map_ = augment(build_transform(args), image, segments, {1: 0})
+    assert found.shape == (3, 32, 32) and map_.shape == (32, 32)
