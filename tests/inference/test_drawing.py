@@ -8,15 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mpformer_hf import MPFormerImageProcessor, draw_segmentation
 from mpformer_hf.cli.main import main as mpformer
-from mpformer_hf.inference.drawing import (
-    PALETTE,
-    READABLE,
-    SHADES,
-    class_color,
-    free_place,
-    instance_shades,
-    write_captions,
-)
+from mpformer_hf.inference.captions import free_place, write_captions
+from mpformer_hf.inference.drawing import PALETTE, READABLE, SHADES, class_color, instance_shades
+from mpformer_hf.inference.mask_parts import contour, part_of, touches
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 
@@ -42,7 +36,7 @@ def instances(masks, label=0):
 
 def test_touching_instances_of_one_class_have_different_colours_and_contours():
     masks = [rectangle(100, 300, x, x + 100) for x in range(100, 500, 100)] + [rectangle(400, 500, 600, 700)]
-    shades = instance_shades(masks)
+    shades = instance_shades([part_of(mask, 3) for mask in masks])
     assert all(one != other for one, other in pairwise(shades[:4])) and shades[4] == 0
     drawn = np.asarray(draw_segmentation(Image.new("RGB", (800, 600)), instances(masks), {0: "cell"}, legend=False))
     inside = {tuple(drawn[120, x]) for x in (150, 250)}
@@ -65,7 +59,7 @@ def test_captions_do_not_cover_each_other_or_small_objects():
             drawn.append(box)
             super().rectangle(box, **options)
 
-    write_captions(Pen(image), [(mask, "cell 0.90") for mask in masks], image.size, font)
+    write_captions(Pen(image), [(part_of(mask, 3), "cell 0.90") for mask in masks], image.size, font)
     assert len(drawn) == 8
     for index, (left, top, right, bottom) in enumerate(drawn):
         assert 0 <= left < right <= 400 and 0 <= top < bottom <= 300
@@ -99,3 +93,32 @@ def test_sizes_are_compared():
         Image.new("RGB", (800, 600)), instances([]) | {"segmentation": np.zeros((0, 600, 800))}, {}
     )
     assert nothing.size == (800, 600)
+
+
+def test_contours_and_neighbours_by_parts_are_those_of_whole_masks():
+    """Against squares around all pixels, on blobs that reach the borders."""
+    generator = np.random.default_rng(0)
+    masks = []
+    for _ in range(12):
+        y, x, height, width = generator.integers(0, 50, 2).tolist() + generator.integers(1, 20, 2).tolist()
+        mask = np.zeros((60, 64), dtype=bool)
+        mask[max(0, y - 5) : y + height, max(0, x - 5) : x + width] = generator.random() < 2
+        mask &= generator.random(mask.shape) < 0.9
+        masks.append(mask)
+
+    def near(mask, reach):
+        rows, columns = np.nonzero(mask)
+        found = np.zeros_like(mask)
+        for row, column in zip(rows, columns, strict=True):
+            found[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1] = True
+        return found
+
+    for mask in masks:
+        part = part_of(mask, 6)
+        found = np.zeros_like(mask)
+        found[part.window] = contour(part, 2)
+        assert np.array_equal(found, mask & near(~mask, 2))
+        for other in masks:
+            assert touches(part, part_of(other, 6)) == (near(mask, 3) & other).any()
+    empty = part_of(np.zeros((9, 9), dtype=bool), 3)
+    assert not contour(empty, 1).any() and not touches(empty, part_of(masks[0], 3))
