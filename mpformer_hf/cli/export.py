@@ -21,6 +21,7 @@ with ranges of the `--calibration` images. `scripts/run_onnx.py` is a program wi
 """
 
 import logging
+import sys
 import warnings
 
 from ..export.arguments import ExportArguments
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> None:
     from ..export.exporter import export
 
     warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mpformer_hf").setLevel(logging.INFO)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     difference, smallest = export(

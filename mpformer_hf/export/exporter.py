@@ -271,13 +271,17 @@ def export(
         calibration_images(calibration)
     if file.suffix == ".onnx":
         require_onnx()
+    logger.info("Loading %s.", name)
     loaded, processor = load_model(name), load_processor(name)
     metadata = describe(name, processor, loaded.config.id2label)
     plain = ExportableModel(loaded)
     model: Exportable = EndToEndModel(plain, processor, detections) if with_postprocessing else plain
+    logger.info("Tracing the model, and comparing the file with it; this takes minutes for large models.")
     with write_atomically(file) as temporary:
         check = partial(save_and_compare, model, file=temporary, metadata=metadata)
         exported = export_program(model, height, width, check)
+        if precision != "fp32":
+            logger.info("Converting the file to %s.", precision)
         if precision == "fp16":
             convert_to_half(temporary)
         elif calibration is not None:  # int8
