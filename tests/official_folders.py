@@ -289,6 +289,13 @@ def cvat(folder: Path) -> Path:
     return folder
 
 
+def labelme_without_background(folder: Path) -> Path:
+    """`labelme` with a list of classes, so that what no shape covers is void."""
+    labelme(folder)
+    (folder / "labels.txt").write_text("car\nsky\n")
+    return folder
+
+
 def labelme(folder: Path) -> Path:
     """A polygon, a mask with the same group (one object), a rectangle; a line without area and an ignored shape."""
     for name in ("a", "b"):

@@ -1,12 +1,12 @@
 """Export the inference model for use without transformers: to ONNX or torch.export.
 
 mpformer export outputs/yours model.onnx
-mpformer export outputs/yours model.onnx --with-postprocessing
+mpformer export outputs/yours model.onnx --with_postprocessing
 mpformer export outputs/yours model_int8.onnx --precision int8 --calibration photos/
 mpformer export outputs/yours model.pt2 --height 512 --width 1024
 
 Input: `pixel_values` `[batch, 3, height, width]`, as the image processor makes it. Outputs: `class_queries_logits` and
-`masks_queries_logits`. With `--with-postprocessing` the input is `image`, uint8 of the same shape, and the outputs are
+`masks_queries_logits`. With `--with_postprocessing` the input is `image`, uint8 of the same shape, and the outputs are
 results at its size: `segmentation` (semantic); `scores`, `labels`, `masks` (instance, a fixed number); `segmentation`,
 `scores`, `labels` (panoptic: segment i is query i - 1, whose score is not 0). Class names, normalisation, sizes and
 thresholds are in the metadata of the file; the image processor is saved beside it, as `NAME_processor/`.

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from .. import __version__
 from ..utils.command import run_command
 
 COMMANDS = {
@@ -39,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     usage = USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] == ["--version"]:
+        print(__version__)
+    elif not argv or argv[0] in ("-h", "--help"):
         print(usage, end="")
     elif argv[0] not in COMMANDS:
         sys.exit(f"{usage}\nerror: unknown command {argv[0]!r}")

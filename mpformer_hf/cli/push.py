@@ -1,9 +1,9 @@
 """Publish a saved MP-Former on the Hub.
 
 mpformer push outputs/yours you/your-model
-mpformer push outputs/yours you/your-model --with-code --private
+mpformer push outputs/yours you/your-model --with_code --private
 
-Users of the model install this package, unless `--with-code` uploads the code with the weights:
+Users of the model install this package, unless `--with_code` uploads the code with the weights:
 `pipeline("image-segmentation", model="you/your-model", trust_remote_code=True)`. A push is one commit; a failed push
 leaves the repository unchanged. Log in first with `hf auth login`.
 """

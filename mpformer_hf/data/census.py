@@ -36,6 +36,7 @@ class ImageFacts:
         crowds: number of crowds.
         empty: number of objects without a pixel.
         void: share of pixels without a class.
+        pages: of the file, of which the first is used.
     """
 
     size: tuple[int, int]
@@ -46,6 +47,7 @@ class ImageFacts:
     crowds: int
     empty: int
     void: float
+    pages: int = 1
 
 
 @dataclass
@@ -113,6 +115,9 @@ class Census:
         long = [fact.size for fact in facts if max(fact.size) > LONG * min(fact.size)]
         if long:
             yield f"{len(long)} images are long and narrow, such as {long[0][1]}x{long[0][0]}: cut them into tiles"
+        pages = [fact.pages for fact in facts if fact.pages > 1]
+        if pages:
+            yield f"{len(pages)} images have several pages or frames (up to {max(pages)}), of which the first is used"
         dark = [fact.largest for fact in facts if fact.largest is not None and fact.largest < TWELVE_BITS]
         if dark:
             yield (
@@ -131,7 +136,8 @@ class Census:
             return None
         return (
             f"{len(crowded)} of {len(self.facts)} images have more objects (up to {max(crowded)}) than the model has "
-            f"queries ({queries}): raise num_queries and max_detections, or cut the images into tiles."
+            f"queries ({queries}): give --model_fields '{{\"num_queries\": N}}' and --max_detections N, or cut the "
+            "images into tiles."
         )
 
 
@@ -144,14 +150,14 @@ def facts_of(dataset, index: int) -> ImageFacts:
     row = dataset.rows[index]
     image, segments = dataset.decode(row, index)
     with open_header(dataset.source(row[dataset.image_column])) as file:
-        mode, turned = file.mode, file.getexif().get(ORIENTATION, 1) != 1
+        mode, pages, turned = file.mode, getattr(file, "n_frames", 1), file.getexif().get(ORIENTATION, 1) != 1
         largest = int(np.array(file).max()) if mode in SIXTEEN_BITS else None
     height, width = image.shape[1:]
     found = dict(zip(*(values.tolist() for values in segments.map.unique(return_counts=True)), strict=True))
     areas = [(label, found.get(segment, 0)) for segment, label in segments.classes.items()]
     areas = [(label, area) for label, area in areas if area]
     void = 1 - covered(segments) / (height * width)
-    return ImageFacts((height, width), mode, turned, largest, areas, len(segments.crowds), segments.empty, void)
+    return ImageFacts((height, width), mode, turned, largest, areas, len(segments.crowds), segments.empty, void, pages)
 
 
 def covered(segments: Segments) -> int:
@@ -174,7 +180,7 @@ def take_census(dataset, task: str, sample: int | None = SAMPLED) -> Census:
             255 do.
     """
     number = len(dataset)
-    listed = not LISTS.isdisjoint(dataset.rows.column_names)
+    listed = task == "instance" or (task != "semantic" and not LISTS.isdisjoint(dataset.rows.column_names))
     census = Census(number, dataset.labels.names, listed, task == "semantic")
     first = list(range(0, number, -(-number // min(sample or number, number))))
     order = [*first, *sorted(set(range(number)) - set(first))]

@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor
 
 from ..model.images import open_image, read_size, to_rgb
-from ..utils.files import IMAGE_SUFFIXES
+from ..utils.files import IMAGE_SUFFIXES, check_inside, reading_inside
 from ..utils.progress import progress
 from .arguments import MEMORY, DataArguments
 from .labels import Labels, describe_difference, read_labels
@@ -181,20 +181,6 @@ def roots_of(args: DataArguments) -> tuple[str, ...] | None:
     return tuple(os.path.realpath(folder) for folder in (*own, HF_DATASETS_CACHE, HF_HUB_CACHE))
 
 
-def check_inside(path: str, roots: tuple[str, ...] | None) -> None:
-    """Check that a file that a dataset names belongs to the dataset.
-
-    Raises:
-        ValueError: it is in none of the folders.
-    """
-    if roots is None:
-        return
-    real = os.path.realpath(path)
-    if not any(os.path.commonpath((real, root)) == root for root in roots):
-        where = "is" if real == path else f"leads to {real},"
-        raise ValueError(f"{path} {where} outside of the dataset {roots[0]}; --allow_outside_files reads such files")
-
-
 def without_decoding(rows: Dataset) -> Dataset:
     """A split whose images are decoded by `SegmentationDataset`, which reports errors with row and file."""
     for column, feature in (rows.features or {}).items():
@@ -237,7 +223,7 @@ def open_dataset(
         rows, image_column = load_split(args, source)
         label_column, categories = find_label_column(args, rows, image_column), None
     own = read_labels(args, rows, label_column, categories) if labels is None or categories is not None else labels
-    if labels is not None and (own.names, own.category_to_class) != (labels.names, labels.category_to_class):
+    if labels is not None and not same_classes(own, labels, args):
         raise ValueError(
             f"The categories of split {split!r} of {args.dataset_name} are not those of {args.train_split!r}: "
             f"{describe_difference(own, labels)}."
@@ -276,6 +262,12 @@ def open_dataset(
     return dataset
 
 
+def same_classes(own: Labels, other: Labels, args: DataArguments) -> bool:
+    """Whether two splits have the same classes. With `id2label` their categories may have other ids."""
+    same_ids = own.category_to_class == other.category_to_class
+    return own.names == other.names and (same_ids or args.id2label is not None)
+
+
 def open_folder(args: DataArguments, split: str) -> FolderSplit | None:
     """A split of a local folder in a layout of its own; None for datasets in the Hub's layout.
 
@@ -283,7 +275,13 @@ def open_folder(args: DataArguments, split: str) -> FolderSplit | None:
         ValueError: the folder cannot be read, or flags have no effect on its layout.
     """
     if not args.dataset_name:
-        raise ValueError("--dataset_name is missing: a Hub name or a local folder.")
+        raise ValueError("DATA is missing: a Hub name or a local folder.")
+    with reading_inside(roots_of(args)):
+        return read_folder(args, split)
+
+
+def read_folder(args: DataArguments, split: str) -> FolderSplit | None:
+    """See `open_folder`."""
     layout = find_layout(args.dataset_name, args.task)
     if layout is None:
         return None
@@ -444,7 +442,11 @@ def read_paths(rows: Dataset, folder: str) -> Dataset:
 
 def with_folder(row: dict, folder: str, name: str) -> dict:
     """The path of an image with its folder before it."""
-    return {name: os.path.join(folder, row[name])}
+    value = row[name]
+    if value is None:
+        return {name: None}
+    value = value.replace("\\", "/")
+    return {name: os.path.join(folder, value)} | ({} if "file_name" in row else {"file_name": value})
 
 
 def webdataset_names(columns: list[str]) -> dict[str, str]:

@@ -153,6 +153,8 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         names = check_names(content, f"id2label.json of {args.dataset_name}")
     void = frozenset(category["id"] for category in categories or () if category.get("void"))
     categories = categories and [category for category in categories if category["id"] not in void]
+    if categories is not None:
+        check_different(categories, args.dataset_name)
     if names is None and categories is not None:
         names = {category["id"]: category["name"] for category in categories}
     if names is None and (listed := feature_names(rows, label_column)):
@@ -161,13 +163,9 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     if names is None:
         raise ValueError(f"{args.dataset_name} has no class names: give --id2label, a JSON file of id to name.")
     names = {int(category): name for category, name in names.items()}
-    for category in categories or []:
-        other = names.get(category["id"], category["name"])
-        if other != category["name"] and not args.id2label:
-            raise ValueError(
-                f"{args.dataset_name} has two names for class {category['id']}: {other!r} in id2label.json and "
-                f"{category['name']!r} in its categories."
-            )
+    order = list(dict.fromkeys(names[category] for category in sorted(names)))
+    if categories is not None:
+        names = names_of_categories(names, categories, args)
     if args.do_reduce_labels and "semantic_class_to_id" in rows.column_names and not args.id2label:
         names = {category - 1: name for category, name in names.items() if category > 0}
     things = find_things(args, rows, categories)
@@ -187,17 +185,56 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if twice:
         raise ValueError(f"{args.dataset_name} has classes of the same name: {', '.join(twice)}.")
-    category_to_class = {category: index for index, category in enumerate(sorted(names))}
+    kept = [name for name in order if name in names.values()]
+    category_to_class = {category: kept.index(names[category]) for category in sorted(names)}
     if args.task == "instance":
         things = set(names)
-    palette: list[Any] = [colors.get(category) for category in sorted(names)] or [None]
+    by_class = sorted(names, key=category_to_class.__getitem__)
+    palette: list[Any] = [colors.get(category) for category in by_class] or [None]
     return Labels(
-        names=[names[category] for category in sorted(names)],
+        names=kept,
         category_to_class=category_to_class,
         things={category_to_class[category] for category in things or () if category in category_to_class},
         ignored_categories=ignored_categories,
         palette=None if None in palette else palette,
     )
+
+
+def check_different(categories: list[dict], dataset: str) -> None:
+    """
+    Raises:
+        ValueError: two categories have one id, such as one colour of a table.
+    """
+    names: dict[int, str] = {}
+    for category in categories:
+        if names.setdefault(category["id"], category["name"]) != category["name"]:
+            both = f"{names[category['id']]!r} and {category['name']!r}"
+            raise ValueError(f"{dataset} has two classes of one id or colour: {both}.")
+
+
+def names_of_categories(names: dict[int, str], categories: list[dict], args: DataArguments) -> dict[int, str]:
+    """Names by the ids of annotations that have names themselves. Given names are in the order of the classes, and are
+    those of the same name; without any common name they rename the categories by id. A given name without a category,
+    which another split may have, gets an id of its own. Categories with `by_name` have ids without a meaning of their
+    own, such as colours.
+
+    Raises:
+        ValueError: some names are the same, but not those of all categories.
+    """
+    own = {category["id"]: category["name"] for category in categories}
+    by_name = bool(args.id2label) or all(category.get("by_name") for category in categories)
+    for category, name in own.items():
+        if not by_name and names.get(category, name) != name:
+            both = f"{names[category]!r} in id2label.json and {name!r} in its categories"
+            raise ValueError(f"{args.dataset_name} has two names for class {category}: {both}.")
+    if set(own.values()) <= set(names.values()):
+        free = max(own, default=-1) + 1
+        absent = [name for name in dict.fromkeys(names.values()) if name not in own.values()]
+        return {**own, **{free + index: name for index, name in enumerate(absent)}}
+    if set(own.values()) & set(names.values()) or set(own) - set(names):
+        unknown = next(name for name in own.values() if name not in names.values())
+        raise ValueError(f"{args.dataset_name} has the class {unknown!r}, which the given names do not have.")
+    return {category: names[category] for category in own}
 
 
 def read_color(color) -> tuple[int, int, int] | None:

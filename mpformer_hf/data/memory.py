@@ -12,6 +12,7 @@ from ..model.images import to_image_tensor
 from ..model.label_maps import compress_counts, encode_rle
 from .arguments import MEMORY
 from .segments import as_png
+from .split_names import names_of_split
 
 SPLITS: dict[str, Mapping[str, Dataset]] = {}
 
@@ -45,8 +46,13 @@ def find_split(name: str, split: str) -> Dataset:
     """
     if name not in SPLITS:
         raise ValueError(f"{name} was a dataset in the memory of another process.")
+    others = [key for key in SPLITS[name] if key in names_of_split(split)]
+    if split not in SPLITS[name] and len(others) == 1:
+        return SPLITS[name][others[0]]
     if split not in SPLITS[name]:
-        raise ValueError(f"The dataset in memory has no split {split!r}, only {', '.join(SPLITS[name])}.")
+        known = ", ".join(SPLITS[name])
+        hint = "give validation_share=0.2, or a mapping of splits" if len(SPLITS[name]) == 1 else "see eval_split"
+        raise ValueError(f"The dataset in memory has no split {split!r}, only {known}; {hint}.")
     return SPLITS[name][split]
 
 
@@ -54,6 +60,8 @@ def as_dataset(split: Any, name: str) -> Dataset:
     """A split as rows of the Hub's layouts, see `name_of`."""
     if isinstance(split, Dataset):
         return split
+    if not hasattr(split, "__len__") or not hasattr(split, "__getitem__"):
+        raise ValueError(f"{name} is a {type(split).__name__}, expected a datasets.Dataset or a sequence of examples.")
     rows = []
     for index in range(len(split)):
         example = split[index]
@@ -77,9 +85,14 @@ def as_row(image: Any, target: Any, labels: Any = None) -> dict:
         if values.size and not 0 <= values.min() <= values.max() < 65536:
             raise ValueError(f"the label map has values from {values.min()} to {values.max()}, expected 0 to 65535")
         return {"image": as_png(pixels), "label": as_png(values.astype(np.uint8 if values.max() < 256 else np.uint16))}
-    ids = np.asarray(labels).tolist()
+    given = np.asarray(labels)
+    if given.ndim != 1 or not (np.issubdtype(given.dtype, np.integer) or given.size == 0):
+        raise ValueError(f"labels are {given.dtype} {given.shape}, expected a list of integers")
+    ids = given.tolist()
     if values.shape != (len(ids), *pixels.shape[:2]):
         raise ValueError(f"masks are {values.shape}, expected {(len(ids), *pixels.shape[:2])} for {len(ids)} labels")
+    if values.dtype != bool and not np.isin(values, (0, 1)).all():
+        raise ValueError(f"masks have values from {values.min()} to {values.max()}, expected booleans, or 0 and 1")
     objects = []
     for mask, label in zip(values, ids, strict=True):
         rle = encode_rle(mask != 0)

@@ -45,8 +45,11 @@ def read_map(image) -> np.ndarray:
     Raises:
         ValueError: it has neither one nor three channels, is not of integers, or is a JPEG.
     """
-    if getattr(image, "format", None) == "JPEG":
-        raise ValueError("the label is a JPEG, whose compression changes ids; label images must be lossless (PNG)")
+    kind = getattr(image, "format", None)
+    if kind in ("JPEG", "WEBP", "AVIF", "JPEG2000"):
+        raise ValueError(f"the label is a {kind}, whose compression may change ids; label images must be PNG or TIFF")
+    if getattr(image, "n_frames", 1) > 1:
+        raise ValueError(f"the label has {image.n_frames} pages; label images must have one")
     values = np.array(image)
     if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
         raise ValueError(f"the label has values of type {values.dtype}, expected integers")

@@ -1,10 +1,12 @@
 """Images to train on and images to evaluate on, where a dataset has one split only."""
 
 import logging
+import os
 from pathlib import Path
 
 from datasets import Dataset
 
+from ..utils.files import reading_inside
 from .arguments import DataArguments
 from .layouts.registry import find_layout
 
@@ -33,8 +35,11 @@ def check_splits(args: DataArguments) -> None:
     """
     if not args.dataset_name or args.validation_share or args.train_split == args.eval_split:
         return
-    layout, folder = find_layout(args.dataset_name, args.task), Path(args.dataset_name)
-    if layout is not None:
+    roots = None if args.allow_outside_files else (os.path.realpath(args.dataset_name),)
+    with reading_inside(roots):
+        layout, folder = find_layout(args.dataset_name, args.task), Path(args.dataset_name)
+        if layout is None:
+            return
         train, evaluation = (layout.source(folder, s, args.task) for s in (args.train_split, args.eval_split))
         if train == evaluation:
             raise ValueError(

@@ -34,7 +34,7 @@ def check(data: DataArguments, args: CheckArguments) -> None:
             print(f"  look: {doubt}.")
     for first, other in zip(splits.values(), list(splits.values())[1:], strict=False):
         warn_of_common_images(first, other)
-    print(f"{doubts or 'no'} thing{'' if doubts == 1 else 's'} to look at")
+    print(f"{doubts} thing{'' if doubts == 1 else 's'} to look at" if doubts else "nothing looks wrong")
     if not args.output:
         return
     with write_new_folder(Path(args.output)) as folder:

@@ -45,6 +45,8 @@ from .windows import (
 )
 
 logger = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES |= {"bf16": torch.bfloat16, "fp16": torch.float16}
 POSTPROCESS = {task: f"post_process_{task}_segmentation" for task in ("semantic", "instance", "panoptic")}
 MIN_VIEW_IOU = 0.5  # queries of two views with a smaller one are not of one object
 
@@ -96,7 +98,11 @@ class Predictor:
         Raises:
             ValueError: it cannot be loaded.
         """
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        if unknown := sorted(set(kwargs) - {"revision", "token", "cache_dir", "local_files_only"}):
+            raise ValueError(f"Unknown argument {unknown[0]}; threshold, window, ... are fields of InferenceOptions.")
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         model = load_model(name, dtype=dtype, **kwargs).to(PartialState().device if device is None else device)
         compile_model(model, "blocks" if compile else "none")
         return cls(model, load_processor(name, **kwargs), task, options)
@@ -121,7 +127,7 @@ class Predictor:
         Raises:
             ValueError: an image is of another kind, or too narrow for the processor's size.
         """
-        if isinstance(images, Iterator):
+        if isinstance(images, Iterator) and not hasattr(images, "read"):  # a file is an iterator of lines
             return (self(image) for image in images)
         if not isinstance(images, (list, tuple)):
             return self([images])[0]

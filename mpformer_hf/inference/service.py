@@ -23,7 +23,7 @@ from .result import Result
 logger = logging.getLogger(__name__)
 KEEP_ALIVE, SHUTDOWN = 10, 30  # seconds
 DECODED = 10  # images of the largest size that may be decoded and wait
-CONNECTIONS = 8  # for each request that may wait
+CONNECTIONS = 1000  # open ones at least; beyond, uvicorn answers 503
 POLL = 0.25  # seconds between two looks whether a client is still there
 GONE = 499  # status of requests whose client has gone, which nobody sees
 FORMATS = ("json", "coco", "labelme", "overlay")
@@ -43,7 +43,7 @@ class Limits:
     pixels: int = 12_000_000
     waiting: int = 64
     batch: int = 4
-    seconds: float = 60.0
+    seconds: float = 20.0
 
 
 class BatchWorker:
@@ -96,7 +96,7 @@ class BatchWorker:
 
 
 class Admission:
-    """Requests and pixels that are decoded and wait; places are taken before an image is decoded.
+    """Requests that are read or wait, and pixels that are decoded; places are taken before anything is read.
 
     Args:
         limits: of the service.
@@ -105,22 +105,25 @@ class Admission:
     def __init__(self, limits: Limits):
         self.limits, self.requests, self.pixels = limits, 0, 0
 
-    def enter(self, pixels: int) -> None:
-        """Take a place.
+    def enter(self) -> None:
+        """Take the place of a request.
 
         Raises:
             HTTPException: there is none.
         """
-        most = self.limits.waiting + self.limits.batch
-        if self.requests >= most or (self.requests and self.pixels + pixels > DECODED * self.limits.pixels):
+        if self.requests >= self.limits.waiting + self.limits.batch:
             raise HTTPException(503, f"{self.requests} requests are waiting; try again later")
         self.requests += 1
-        self.pixels += pixels
 
-    def leave(self, pixels: int) -> None:
-        """Give a place back."""
-        self.requests -= 1
-        self.pixels -= pixels
+    def decode(self, pixels: int) -> None:
+        """Take the place of an image.
+
+        Raises:
+            HTTPException: too many pixels are decoded.
+        """
+        if self.pixels and self.pixels + pixels > DECODED * self.limits.pixels:
+            raise HTTPException(503, f"{self.requests} requests are waiting; try again later")
+        self.pixels += pixels
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -129,8 +132,11 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     Raises:
         HTTPException: it is a form, is too large or too slow; the rest is not read.
     """
-    if request.headers.get("content-type", "").startswith("multipart/"):
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
         raise HTTPException(415, "send the bytes of the image as they are (curl --data-binary), not as a form")
+    stated = request.headers.get("content-length", "0")
+    if stated.isdecimal() and int(stated) > limits.body:
+        raise HTTPException(413, f"the request has more than {limits.body} bytes")
     content = bytearray()
 
     async def read() -> None:
@@ -225,15 +231,19 @@ def make_app(predictor: Predictor, id2label: dict[int, str], limits: Limits) -> 
         if unknown or form not in FORMATS:
             what = f"parameter {unknown[0]!r}" if unknown else f"format {form!r}"
             raise HTTPException(422, f"unknown {what}; known is format={'|'.join(FORMATS)}")
-        content = await read_body(request, limits)
-        pixels = in_one_sentence(size_in_pixels, content)
-        admission.enter(min(pixels, limits.pixels))
+        admission.enter()
+        pixels = 0
         try:
+            content = await read_body(request, limits)
+            size = min(in_one_sentence(size_in_pixels, content), limits.pixels)
+            admission.decode(size)
+            pixels = size
             image = await asyncio.to_thread(in_one_sentence, decode, content, limits.pixels)
             result = await result_for(request, worker.submit(image))
             return await asyncio.to_thread(answer_in, form, result)
         finally:
-            admission.leave(min(pixels, limits.pixels))
+            admission.requests -= 1
+            admission.pixels -= pixels
 
     return app
 
@@ -258,6 +268,6 @@ def serve(loading: LoadingArguments, args: ServiceArguments) -> None:
         log_level="warning",
         timeout_graceful_shutdown=SHUTDOWN,
         timeout_keep_alive=KEEP_ALIVE,
-        limit_concurrency=CONNECTIONS * (args.max_waiting + args.batch_size),
+        limit_concurrency=max(CONNECTIONS, 8 * args.max_waiting),
     )
     uvicorn.Server(config).run(sockets=[listening])

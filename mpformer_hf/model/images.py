@@ -106,7 +106,7 @@ def to_image_tensor(image) -> Tensor:
     """An image of any kind to uint8 `[3, H, W]`.
 
     Args:
-        image: path, URL or bytes of a file or PIL image, all rotated as their EXIF data say; or array or tensor
+        image: path, URL, bytes, binary file or PIL image, all rotated as their EXIF data say; or array or tensor
             `[3, H, W]`, `[H, W, 3]` or `[H, W]` with values as in `to_eight_bits`.
 
     Raises:
@@ -116,7 +116,11 @@ def to_image_tensor(image) -> Tensor:
         return to_rgb(fetch_image(image))
     if isinstance(image, bytes):
         return read_image(io.BytesIO(image))
+    if hasattr(image, "read"):
+        return read_image(image)
     if isinstance(image, (str, Path)):
+        if os.path.isdir(image):
+            raise ValueError(f"{image} is a folder; give a list of files")
         try:
             return read_image(image)
         except ValueError as error:

@@ -1,5 +1,6 @@
 """`mpformer audit`: rank the annotations of a split, and write the page and the suggestions."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def audit(loading: LoadingArguments, data: DataArguments, args: AuditArguments) 
         image, segments = split[finding["row"]]
         annotations, _ = annotations_of(segments, split.labels.things)
         pictures.append((finding, draw_finding(image, annotations, finding, split.labels)))
+    if not findings and counts:
+        print("note: no finding; `mpformer evaluate` tells whether the model finds these objects", file=sys.stderr)
     write_json(findings, output / "audit.json", indent=None)
     write_suggestions(findings, split, output)
     title = f"Audit of {Path(data.dataset_name).name}, {data.eval_split}, by {Path(loading.model).name}"

@@ -15,6 +15,8 @@ from ..utils.files import read_json, write_json
 from .calibration import calibration_error, fit_calibration
 from .ground_truth import scores_and_ious
 
+LEAST_IOU = 0.1  # mean of refined masks that are worth a calibration
+
 
 def calibrate(loading: LoadingArguments, data: DataArguments) -> None:
     """Calibrate a saved model, whose config.json is changed.
@@ -35,6 +37,11 @@ def calibrate(loading: LoadingArguments, data: DataArguments) -> None:
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
     check_classes(model.config.id2label, split.labels.id2label)
     scores, ious = scores_and_ious(predictor, split)
+    if sum(ious) < LEAST_IOU * len(ious):
+        raise ValueError(
+            f"Refined masks have a mean IoU of {sum(ious) / len(ious):.3f} with the ground truth, so this model cannot "
+            "refine, and nothing was stored. Train it with --pilot_noise box box shift outline clean."
+        )
     knots = fit_calibration(scores, ious)
     before, after = (
         calibration_error(values, ious) for values in (scores, apply_calibration(torch.tensor(scores), knots).tolist())

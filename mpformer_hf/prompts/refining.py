@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from ..data.coco_masks import decode_segmentation
-from ..data.dataset import check_inside
 from ..data.layouts.coco import read_coco_json
 from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.result_names import result_name
@@ -29,7 +28,7 @@ from ..model.image_sizes import size_of
 from ..model.images import read_image
 from ..model.label_maps import encode_rle
 from ..model.prompting import UNKNOWN, boxes_to_masks, enlarge_boxes
-from ..utils.files import check_new_folder, lock_folder, read_json, write_json
+from ..utils.files import check_inside, check_new_folder, lock_folder, read_json, write_json
 from ..utils.progress import progress
 from .arguments import RefinementArguments
 
@@ -269,3 +268,5 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     lock.release()
     print(f"{len(refined)} of {len(annotations)} annotations refined, {problems} with problems")
     print(f"file: {args.output / 'annotations.json'}")
+    if problems and not refined:
+        raise ValueError("No annotation was refined: was the model trained, with --pilot_noise box ...?")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
+from ..data.arguments import MEMORY
 from ..evaluation.task_metrics import TASK_METRICS, format_score
 from ..hub.model_card import escape, write_card
 
@@ -40,6 +41,7 @@ def write_run_card(folder: Path, results: dict, arguments: dict, classes: list[s
     task, best = arguments["task"], results["best"]
     dataset = arguments["dataset_name"]
     dataset = Path(dataset).name if Path(dataset).exists() else dataset
+    dataset = "data in memory" if dataset.startswith(MEMORY) else dataset
     metrics = [name for name in TASK_METRICS[task] if name in best]
     title = folder.resolve().name
     share = arguments["validation_share"]

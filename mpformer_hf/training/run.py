@@ -79,9 +79,13 @@ def train(data: Any = None, **flags: Any) -> Run:
     from accelerate.state import AcceleratorState
 
     from ..data.memory import name_of
+    from ..utils.progress import hide_bars_of_libraries
     from .extensions import name_objects
     from .finetune import finetune
 
+    hide_bars_of_libraries()
+    if isinstance(flags.get("id2label"), (list, tuple)):
+        flags["id2label"] = dict(enumerate(flags["id2label"]))
     flags = name_objects(flags)
     argv = as_flags({name: str(value) if isinstance(value, Path) else value for name, value in flags.items()})
     argv += ["--config", *map(str, recipes)] if recipes else []

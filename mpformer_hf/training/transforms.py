@@ -135,4 +135,7 @@ def augment(transform: v2.Compose, image: Tensor, segments: Tensor, classes: dic
     layers = tv_tensors.Mask(segments.view(-1, *shape[-2:]))
     image, layers, _ = transform(tv_tensors.Image(image), layers, classes)
     layers = layers.as_subclass(torch.Tensor)
+    if image.dtype != torch.uint8 or image.ndim != 3 or layers.shape[1:] != image.shape[1:]:
+        found = f"an image of {image.dtype} {tuple(image.shape)} and a map of {tuple(layers.shape)}"
+        raise ValueError(f"The transform returned {found}, expected uint8 [3, H, W] and [L, H, W].")
     return image.as_subclass(torch.Tensor), layers.view(*shape[:-2], *layers.shape[-2:])

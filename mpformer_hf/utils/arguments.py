@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import UnionType
@@ -61,6 +62,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if not action.option_strings:
             return str(action.metavar)
         flag, kind = action.option_strings[0], action.metavar
+        flag = "--help" if flag == "-h" else flag
         return flag if kind is None else f"{flag} {kind}{' ...' if action.nargs == '+' else ''}"
 
 
@@ -186,6 +188,21 @@ def read_arguments(parser: Parser, argv: list[str], known: set[str]) -> dict:
     return given
 
 
+def read_mapping(name: str, text: str) -> dict:
+    """A mapping that is given as JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping of fields, got {text}.")
+    return value
+
+
 def parse(
     classes: list[type],
     argv: list[str],
@@ -219,6 +236,9 @@ def parse(
     if unknown and not ignore_unknown:
         raise ValueError(f"Recipe {', '.join(paths)} has unknown flags: {', '.join(unknown)}.")
     own = {name: value for name, value in recipe.items() if name in every}
+    for name, value in own.items():
+        if isinstance(value, dict) and name in given:  # a mapping is merged with that of the recipe
+            given[name] = json.dumps(merge(value, read_mapping(name, given[name])))
     given = {**read_arguments(parser, as_flags(own), set(every)), **given}
     absent = [f for f in every.values() if default_of(f) is MISSING and f.name not in given]
     if absent:

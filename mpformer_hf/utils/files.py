@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import yaml
@@ -17,13 +18,72 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
 
 
+PACKAGE = os.path.realpath(Path(__file__).parents[1])  # which has lists of class names
+ROOTS: ContextVar[tuple[str, ...] | None] = ContextVar("roots", default=None)
+
+
+@contextlib.contextmanager
+def reading_inside(roots: tuple[str, ...] | None) -> Iterator[None]:
+    """Context manager in which the functions of this module read files of some folders only; None: any file.
+
+    Args:
+        roots: real paths of the folders.
+    """
+    token = ROOTS.set(None if roots is None else (*roots, PACKAGE))
+    try:
+        yield
+    finally:
+        ROOTS.reset(token)
+
+
+def is_inside(path: str | Path, roots: tuple[str, ...] | None) -> bool:
+    """Whether the real path of a file is in one of several folders; True if they are None."""
+    real = os.path.realpath(path)
+    return roots is None or any(os.path.commonpath((real, root)) == root for root in roots)
+
+
+def check_inside(path: str | Path, roots: tuple[str, ...] | None) -> None:
+    """Check that a file that a dataset names belongs to the dataset.
+
+    Raises:
+        ValueError: it is in none of the folders.
+    """
+    if roots is not None and not is_inside(path, roots):
+        real = os.path.realpath(path)
+        where = "is" if real == str(path) else f"leads to {real},"
+        raise ValueError(f"{path} {where} outside of the dataset {roots[0]}; --allow_outside_files reads such files")
+
+
+def file_start(file: Path, size: int = 1 << 14) -> str:
+    """The beginning of a text file; empty for what may not be read, see `reading_inside`, or is no regular file."""
+    if not file.is_file() or not is_inside(file, ROOTS.get()):
+        return ""
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        return opened.read(size)
+
+
+def read_text(file: Path) -> str:
+    """Content of a text file.
+
+    Raises:
+        ValueError: it may not be read, see `reading_inside`, is no regular file or is not UTF-8; the message names it.
+    """
+    check_inside(file, ROOTS.get())
+    if not file.is_file():
+        raise ValueError(f"{file} is not a regular file.")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from error
+
+
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder at any depth, also in linked folders; a link to a folder above is not followed. Files and
-    folders whose names begin with a dot are left out."""
-    seen = set()
+    """All files in a folder at any depth, also in linked folders that may be read, see `reading_inside`; a link to a
+    folder above is not followed. Files and folders whose names begin with a dot are left out."""
+    seen, roots = set(), ROOTS.get()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:
+        if real in seen or not is_inside(real, roots):
             folders.clear()
             continue
         seen.add(real)
@@ -109,7 +169,10 @@ def read_json(path: Path):
     Raises:
         ValueError: it cannot be read or is not JSON.
     """
+    check_inside(path, ROOTS.get())
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
         return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
@@ -121,6 +184,7 @@ def read_yaml(file: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader):
     Raises:
         ValueError: it is not a regular file, has more than 1 MiB, or is not YAML; the message has one line.
     """
+    check_inside(file, ROOTS.get())
     try:
         if not file.is_file() or file.stat().st_size > LARGEST_YAML:
             raise ValueError(f"it is not a file of at most {LARGEST_YAML >> 20} MiB")

@@ -162,11 +162,21 @@ def test_an_image_that_fails_does_not_fail_its_batch():
 def test_places_are_taken_before_an_image_is_decoded():
     admission = Admission(Limits(pixels=100, waiting=30, batch=2))
     for _ in range(10):
-        admission.enter(100)
+        admission.enter()
+        admission.decode(100)
     with pytest.raises(HTTPException, match="10 requests are waiting"):
-        admission.enter(100)
-    admission.leave(100)
-    admission.enter(50)
+        admission.decode(1)
+    for _ in range(22):
+        admission.enter()
+    with pytest.raises(HTTPException, match="32 requests are waiting"):
+        admission.enter()
+
+
+def test_bodies_that_say_they_are_too_large_are_not_read(service):
+    host, port = service[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_what_a_client_that_has_gone_waits_for_is_not_predicted():

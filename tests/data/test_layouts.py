@@ -43,7 +43,7 @@ CASES = {
     "roboflow": (official_folders.roboflow, "instance", {"car": 3}),
     "cvat": (official_folders.cvat, "instance", {"car": 3}),
     "labelme instance": (official_folders.labelme, "instance", {"car": 0, "sky": 1}),
-    "labelme semantic": (official_folders.labelme, "semantic", {"car": 0, "sky": 1}),
+    "labelme semantic": (official_folders.labelme_without_background, "semantic", {"car": 0, "sky": 1}),
     "label images": (official_folders.mask_images, "semantic", {"sky": 0, "road": 1, "car": 2}),
     "instance files": (official_folders.instance_files, "instance", {"object": 0}),
     "nuinsseg panoptic": (official_folders.nuinsseg, "panoptic", {"nucleus": 0, "tissue": 1}),

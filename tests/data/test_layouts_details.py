@@ -199,9 +199,12 @@ def test_shapes_of_labelme_are_painted_in_their_order(tmp_path):
     """Each overlaps the one before: in layers of separate objects, the third would be under the second."""
     shapes = [("a", (0, 0), (9, 9)), ("b", (6, 0), (15, 9)), ("c", (12, 0), (21, 9)), ("a", (18, 0), (27, 9))]
     map_ = opened(labelme_of(tmp_path / "d", shapes), "semantic")[0][1].map
-    assert map_[4, ::3].tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 0, -1]
+    assert map_[4, ::3].tolist() == [1, 1, 2, 2, 3, 3, 1, 1, 1, 0]  # 0: what no shape covers
     objects = opened(tmp_path / "d", "instance")[0][1]
-    assert torch.equal(merge_by_class(objects).map, map_)
+    assert torch.equal(merge_by_class(objects).map, map_ - 1)
+    (tmp_path / "d" / "labels.txt").write_text("a\nb\nc\n")
+    map_ = opened(tmp_path / "d", "semantic")[0][1].map
+    assert map_[4, ::3].tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 0, -1], "without a class for it, it is void"
 
 
 def test_background_and_ignored_shapes_of_labelme(tmp_path):

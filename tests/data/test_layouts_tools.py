@@ -1,6 +1,7 @@
 """Exports of annotation tools other than COCO, and label images with tables, against masks made by hand."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.layouts.tools import decode_brush
+from mpformer_hf.data.splits import check_splits
 from tests import datasets_on_disk as make
 from tests import official_folders
 
@@ -97,7 +99,7 @@ def test_via_attributes_of_which_none_is_a_class(tmp_path):
     rows = {"a": {"filename": "a.jpg", "regions": [via_polygon(TRIANGLE, colour="red", size="big")]}}
     (tmp_path / "train" / "via_region_data.json").write_text(json.dumps(rows))
     with pytest.raises(
-        ValueError, match=r"a\.jpg has the attributes colour, size; name the one of the classes `class`"
+        ValueError, match=r"via_region_data\.json has the attributes colour, size; name the one of the classes `class`"
     ):
         read(tmp_path)
 
@@ -127,7 +129,7 @@ def test_label_studio(tmp_path):
     assert_masks(masks_of(split), [("dog", INSIDE), ("cat", box_mask(30, 10, 40, 30))], 0.1)
     results[1]["value"]["rotation"] = 30
     (tmp_path / "project-1.json").write_text(json.dumps([label_studio_task("a.jpg", results)]))
-    with pytest.raises(ValueError, match=r"project-1\.json, task 7: a result cannot be read: a shape is rotated"):
+    with pytest.raises(ValueError, match=r"project-1\.json: task 7 cannot be read .*a shape is rotated"):
         read(tmp_path)
 
 
@@ -354,3 +356,127 @@ def test_tables_of_paths_and_columns_of_objects(tmp_path):
     assert_masks(masks_of(split), [("leaf", INSIDE)], 0.05)
     with pytest.raises(ValueError, match=r"none of the columns objects, label.*name it with --label_column"):
         read(folder)
+
+
+def one_coco(file, names, category):
+    """A JSON of one image with one object."""
+    content = coco("a.png")
+    content["categories"] = [{"id": i, "name": name} for i, name in names.items()]
+    content["annotations"][0]["category_id"] = category
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+    photos(file.parent, "a.png")
+
+
+def test_given_names_are_matched_by_name(tmp_path):
+    """The same class has other ids in the JSONs of two splits, and one split lacks a class."""
+    one_coco(tmp_path / "train" / "_annotations.coco.json", {0: "cat", 1: "dog"}, 1)
+    one_coco(tmp_path / "valid" / "_annotations.coco.json", {0: "dog"}, 0)
+    with pytest.raises(ValueError, match="are not those of 'train': cat missing"):
+        open_dataset(DataArguments(dataset_name=str(tmp_path), task="instance"), "valid", labels=read(tmp_path).labels)
+    options = {"id2label": '{"0": "dog", "1": "cat"}'}
+    train = read(tmp_path, **options)
+    data = DataArguments(dataset_name=str(tmp_path), task="instance", **options)
+    valid = open_dataset(data, "valid", labels=train.labels)
+    assert train.labels.names == valid.labels.names == ["dog", "cat"]
+    assert [masks_of(split)[0][0] for split in (train, valid)] == ["dog", "dog"]
+    with pytest.raises(ValueError, match="has the class 'dog', which the given names do not have"):
+        read(tmp_path, id2label='{"0": "cat", "1": "cow"}')
+    assert read(tmp_path, id2label='{"0": "Katze", "1": "Hund"}').labels.names == ["Katze", "Hund"]  # renamed by id
+
+
+def test_all_splits_of_a_tool_have_the_same_classes(tmp_path):
+    for split, label in (("train", "dog"), ("val", "cat")):
+        photos(tmp_path / split, "a.jpg")
+        rows = {"a": {"filename": "a.jpg", "regions": [via_polygon(TRIANGLE, label=label, note="x")]}}
+        (tmp_path / split / "via_region_data.json").write_text(json.dumps(rows))
+    train, validation = read(tmp_path), read(tmp_path, split="val")
+    assert train.labels.names == validation.labels.names == ["cat", "dog"]
+    assert masks_of(train)[0][0] == "dog" and masks_of(validation)[0][0] == "cat"
+
+
+def test_an_image_is_not_taken_for_another_of_its_name(tmp_path):
+    content = {**coco("cam1/a.png"), "annotations": []}
+    content["images"].append({"id": 2, "file_name": "cam2/a.png", "height": HEIGHT, "width": WIDTH})
+    content["annotations"] = [{**coco("x")["annotations"][0], "image_id": i, "id": i} for i in (1, 2)]
+    photos(tmp_path / "images" / "cam2", "a.png")
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"names cam1/a\.png and cam2/a\.png, but only .*cam2/a\.png was found"):
+        read(tmp_path)
+
+
+def test_one_json_of_images_in_folders_of_splits(tmp_path):
+    content = {**coco("train/a.png"), "annotations": []}
+    content["images"].append({"id": 2, "file_name": "val/a.png", "height": HEIGHT, "width": WIDTH})
+    content["annotations"] = [{**coco("x")["annotations"][0], "image_id": i, "id": i} for i in (1, 2)]
+    for split in ("train", "val"):
+        photos(tmp_path / "images" / split, "a.png")
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    for split in ("train", "val"):
+        opened = read(tmp_path, split=split)
+        assert len(opened) == 1 and f"/{split}/" in opened.rows[0]["image"]["path"]
+    check_splits(DataArguments(dataset_name=str(tmp_path), task="instance", eval_split="val"))
+
+
+def test_nothing_is_read_through_links_that_lead_out(tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "names.txt").write_text("root\nuser\n")
+    (secret / "x.json").write_text('{"shapes": [], "imagePath": "x.png"}')
+    data = tmp_path / "data"
+    photos(data / "images", "a.jpg")
+    (data / "masks").mkdir()
+    Image.fromarray(box_mask(0, 0, 9, 9).astype(np.uint8)).save(data / "masks" / "a.png")
+    (data / "extra").symlink_to(secret)
+    (data / "labels.txt").symlink_to(secret / "names.txt")
+    with pytest.raises(ValueError, match=r"labels\.txt leads to .*names\.txt, outside of the dataset"):
+        read(data, "semantic")
+    (data / "labels.txt").unlink()
+    (data / "labels.txt").write_text("ground\nleaf\n")
+    assert read(data, "semantic").labels.names == ["ground", "leaf"]  # not labelme, as extra/x.json would make it
+    os.mkfifo(data / "train.json")
+    assert read(data, "semantic").labels.names == ["ground", "leaf"]
+
+
+def test_label_studio_chooses_the_image_and_compares_its_size(tmp_path):
+    percent = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in TRIANGLE]
+    pair = [
+        {**label_studio_result("polygon", {"points": percent}, "x"), "type": "polygon"},
+        {**label_studio_result("polygon", {"points": percent}, "dog"), "type": "labels"},
+    ]
+    del pair[0]["value"]["polygonlabels"]
+    pair[1]["value"]["labels"] = pair[1]["value"].pop("polygonlabels")
+    task = label_studio_task("a.jpg", pair)
+    task["data"] = {
+        "caption": "A cat. On a mat",
+        "thumb": "/t/thumb.jpg",
+        "image": "/data/local-files/?d=cam%201/a.jpg",
+    }
+    photos(tmp_path / "images" / "cam 1", "a.jpg")
+    photos(tmp_path / "images" / "cam2", "a.jpg")
+    (tmp_path / "project.json").write_text(json.dumps([task]))
+    split = read(tmp_path)
+    assert_masks(masks_of(split), [("dog", INSIDE)], 0.1)
+    assert "cam 1" in split.rows[0]["image"]["path"]
+    for result in pair:
+        result["original_width"] = 30
+    (tmp_path / "project.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match=f"the image is {HEIGHT}x{WIDTH}, but {HEIGHT}x30 in the annotations"):
+        read(tmp_path)[0]
+
+
+def test_a_turned_ellipse_of_via_and_pages_of_tiffs(tmp_path):
+    shape = {"name": "ellipse", "cx": 30, "cy": 20, "rx": 16, "ry": 6, "theta": np.pi / 2}
+    rows = {"a": {"filename": "a.jpg", "regions": [via_region(shape, label="cat")]}}
+    photos(tmp_path / "via" / "train", "a.jpg")
+    (tmp_path / "via" / "train" / "via_region_data.json").write_text(json.dumps(rows))
+    ((_, mask),) = masks_of(read(tmp_path / "via"))
+    rows, columns = mask.nonzero()
+    assert abs(rows.min() - 4) <= 1 and abs(rows.max() - 35) <= 1 and abs(columns.min() - 24) <= 1
+    photos(tmp_path / "d" / "images", "a.jpg")
+    (tmp_path / "d" / "masks").mkdir()
+    page = Image.fromarray(box_mask(0, 0, 9, 9).astype(np.uint8))
+    page.save(tmp_path / "d" / "masks" / "a.tif", save_all=True, append_images=[page])
+    (tmp_path / "d" / "id2label.json").write_text('{"0": "ground", "1": "leaf"}')
+    with pytest.raises(ValueError, match="the label has 2 pages; label images must have one"):
+        read(tmp_path / "d", "semantic")[0]

@@ -48,7 +48,7 @@ def test_parts_named_on_the_command_line(parts, tmp_path, monkeypatch):
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == [0.5] * 3
     model = mpformer_hf.MPFormerForUniversalSegmentation.from_pretrained(tmp_path / "out")
-    assert model.config.backbone_config.hidden_sizes == [8, 16, 24, 32]
+    assert model.config.backbone_config.hidden_sizes == [16, 32, 64, 128]
     assert type(model.criterion).__name__ == "MPFormerCriterion"
 
 

@@ -8,6 +8,7 @@ import torch
 from ..labels import Labels
 from ..releases import RELEASES, categories_of
 from ..segments import Reader, Segments, read_map
+from ..split_names import words_of
 from ..tables import panoptic_reader, semantic_reader
 from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
 from .folder import (
@@ -19,7 +20,6 @@ from .folder import (
     pair_by_stem,
     row_of,
     warn_left_out,
-    words_of,
 )
 
 NAMES, THINGS = RELEASES["ade20k"]["names"], RELEASES["ade20k"]["things"]

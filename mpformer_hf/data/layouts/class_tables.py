@@ -38,26 +38,34 @@ def read_values(file: Path) -> list[dict]:
 
 
 def read_colors(file: Path) -> list[dict]:
-    """Categories of a table of colours: CVAT's `labelmap.txt` (`name:red,green,blue:...`), or a csv of `name,r,g,b`
-    with a line of titles. Ids are R + 256 G + 65536 B.
+    """Categories of a table of colours: CVAT's `labelmap.txt` (`name:red,green,blue:...`), or a csv of `name,r,g,b`,
+    perhaps with a line of titles. Ids are R + 256 G + 65536 B.
 
     Raises:
         ValueError: a line has no colour.
     """
     lines = [line for line in read_lines(file) if not line.startswith("#")]
-    lines = lines if file.suffix == ".txt" else lines[1:]
+    if file.suffix == ".txt":
+        rows = [[name, *color.split(",")] for name, color, *_ in (f"{line}::".split(":") for line in lines)]
+    else:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+        rows = rows if rows and is_color_row(rows[0]) else rows[1:]  # without the line of titles
     categories = []
-    for line in lines:
-        try:
-            name, *rest = line.split(":")[:2] if file.suffix == ".txt" else line.split(",", 1)
-            red, green, blue = (int(value) for value in rest[0].split(",")[:3])
-        except (ValueError, IndexError) as error:
+    for row, line in zip(rows, lines[len(lines) - len(rows) :], strict=True):
+        if not is_color_row(row):
             form = "name:red,green,blue" if file.suffix == ".txt" else "name,red,green,blue"
-            raise ValueError(f"{file} has the line {line!r}, expected {form}.") from error
-        code = red + 256 * green + 65536 * blue
-        isthing = int(name.strip() != "background")
-        categories.append({"id": code, "name": name.strip(), "isthing": isthing, "color": (red, green, blue)})
+            raise ValueError(f"{file} has the line {line!r}, expected {form}.")
+        red, green, blue = (int(value) for value in row[1:4])
+        code, name = red + 256 * green + 65536 * blue, row[0].strip()
+        thing = int(name != "background")
+        color = (red, green, blue)
+        categories.append({"id": code, "name": name, "isthing": thing, "color": color, "by_name": True})
     return categories
+
+
+def is_color_row(row: list[str]) -> bool:
+    """Whether a row is a name and three numbers from 0 to 255."""
+    return len(row) >= 4 and all(value.strip().isdecimal() and int(value) < 256 for value in row[1:4])
 
 
 def codes_of(image) -> np.ndarray:

@@ -3,17 +3,19 @@ PNG maps."""
 
 import json
 import logging
+import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
 from datasets import Value
 
-from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, files_below, read_json
+from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, file_start, files_below, read_json
 from ..coco_checks import check_coco, check_coordinates
 from ..labels import Labels
 from ..segments import VOID, Reader, Segments, merge_by_class
+from ..split_names import ALL_SPLITS, names_of_split, words_of
 from ..tables import objects_reader, panoptic_reader
-from .folder import ALL_SPLITS, FolderLayout, FolderSplit, make_rows, names_of_split, words_of
+from .folder import FolderLayout, FolderSplit, make_rows
 
 logger = logging.getLogger(__name__)
 SEGMENT = dict.fromkeys(("id", "category_id", "iscrowd"), Value("int64"))
@@ -30,11 +32,24 @@ def annotation_files(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.name not in others and not file.name.startswith("."))
 
 
+LABELME = re.compile(r'"shapes"\s*:\s*\[|"imagePath"\s*:|"imageData"\s*:')
+COCO_KEYS = re.compile(r'"(images|categories)"\s*:\s*\[')  # Label Studio has annotations too
+
+
 def is_labelme(file: Path) -> bool:
     """Whether a JSON is of labelme. A file of COCO, which may be large, is not parsed."""
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        start = opened.read(1 << 14)
-    return '"shapes"' in start or '"imagePath"' in start
+    start = file_start(file)
+    return bool(LABELME.search(start)) and not COCO_KEYS.search(start)
+
+
+def may_be_coco(file: Path) -> bool:
+    """Whether a JSON may be of COCO. A short one has its keys, or is empty; a long one is of no other known tool."""
+    start = file_start(file)
+    return (
+        file.is_file()
+        and tool_of(file) is None
+        and (len(start) >= 1 << 14 or '"annotations"' in start or '"images"' in start or len(start) < 3)
+    )
 
 
 def split_words(file: Path, root: Path) -> set[str]:
@@ -66,7 +81,7 @@ def choose_annotations(folder: Path, files: list[Path], split: str, task: str) -
 
 
 def merge_contents(contents: list[dict], files: list[Path]) -> dict:
-    """Annotations of several files as of one; categories are joined by name.
+    """Annotations of several files as of one; categories are joined by name, in alphabetical order.
 
     Raises:
         ValueError: two files have an image of one name, or annotations are panoptic.
@@ -78,7 +93,8 @@ def merge_contents(contents: list[dict], files: list[Path]) -> dict:
     ids = {name: i for i, name in enumerate(names)}
     merged: dict = {"images": [], "annotations": []}
     merged["categories"] = [
-        {"id": i, "name": name} | ({"isthing": things[name]} if things else {}) for name, i in ids.items()
+        {"id": i, "name": name, "by_name": True} | ({"isthing": things[name]} if things else {})
+        for name, i in ids.items()
     ]
     seen: dict[str, Path] = {}
     for content, file in zip(contents, files, strict=True):
@@ -175,6 +191,20 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
+def keep_split(content: dict, split: str) -> None:
+    """Keep the images of a split, and say so as `of_split`, if all images are in folders of splits, of several ones."""
+    groups = [words_of(str(PurePosixPath(plain(row["file_name"])).parent)) & ALL_SPLITS for row in content["images"]]
+    if not all(groups) or len(set(map(frozenset, groups))) < 2:
+        return
+    pairs = zip(content["images"], groups, strict=True)
+    content["images"] = [row for row, words in pairs if words & names_of_split(split)]
+    kept = {row["id"] for row in content["images"]}
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
+    content["of_split"] = True
+    if not kept:
+        raise ValueError(f"No image is in a folder of split {split!r}.")
+
+
 class FileFinder:
     """Finds the images and maps that a JSON names, at any depth below a folder.
 
@@ -233,9 +263,8 @@ SIGNATURES = {  # texts at the beginning of JSON files of annotation tools that 
 
 def tool_of(file: Path) -> str | None:
     """Name of the annotation tool whose own JSON a file is; None if it may be COCO's."""
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        start = opened.read(1 << 14)
-    if '"images"' in start or '"categories"' in start:
+    start = file_start(file)
+    if COCO_KEYS.search(start):
         return None
     return next((tool for tool, texts in SIGNATURES.items() if any(text in start for text in texts)), None)
 
@@ -280,20 +309,30 @@ class Coco(FolderLayout):
 
     def files(self, folder: Path) -> list[Path]:
         """Files of annotations of this layout."""
-        return [file for file in annotation_files(folder) if not is_labelme(file) and tool_of(file) is None]
+        return [file for file in annotation_files(folder) if not is_labelme(file) and may_be_coco(file)]
 
-    def load(self, file: Path, split: str) -> dict:
+    def load(self, folder: Path, file: Path, split: str) -> dict:
         """Content of a file, in the form of COCO's JSON."""
         return read_coco_json(file)
 
+    def load_all(self, folder: Path, files: list[Path], split: str) -> dict:
+        """Content of the files of a split. Of files for all splits, the images in folders of the split, if all images
+        are in folders of splits."""
+        content = merge_contents([self.load(folder, file, split) for file in files], files)
+        if not any(split_words(file, folder) for file in files):
+            keep_split(content, split)
+        return content
+
     def source(self, folder: Path, split: str, task: str) -> Path:
         files = choose_annotations(folder, self.files(folder), split, task)
-        return files[0] if len(files) == 1 else files[0].parent
+        content = {} if any(split_words(file, folder) for file in files) else self.load_all(folder, files, split)
+        place = files[0] if len(files) == 1 else files[0].parent
+        return place / split if content.get("of_split") else place
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         """`file_name`s may be paths from the folder, from any folder below it, or names alone."""
         files = choose_annotations(folder, self.files(folder), split, task)
-        content = merge_contents([self.load(file, split) for file in files], files)
+        content = self.load_all(folder, files, split)
         file = files[0]
         if any("neg_category_ids" in image for image in content["images"]):
             logger.warning(
@@ -309,10 +348,17 @@ class Coco(FolderLayout):
             path = str(finder.find(image["file_name"], is_map=False))
             return {"image": path, "size": size, "image_id": image["id"], "file_name": image["file_name"]}
 
+        places: dict[str, str] = {}
+        for image in content["images"]:
+            path = str(finder.find(image["file_name"], is_map=False))
+            if path in places:
+                both = f"{places[path]} and {image['file_name']}"
+                raise ValueError(f"{file} names {both}, but only {path} was found for both.")
+            places[path] = image["file_name"]
         images = {image["id"]: image for image in content["images"]}
         panoptic = any("segments_info" in row for row in content["annotations"])
         if task == "panoptic" and not panoptic:
-            raise ValueError(f"{file} has no panoptic annotations.")
+            raise ValueError(f"{file} has no panoptic annotations; give --task instance, or semantic.")
         if panoptic:
             without = len(set(images) - {row["image_id"] for row in content["annotations"]})
             if without:

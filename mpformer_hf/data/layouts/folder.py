@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,14 +9,13 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 
-from ...utils.files import IMAGE_SUFFIXES
+from ...utils.files import IMAGE_SUFFIXES, read_text
 from ..labels import Labels
 from ..segments import Reader
+from ..split_names import names_of_split, words_of
 
 logger = logging.getLogger(__name__)
-SPLIT_NAMES = ({"train", "training"}, {"val", "valid", "validation"}, {"test", "testing"})
 MISSING_LISTED = 5
-ALL_SPLITS = frozenset().union(*SPLIT_NAMES)
 COLUMNS = {
     "image": Image(),  # path
     "size": [Value("int64")],  # height, width as the dataset states them
@@ -78,16 +76,6 @@ class FolderLayout(ABC):
         """
 
 
-def words_of(name: str) -> set[str]:
-    """Words of a file or folder name: `instances_val2017` -> instances, val."""
-    return set(re.findall("[a-z]+", name.lower()))
-
-
-def names_of_split(split: str) -> set[str]:
-    """Words that tools use for a split: `validation` -> val, valid, validation; other names as they are."""
-    return next((names for names in SPLIT_NAMES if split in names), words_of(split) or {split})
-
-
 def folder_of_split(parent: Path, split: str) -> Path:
     """The folder in `parent` that is named after a split.
 
@@ -120,7 +108,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def read_lines(file: Path) -> list[str]:
     """Lines of a text file that are not empty, without spaces around them."""
-    return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def warn_left_out(annotations: Path, images: int, used: int) -> None:

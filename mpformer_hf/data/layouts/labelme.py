@@ -16,18 +16,9 @@ from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
 from ..segments import VOID, ObjectMask, Reader, Segments, from_objects
+from ..split_names import ALL_SPLITS, words_of
 from .coco import is_labelme, plain
-from .folder import (
-    ALL_SPLITS,
-    FolderLayout,
-    FolderSplit,
-    folder_of_split,
-    make_rows,
-    read_lines,
-    row_of,
-    warn_left_out,
-    words_of,
-)
+from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, read_lines, row_of, warn_left_out
 
 logger = logging.getLogger(__name__)
 AREAS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")  # others have no area
@@ -170,11 +161,16 @@ class Labelme(FolderLayout):
         listed = read_lines(given) if given.is_file() else sorted(names - {BACKGROUND})
         left_out = {IGNORED} if task == "semantic" else {IGNORED, BACKGROUND}
         listed = [name for name in listed if name not in left_out]
+        if task == "semantic" and BACKGROUND not in listed:
+            if given.is_file():
+                logger.warning("%s has no %s, so what no shape covers is void.", given, BACKGROUND)
+            else:
+                listed = [BACKGROUND, *listed]
         unknown = names - {*listed, IGNORED, BACKGROUND}
         if unknown:
             raise ValueError(f"{given} has no label {min(unknown)!r}, which shapes have.")
         ids = {name: i for i, name in enumerate(listed)}
-        categories = [{"id": i, "name": name, "isthing": 1} for name, i in ids.items()]
+        categories = [{"id": i, "name": name, "isthing": 1, "by_name": True} for name, i in ids.items()]
 
         def make_reader(labels: Labels) -> Reader:
             return (semantic_shapes_reader if task == "semantic" else object_shapes_reader)(labels, ids)

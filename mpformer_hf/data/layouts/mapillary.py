@@ -53,6 +53,7 @@ class Mapillary(FolderLayout):
         splits = [folder / "training", folder / "validation"]
         labels = ("labels", "v1.2/labels", "v2.0/labels")
         return {
+            "config*.json": any(folder.glob("config*.json")),
             "training/ or validation/": any(split.is_dir() for split in splits),
             "training/images/": any((split / "images").is_dir() for split in splits),
             "training/labels/, or v1.2/labels/ or v2.0/labels/ in training/": any(

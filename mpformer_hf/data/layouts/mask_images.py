@@ -10,19 +10,10 @@ from datasets import Value
 from ...model.images import displayed_size, is_not_black, open_image
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects, read_map
+from ..split_names import ALL_SPLITS, words_of
 from ..tables import semantic_reader
 from .class_tables import COLORS, VALUES, color_reader, find_table, read_colors, read_values
-from .folder import (
-    ALL_SPLITS,
-    FolderLayout,
-    FolderSplit,
-    folder_of_split,
-    images_in,
-    make_rows,
-    pair_by_stem,
-    row_of,
-    words_of,
-)
+from .folder import FolderLayout, FolderSplit, folder_of_split, images_in, make_rows, pair_by_stem, row_of
 
 IMAGES = ("images", "imgs", "img_dir", "image", "img")
 MASKS = ("masks", "annotations", "ann_dir", "labels", "mask", "label")

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import urllib.parse
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -10,20 +11,23 @@ from typing import Any
 import numpy as np
 
 from ...model.label_maps import encode_rle
-from ...utils.files import files_below, read_json
+from ...utils.files import IMAGE_SUFFIXES, files_below, read_json, read_text
 from ..coco_checks import check_coco
-from .coco import Coco, FileFinder, tool_of
-from .folder import names_of_split, words_of
+from ..split_names import names_of_split, words_of
+from .coco import Coco, FileFinder, plain, tool_of
 
 logger = logging.getLogger(__name__)
 CIRCLE = np.linspace(0, 2 * np.pi, 65)[:-1]
-CLASS_ATTRIBUTES = ("class", "label", "name", "category", "type")  # of VIA, where a region has several
+LARGEST = 1 << 30  # pixels of an image
+CLASS_ATTRIBUTES = ("class", "label", "category", "type", "name")  # of VIA, where regions have several
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the names of uploaded files
 
 
-def ellipse(x: float, y: float, rx: float, ry: float) -> list[float]:
-    """Polygon of an ellipse with the centre (x, y)."""
-    return np.stack((x + rx * np.cos(CIRCLE), y + ry * np.sin(CIRCLE)), 1).flatten().tolist()
+def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> list[float]:
+    """Polygon of an ellipse with the centre (x, y), turned clockwise by `turn` (radians)."""
+    along, across = rx * np.cos(CIRCLE), ry * np.sin(CIRCLE)
+    columns, rows = along * np.cos(turn) - across * np.sin(turn), along * np.sin(turn) + across * np.cos(turn)
+    return np.stack((x + columns, y + rows), 1).flatten().tolist()
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
@@ -59,16 +63,19 @@ class Collected:
             {"id": number, "image_id": image, "category_id": category, "segmentation": segmentation, "iscrowd": 0}
         )
 
-    def content(self, classes: Iterable[str] = ()) -> dict:
-        """All of it, checked; `classes` that the tool lists come first, the others in alphabetical order.
+    def content(self, classes: Iterable[str]) -> dict:
+        """All of it, checked.
+
+        Args:
+            classes: of all files of the dataset, in their order.
 
         Raises:
             ValueError: something is invalid.
         """
-        names = [*dict.fromkeys([*classes, *sorted(self.classes)])]
+        names = list(dict.fromkeys([*classes, *sorted(self.classes)]))
         order = {old: names.index(name) for name, old in self.classes.items()}
         annotations = [{**row, "category_id": order[row["category_id"]]} for row in self.annotations]
-        categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+        categories = [{"id": i, "name": name, "by_name": True} for i, name in enumerate(names)]
         content = {"images": self.images, "annotations": annotations, "categories": categories}
         check_coco(content, self.file)
         if self.ignored:
@@ -78,74 +85,116 @@ class Collected:
         return content
 
 
+UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)  # of values of any form
+
+
+class ToolLayout(Coco):
+    """A layout of an annotation tool: `collect` reads a file."""
+
+    tasks = ("semantic", "instance")
+
+    def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
+        """Content of a file; of all splits if `split` is None."""
+        raise NotImplementedError
+
+    def load(self, folder: Path, file: Path, split: str) -> dict:
+        """The classes are those of all files of the folder, in alphabetical order, so that all splits have the same."""
+        classes = {name for other in self.files(folder) for name in self.collect(folder, other, None).classes}
+        return self.collect(folder, file, split).content(sorted(classes))
+
+
 # --- VGG Image Annotator ---
 
 
-class Via(Coco):
-    """`via_region_data.json` or a project of VIA 1 and 2. Classes are the values of the attribute of the regions, in
-    alphabetical order."""
+class Via(ToolLayout):
+    """`via_region_data.json` or a project of VIA 1 and 2. Classes are the values of one attribute of the regions: the
+    only one, or the one that is called class, label, category, type or name."""
 
     name = "VIA (VGG Image Annotator, via_region_data.json)"
-    tasks = ("semantic", "instance")
     needs = "a JSON of VIA"
     tool = "VGG Image Annotator"
 
     def files(self, folder: Path) -> list[Path]:
         return sorted(f for f in files_below(folder) if f.suffix == ".json" and tool_of(f) == self.tool)
 
-    def load(self, file: Path, split: str) -> dict:
+    def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
         content = read_json(file)
         metadata = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
-        rows = metadata.values() if isinstance(metadata, dict) else ()
+        rows = list(metadata.values()) if isinstance(metadata, dict) else []
         if not all(isinstance(row, dict) and isinstance(row.get("filename"), str) for row in rows):
             raise ValueError(f"{file} is not of VIA: its images must be mappings with filename and regions.")
         collected = Collected(file)
-        for row in rows:
-            image = collected.add_image(row["filename"])
-            regions = row.get("regions") or []
-            for region in regions.values() if isinstance(regions, dict) else regions:
-                shape, where = region.get("shape_attributes", {}), f"{file}, {row['filename']}"
-                polygon = self.polygon(shape, where)
-                if polygon is None:
-                    collected.ignored += 1
-                else:
-                    label = self.label(region.get("region_attributes") or {}, where)
-                    collected.add_object(image, label, [polygon], shape["name"] == "rect")
-        return collected.content()
-
-    def polygon(self, shape: dict, where: str) -> list[float] | None:
-        """Polygon of a region; None if it has no area."""
         try:
-            if shape["name"] in ("polygon", "polyline"):
-                points = np.stack((shape["all_points_x"], shape["all_points_y"]), 1).astype(float)
-                closed = len(points) > 3 and (points[0] == points[-1]).all()
-                return points.flatten().tolist() if shape["name"] == "polygon" or closed else None
-            if shape["name"] == "rect":
-                return rectangle(shape["x"], shape["y"], shape["width"], shape["height"])
-            if shape["name"] == "circle":
-                return ellipse(shape["cx"], shape["cy"], shape["r"], shape["r"])
-            if shape["name"] == "ellipse":
-                return ellipse(shape["cx"], shape["cy"], shape["rx"], shape["ry"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{where} has a shape that cannot be read: {error}.") from error
-        return None
+            regions = [(row["filename"], list(regions_of(row))) for row in rows]
+            attribute, names = self.class_attribute(content, [region for _, found in regions for region in found], file)
+            for file_name, found in regions:
+                image = collected.add_image(file_name)
+                for region in found:
+                    shape, polygon = region["shape_attributes"], via_polygon(region["shape_attributes"])
+                    if polygon is None:
+                        collected.ignored += 1
+                        continue
+                    label = label_of(region, attribute, names, f"{file}, {file_name}")
+                    collected.add_object(image, label, [polygon], shape["name"] == "rect")
+        except UNREADABLE as error:
+            raise error if str(error).startswith(str(file)) else unreadable(file, "a region", error) from error
+        return collected
 
-    def label(self, attributes: dict, where: str) -> str:
-        """Class of a region.
+    def class_attribute(self, content: dict, regions: list[dict], file: Path) -> tuple[str | None, dict]:
+        """Name of the attribute that has the classes, None if regions have none; and names of its options by id.
 
         Raises:
-            ValueError: it has none, or several attributes of which none is named as a class.
+            ValueError: there are several attributes, of which none is named as a class.
         """
-        given = {name: value for name, value in attributes.items() if value not in ("", None, {})}
-        named = next((name for name in CLASS_ATTRIBUTES for key in given if key.lower() == name), None)
-        keys = [key for key in given if key.lower() == named] if named else list(given)
-        if not keys:
-            return "object"
-        if len(keys) > 1:
-            raise ValueError(f"{where} has the attributes {', '.join(keys)}; name the one of the classes `class`.")
-        value = given[keys[0]]
-        chosen = [name for name, on in value.items() if on] if isinstance(value, dict) else [str(value)]
-        return " ".join(chosen) or "object"
+        options = (content.get("_via_attributes") or {}).get("region") or {}
+        keys = list(dict.fromkeys(key for region in regions for key in region.get("region_attributes") or {}))
+        named = [key for name in CLASS_ATTRIBUTES for key in keys if key.lower() == name]
+        if len(keys) > 1 and not named:
+            raise ValueError(f"{file} has the attributes {', '.join(keys)}; name the one of the classes `class`.")
+        attribute = (named or keys or [None])[0]
+        return attribute, (options.get(attribute) or {}).get("options") or {}
+
+
+def unreadable(file: Path, what: str, error: Exception) -> ValueError:
+    """An error about a part of a file."""
+    return ValueError(f"{file}: {what} cannot be read ({type(error).__name__}: {error}).")
+
+
+def regions_of(row: dict) -> Iterable[dict]:
+    """Regions of an image: a list, or in version 1 a mapping."""
+    regions = row.get("regions") or []
+    return regions.values() if isinstance(regions, dict) else regions
+
+
+def label_of(region: dict, attribute: str | None, names: dict, where: str) -> str:
+    """Class of a region.
+
+    Raises:
+        ValueError: it has none, though others have.
+    """
+    if attribute is None:
+        return "object"
+    value = (region.get("region_attributes") or {}).get(attribute)
+    chosen = [key for key, on in value.items() if on] if isinstance(value, dict) else [value] if value else []
+    if not chosen:
+        raise ValueError(f"{where} has a region without a value of the attribute {attribute}.")
+    return " ".join(str(names.get(str(key)) or key) for key in chosen)
+
+
+def via_polygon(shape: dict) -> list[float] | None:
+    """Polygon of a region; None if it has no area."""
+    kind = shape["name"]
+    if kind in ("polygon", "polyline"):
+        points = np.stack((shape["all_points_x"], shape["all_points_y"]), 1).astype(float)
+        closed = len(points) > 3 and (points[0] == points[-1]).all()
+        return points.flatten().tolist() if kind == "polygon" or closed else None
+    if kind == "rect":
+        return rectangle(shape["x"], shape["y"], shape["width"], shape["height"])
+    if kind == "circle":
+        return ellipse(shape["cx"], shape["cy"], shape["r"], shape["r"])
+    if kind == "ellipse":
+        return ellipse(shape["cx"], shape["cy"], shape["rx"], shape["ry"], shape.get("theta") or 0.0)
+    return None
 
 
 # --- Label Studio ---
@@ -195,64 +244,72 @@ def decode_brush(values: list[int], height: int, width: int) -> np.ndarray:
     return found.reshape(height, width, 4)[..., 3] > 127
 
 
-class LabelStudio(Coco):
+class LabelStudio(ToolLayout):
     """Label Studio's own JSON (an export of tasks): polygons, brushes, ellipses and rectangles of the first annotation
-    of each task that was not cancelled. Classes are in alphabetical order."""
+    of each task that was not cancelled."""
 
     name = "Label Studio (JSON of tasks)"
-    tasks = ("semantic", "instance")
     needs = "a JSON of Label Studio"
     tool = "Label Studio"
 
     def files(self, folder: Path) -> list[Path]:
         return sorted(f for f in files_below(folder) if f.suffix == ".json" and tool_of(f) == self.tool)
 
-    def load(self, file: Path, split: str) -> dict:
+    def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
         content = read_json(file)
-        if not isinstance(content, list) or not all(
-            isinstance(t, dict) and isinstance(t.get("data"), dict) for t in content
-        ):
+        tasks = content if isinstance(content, list) else []
+        if not tasks or not all(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in tasks):
             raise ValueError(f"{file} is not an export of Label Studio: a list of tasks with data and annotations.")
-        finder, collected = FileFinder(file.parent, file), Collected(file)
-        for task in content:
-            annotations = [row for row in task.get("annotations") or [] if not row.get("was_cancelled")]
-            if not annotations:
-                continue
-            names = [value for value in task["data"].values() if isinstance(value, str) and "." in value]
-            if not names:
-                raise ValueError(f"{file}, task {task.get('id')}: data names no image file.")
-            image = collected.add_image(self.file_name(names[0], finder))
-            for result in annotations[0].get("result") or []:
-                try:
+        finder, collected = FileFinder(folder, file), Collected(file)
+        for task in tasks:
+            try:
+                annotations = [row for row in task.get("annotations") or [] if not row.get("was_cancelled")]
+                if not annotations:
+                    continue
+                results = annotations[0].get("result") or []
+                sized = next((row for row in results if "original_width" in row), None)
+                size = sized and (sized["original_height"], sized["original_width"])
+                image = collected.add_image(self.file_name(task["data"], finder), size)
+                for result in results:
                     self.add(result, image, collected)
-                except (KeyError, ValueError, TypeError) as error:
-                    raise ValueError(f"{file}, task {task.get('id')}: a result cannot be read: {error}.") from error
-        return collected.content()
+            except UNREADABLE as error:
+                raise unreadable(file, f"task {task.get('id')}", error) from error
+        return collected
 
-    def file_name(self, name: str, finder: FileFinder) -> str:
-        """Name of the image of a task; an upload may have got 8 digits before it, which the photo does not have."""
-        name = PurePosixPath(name.split("?d=")[-1].split("://")[-1]).name
-        return name if name in finder.below or not UPLOAD.match(name) else UPLOAD.sub("", name)
+    def file_name(self, data: dict, finder: FileFinder) -> str:
+        """Path of the image of a task: the value `image`, or the only one that ends as an image. An upload may have got
+        8 digits before its name, which the photo does not have."""
+        paths = {key: urllib.parse.unquote(str(value).split("?d=")[-1].split("://")[-1]) for key, value in data.items()}
+        paths = {key: path for key, path in paths.items() if path.lower().endswith(IMAGE_SUFFIXES)}
+        if "image" not in paths and len(paths) != 1:
+            raise ValueError(f"data has {len(paths)} image files, and none is called image")
+        path = paths.get("image") or next(iter(paths.values()))
+        name = PurePosixPath(path).name
+        if not path.lstrip("/").startswith("data/upload/"):
+            return path.lstrip("/")
+        return name if plain(name) in finder.below or not UPLOAD.match(name) else UPLOAD.sub("", name)
 
     def add(self, result: dict, image: int, collected: Collected) -> None:
-        """Add an object. Coordinates are percents of the sides."""
+        """Add an object. Coordinates are percents of the sides. A shape with separate labels has two results, of which
+        that of the labels has everything."""
         value = result.get("value") or {}
         labels = next((value[key] for key in value if key.endswith("labels") and value[key]), None)
         if labels is None:
             return
-        width, height = result["original_width"], result["original_height"]
         if value.get("rotation"):
             raise ValueError("a shape is rotated, which is not read; draw a polygon")
-        kind, sides = result["type"].removesuffix("labels"), np.array([width, height]) / 100
-        if kind == "polygon":
+        if "rle" in value:
+            size = result["original_height"], result["original_width"]
+            collected.add_object(image, labels[0], encode_rle(decode_brush(value["rle"], *size)))
+            return
+        sides = np.array([result["original_width"], result["original_height"]]) / 100
+        if "points" in value:
             collected.add_object(image, labels[0], [(np.array(value["points"]) * sides).flatten().tolist()])
-        elif kind == "brush":
-            collected.add_object(image, labels[0], encode_rle(decode_brush(value["rle"], height, width)))
-        elif kind in ("rectangle", "ellipse"):
-            names = ("x", "y", "width", "height") if kind == "rectangle" else ("x", "y", "radiusX", "radiusY")
+        elif "radiusX" in value or ("height" in value and "x" in value):
+            names = ("x", "y", "radiusX", "radiusY") if "radiusX" in value else ("x", "y", "width", "height")
             numbers = (np.array([value[name] for name in names]).reshape(2, 2) * sides).flatten().tolist()
-            make = rectangle if kind == "rectangle" else ellipse
-            collected.add_object(image, labels[0], [make(*numbers)], kind == "rectangle")
+            make = ellipse if "radiusX" in value else rectangle
+            collected.add_object(image, labels[0], [make(*numbers)], make is rectangle)
         else:
             collected.ignored += 1
 
@@ -260,37 +317,51 @@ class LabelStudio(Coco):
 # --- CVAT ---
 
 
-class CvatXml(Coco):
-    """CVAT for images 1.1: `annotations.xml`. Images have subsets, or files lie in folders of splits; later shapes and
-    those with a higher z_order are in front. Classes are those of the task, in its order."""
+def read_xml(file: Path) -> ElementTree.Element:
+    """Root of an XML file.
+
+    Raises:
+        ValueError: it is no XML, or has a document type, which could name other files.
+    """
+    text = read_text(file)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise ValueError(f"{file} has a document type, which CVAT does not write.")
+    try:
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{file} cannot be read as XML: {error}.") from error
+
+
+class CvatXml(ToolLayout):
+    """CVAT for images 1.1: `annotations.xml`. Images have subsets, or lie in folders of splits, or the files do; shapes
+    with a higher z_order are in front. Classes are those of the task, in its order."""
 
     name = "CVAT (annotations.xml)"
-    tasks = ("semantic", "instance")
     needs = "annotations.xml"
 
     def files(self, folder: Path) -> list[Path]:
         return sorted(file for file in files_below(folder) if file.name == "annotations.xml")
 
-    def load(self, file: Path, split: str) -> dict:
-        text = file.read_text(encoding="utf-8-sig")
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise ValueError(f"{file} has a document type, which CVAT does not write.")
-        try:
-            root = ElementTree.fromstring(text)
-        except ElementTree.ParseError as error:
-            raise ValueError(f"{file} cannot be read as XML: {error}.") from error
+    def load(self, folder: Path, file: Path, split: str) -> dict:
+        listed = [str(label.findtext("name")) for label in read_xml(file).iterfind(".//labels/label")]
+        if not listed:
+            return super().load(folder, file, split)
+        return self.collect(folder, file, split).content(listed)
+
+    def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
+        root = read_xml(file)
         if root.find("track") is not None:
             raise ValueError(f"{file} has tracks of a video: export it as CVAT for images.")
         images = root.findall("image")
-        subsets = {image.get("subset") for image in images} - {None, "", "default"}
-        of_split = [image for image in images if words_of(image.get("subset") or "") & names_of_split(split)]
+        if split is not None and {image.get("subset") for image in images} - {None, "", "default"}:
+            images = [image for image in images if words_of(image.get("subset") or "") & names_of_split(split)]
         collected = Collected(file)
-        for image in of_split if subsets else images:
+        for image in images:
             try:
                 self.add(image, collected)
-            except (KeyError, ValueError) as error:
-                raise ValueError(f"{file}, {image.get('name')}: a shape cannot be read: {error}.") from error
-        return collected.content(str(label.findtext("name")) for label in root.iterfind(".//labels/label"))
+            except UNREADABLE as error:
+                raise unreadable(file, f"a shape of {image.get('name')}", error) from error
+        return collected
 
     def add(self, image: ElementTree.Element, collected: Collected) -> None:
         """Add an image and its shapes."""
@@ -319,6 +390,8 @@ class CvatXml(Coco):
         runs = [int(run) for run in shape["rle"].split(",")]
         if sum(runs) != width * height:
             raise ValueError(f"a mask has {sum(runs)} pixels, its box {width * height}")
+        if left < 0 or top < 0 or int(image["height"]) * int(image["width"]) > LARGEST:
+            raise ValueError("a mask reaches beyond the image, or the image is too large")
         values = np.zeros(len(runs), dtype=bool)
         values[1::2] = True
         whole = np.zeros((int(image["height"]), int(image["width"])), dtype=bool)

@@ -11,7 +11,8 @@ from ...utils.files import IMAGE_SUFFIXES, files_below, read_yaml
 from ..coco_masks import decode_segmentation
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects
-from .folder import FolderLayout, FolderSplit, make_rows, names_of_split, read_lines, row_of
+from ..split_names import names_of_split
+from .folder import FolderLayout, FolderSplit, make_rows, read_lines, row_of
 
 logger = logging.getLogger(__name__)
 OUTSIDE = 0.01  # coordinates may leave the image by this share of its side, since tools round
