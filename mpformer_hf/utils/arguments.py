@@ -238,7 +238,8 @@ def parse(
     own = {name: value for name, value in recipe.items() if name in every}
     for name, value in own.items():
         if isinstance(value, dict) and name in given:  # a mapping is merged with that of the recipe
-            given[name] = json.dumps(merge(value, read_mapping(name, given[name])))
+            mapping = read_mapping(name, given[name])
+            given[name] = json.dumps(merge(value, mapping) if mapping else {})  # an empty one leaves it out
     given = {**read_arguments(parser, as_flags(own), set(every)), **given}
     absent = [f for f in every.values() if default_of(f) is MISSING and f.name not in given]
     if absent:
