@@ -2,8 +2,8 @@
 
 import importlib
 import sys
+from importlib.metadata import version
 
-from .. import __version__
 from ..utils.command import run_command
 
 COMMANDS = {
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     usage = USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
     if argv[:1] == ["--version"]:
-        print(__version__)
+        print(version("mpformer-hf"))
     elif not argv or argv[0] in ("-h", "--help"):
         print(usage, end="")
     elif argv[0] not in COMMANDS:

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
@@ -25,9 +25,20 @@ def load_pretrained(cls, name: str, **kwargs):
     try:
         return cls.from_pretrained(name, **kwargs)
     except Exception as error:  # broken JSON, truncated safetensors, shapes, network: many types
-        cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
-        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        raise ValueError(f"Cannot load {name}: {reason}") from error
+        raise ValueError(f"Cannot load {name}: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The line of an error, or of the answer of the Hub that caused it, which says why."""
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
+    chain, link = [], cause
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    answer = next((link for link in chain if isinstance(link, HfHubHTTPError) and link.response is not None), None)
+    if answer is not None:
+        return f"the Hub answered {answer.response.status_code}: {next(iter(str(answer).strip().splitlines()), '')}"
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
 
 
 def load_weights(name: str, new: tuple[str, ...] = (), **kwargs) -> MPFormerForUniversalSegmentation:

@@ -15,7 +15,7 @@ from ..utils.files import read_json, write_json
 from .calibration import calibration_error, fit_calibration
 from .ground_truth import scores_and_ious
 
-LEAST_IOU = 0.1  # mean of refined masks that are worth a calibration
+LEAST_IOU = 0.05  # mean of refined masks that are worth a calibration
 
 
 def calibrate(loading: LoadingArguments, data: DataArguments) -> None:

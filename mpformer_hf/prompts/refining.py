@@ -264,6 +264,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     content |= {"annotations": annotations}
     if args.annotations.is_dir():
         write_yolo_labels(content, args.output)
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # NaN and Infinity are not JSON
     write_json(content, args.output / "annotations.json", indent=None)
     lock.release()
     print(f"{len(refined)} of {len(annotations)} annotations refined, {problems} with problems")

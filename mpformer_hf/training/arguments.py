@@ -184,12 +184,18 @@ class SpeedArguments(CheckedArguments):
 class OwnPartArguments(CheckedArguments):
     """Classes and functions that replace ours, see docs/extend.md."""
 
-    _argument_group_name = "own parts, as MODULE:NAME"
+    _argument_group_name = "own parts"
 
-    criterion: str | None = option(None, "Class instead of MPFormerCriterion, made with the model's configuration.")
-    matcher: str | None = option(None, "Class instead of HungarianMatcher, made with the model's configuration.")
-    transform: str | None = option(None, "Function of (image, segments, classes) after the augmentation.")
-    metrics: list[str] = option([], "Classes of further metrics for the evaluation.")
+    criterion: str | None = option(
+        None, "MODULE:NAME of a class instead of MPFormerCriterion, made with the configuration."
+    )
+    matcher: str | None = option(
+        None, "MODULE:NAME of a class instead of HungarianMatcher, made with the configuration."
+    )
+    transform: str | None = option(
+        None, "MODULE:NAME of a function of (image, segments, classes) after the augmentation."
+    )
+    metrics: list[str] = option([], "MODULE:NAME of classes of further metrics for the evaluation.")
 
 
 OWN_PARTS = tuple(f.name for f in fields(OwnPartArguments))

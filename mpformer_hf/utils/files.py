@@ -155,14 +155,6 @@ def write_json(content, path: Path, indent: int | None = 2) -> None:
     write_text(json.dumps(content, indent=indent) + "\n", path)
 
 
-def refuse_constant(name: str) -> None:
-    """
-    Raises:
-        ValueError: always; Python reads NaN and Infinity, which are not JSON.
-    """
-    raise ValueError(f"it has the value {name}, which is not JSON")
-
-
 def read_json(path: Path):
     """Content of a JSON file.
 
@@ -173,7 +165,7 @@ def read_json(path: Path):
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a regular file")
-        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse_constant)
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 

@@ -99,7 +99,7 @@ def train_arm(
     else:
         own = {"model_name_or_path": str(initial), "model_fields": {}, **own, "seed": seed}
     command = [sys.executable, "-m", "mpformer_hf.training", *flags, "--output_dir", str(folder)]
-    command += as_flags(own)
+    command += as_flags({**own, "logging_steps": 1})
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -20,6 +20,7 @@ from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.images import read_image
 from mpformer_hf.model.label_maps import encode_rle
 from mpformer_hf.prompts.refining import prompt_of
+from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 9, "name": "unicorn"}]
@@ -274,3 +275,21 @@ def test_other_forms_of_yolo(yolo, caplog):
     (yolo / "data.yaml").unlink()
     (yolo / "classes.txt").write_text("\ufeffcat \ndog\n\n", encoding="utf-8")
     assert read_class_names(labels) == {0: "cat", 1: "dog"}
+
+
+def test_values_that_are_not_json_become_null(tmp_path):
+    """Python reads and writes NaN, which other programs do not read."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    MPFormerImageProcessor(task="instance", size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    make.photo().save(tmp_path / "photos" / "a.png")
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 30, 30], "confidence": float("nan")}
+    rows = [row, {**row, "id": 2, "bbox": [2, 2, 10**400, 5]}]
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": rows}
+    content["categories"] = [{"id": 1, "name": "LABEL_1"}]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    names = [str(tmp_path / name) for name in ("model", "boxes.json", "photos", "out")]
+    mpformer(["refine", *names])
+    written = (tmp_path / "out" / "annotations.json").read_text()
+    found = json.loads(written, parse_constant=lambda name: pytest.fail(name))
+    assert found["annotations"][0]["confidence"] is None

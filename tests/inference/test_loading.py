@@ -2,11 +2,13 @@
 
 import json
 
+import httpx
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
-from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.cli import predict
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.inference.loading import fingerprint, load_model, load_processor
@@ -153,3 +155,23 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
     with (tmp_path / "one" / "model.safetensors").open("r+b") as file:  # in place, as `cp` writes
         file.write((tmp_path / "other" / "model.safetensors").read_bytes())
     assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_what_the_hub_answered_is_told(status, monkeypatch):
+    """transformers hides the answer behind other errors."""
+
+    def refused(*args, **kwargs):
+        request = httpx.Request("GET", "http://127.0.0.1/some/model")
+        response = httpx.Response(status, request=request)
+        try:
+            try:
+                raise HfHubHTTPError("Client error", response=response)
+            except HfHubHTTPError as error:
+                raise LookupError("nothing in the cache") from error
+        except LookupError as error:
+            raise OSError("We couldn't connect to the Hub") from error
+
+    monkeypatch.setattr(MPFormerForUniversalSegmentation, "from_pretrained", refused)
+    with pytest.raises(ValueError, match=f"Cannot load some/model: the Hub answered {status}: Client error"):
+        load_model("some/model")

@@ -64,7 +64,7 @@ def test_an_evaluation_that_does_not_fit_does_not_start_the_training_again(shape
     steps, optimize = [], engine.FineTuner.optimize
     monkeypatch.setattr(engine.FineTuner, "optimize", lambda self, batches: steps.append(1) or optimize(self, batches))
 
-    def fails(*args):
+    def fails(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(engine, "evaluate_model", fails)

@@ -306,7 +306,7 @@ def test_a_failing_evaluation_keeps_the_weights(shapes, tmp_path, monkeypatch):
         finetune.main(flags(shapes, tmp_path / "a", metric_for_best="miou"))
     assert {path.name for path in (tmp_path / "a").iterdir()} <= {".lock"}, "found out too late"
 
-    def fail(*args):
+    def fail(*args, **options):
         raise ValueError("Row 3 is broken")
 
     monkeypatch.setattr(engine, "evaluate_model", fail)
@@ -331,7 +331,7 @@ def test_scores_do_not_depend_on_the_batch_size(tmp_path):
 def test_metric_for_best_acts(shapes, tmp_path):
     scores = iter([{"pq": 0.1, "sq": 0.9}, {"pq": 0.2, "sq": 0.5}] * 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "evaluate_model", lambda *a: {**next(scores), "mean_iou": 0.0, "images": 1})
+        patch.setattr(engine, "evaluate_model", lambda *a, **k: {**next(scores), "mean_iou": 0.0, "images": 1})
         results = [finetune.main(flags(shapes, tmp_path / m, metric_for_best=m))["best"]["step"] for m in ("pq", "sq")]
     assert results == [4, 2]
 
