@@ -79,11 +79,9 @@ def train(data: Any = None, **flags: Any) -> Run:
     from accelerate.state import AcceleratorState
 
     from ..data.memory import name_of
-    from ..utils.progress import hide_bars_of_libraries
     from .extensions import name_objects
     from .finetune import finetune
 
-    hide_bars_of_libraries()
     if isinstance(flags.get("id2label"), (list, tuple)):
         flags["id2label"] = dict(enumerate(flags["id2label"]))
     flags = name_objects(flags)
