@@ -7,7 +7,6 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import ImageSegmentationPipeline, pipeline
@@ -30,20 +29,12 @@ or with a checkpoint of the Hub, on a GPU: --config training/recipes/own_dataset
   mpformer predict outputs/mine PHOTOS outputs/predictions"""
 
 
-def as_result(segments: list[dict], label2id: dict[str, int]) -> dict:
-    """The pipeline's list of segments in the form of a post-processed result."""
-    masks = [np.asarray(segment["mask"]) > 0 for segment in segments]
-    rows = [{"id": i, "label_id": label2id[s["label"]], "score": s["score"]} for i, s in enumerate(segments)]
-    return {"segmentation": np.stack(masks) if masks else np.zeros((0, 1, 1), bool), "segments_info": rows}
-
-
 def draw_sheet(segmenter: ImageSegmentationPipeline, images: list[torch.Tensor]) -> Image.Image:
     """Images, uint8 `[3, H, W]` each, in rows of three, with what the pipeline finds in each of them below it."""
     sheet = Image.new("RGB", (3 * CELL, 2 * CELL * -(-len(images) // 3)), "white")
     for index, image in enumerate(images):
         photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((CELL, CELL))
-        result = as_result(segmenter(photo), segmenter.model.config.label2id)
-        overlay = draw_segmentation(photo, result, segmenter.model.config.id2label, opacity=0.4, legend=False)
+        overlay = draw_segmentation(photo, segmenter(photo), segmenter.model.config.id2label, opacity=0.4, legend=False)
         x, y = index % 3 * CELL, index // 3 * 2 * CELL
         sheet.paste(photo, (x, y))
         sheet.paste(overlay, (x, y + CELL))

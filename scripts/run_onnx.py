@@ -1,6 +1,6 @@
 """Segment an image with an exported model, onnxruntime, NumPy and Pillow alone, and print what was found.
 
-mpformer export MODEL model.onnx --with-postprocessing
+mpformer export MODEL model.onnx --with_postprocessing
 python scripts/run_onnx.py model.onnx photo.jpg
 """
 
@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 settings = {
     key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items() if key != "model"

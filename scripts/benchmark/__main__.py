@@ -28,20 +28,15 @@ from mpformer_hf.utils.command import run_command
 from mpformer_hf.utils.files import write_json
 
 from . import gpu
-from .model_rows import compiled_rows, inference_rows, memory_rows, option_rows, pilot_rows, stage_rows, training_rows
+from .model_rows import inference_rows, memory_rows, option_rows, pilot_rows, stage_rows, training_rows
 from .models import BACKBONES, DEVICE
-from .part_rows import operator_rows, postprocessing_rows, processor_rows
 
 BENCHMARKS = {
     "inference": inference_rows,
-    "compiled": compiled_rows,
     "stages": stage_rows,
     "training": training_rows,
     "memory": memory_rows,
-    "postprocessing": postprocessing_rows,
-    "processor": processor_rows,
     "pilot": pilot_rows,
-    "operators": operator_rows,
     "options": option_rows,
 }
 

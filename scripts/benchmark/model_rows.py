@@ -26,25 +26,6 @@ def inference_rows(args: argparse.Namespace, rounds: int) -> dict:
     return rows
 
 
-def compiled_rows(args: argparse.Namespace, rounds: int) -> dict:
-    ours = build(args.backbone).eval()
-    theirs, eager, size = ours.to_mask2former().eval(), ours.to_mask2former().eval(), args.sizes[0]
-    ours.compile()
-    theirs.compile()
-    pixels = torch.randn(1, 3, size, size, device=DEVICE)
-    works = {
-        "transformers, compiled": lambda: predict(theirs, pixels, args.dtype),
-        "transformers, eager": lambda: predict(eager, pixels, args.dtype),
-        "ours, compiled": lambda: predict(ours, pixels, args.dtype),
-    }
-    rows = compare(works, rounds)
-    ratio = rows["ours, compiled"]["median_s"] / rows["transformers, eager"]["median_s"]
-    return {
-        f"inference compiled {size}": rows,
-        f"inference compiled {size}, ours compiled / theirs eager": {"ratio": round(ratio, 3)},
-    }
-
-
 def stage_rows(args: argparse.Namespace, rounds: int) -> dict:
     """Stages of eager inference: operations, time, and ratio to the time at the rate of a large matrix product
     (roofline)."""
