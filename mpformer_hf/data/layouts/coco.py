@@ -311,14 +311,14 @@ class Coco(FolderLayout):
         """Files of annotations of this layout."""
         return [file for file in annotation_files(folder) if not is_labelme(file) and may_be_coco(file)]
 
-    def load(self, folder: Path, file: Path, split: str) -> dict:
-        """Content of a file, in the form of COCO's JSON."""
-        return read_coco_json(file)
+    def load(self, folder: Path, files: list[Path], split: str) -> list[dict]:
+        """Content of each file, in the form of COCO's JSON."""
+        return [read_coco_json(file) for file in files]
 
     def load_all(self, folder: Path, files: list[Path], split: str) -> dict:
         """Content of the files of a split. Of files for all splits, the images in folders of the split, if all images
         are in folders of splits."""
-        content = merge_contents([self.load(folder, file, split) for file in files], files)
+        content = merge_contents(self.load(folder, files, split), files)
         if not any(split_words(file, folder) for file in files):
             keep_split(content, split)
         return content

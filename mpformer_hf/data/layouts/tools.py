@@ -97,10 +97,10 @@ class ToolLayout(Coco):
         """Content of a file; of all splits if `split` is None."""
         raise NotImplementedError
 
-    def load(self, folder: Path, file: Path, split: str) -> dict:
+    def load(self, folder: Path, files: list[Path], split: str) -> list[dict]:
         """The classes are those of all files of the folder, in alphabetical order, so that all splits have the same."""
-        classes = {name for other in self.files(folder) for name in self.collect(folder, other, None).classes}
-        return self.collect(folder, file, split).content(sorted(classes))
+        classes = {name for file in self.files(folder) for name in self.collect(folder, file, None).classes}
+        return [self.collect(folder, file, split).content(sorted(classes)) for file in files]
 
 
 # --- VGG Image Annotator ---
@@ -342,11 +342,11 @@ class CvatXml(ToolLayout):
     def files(self, folder: Path) -> list[Path]:
         return sorted(file for file in files_below(folder) if file.name == "annotations.xml")
 
-    def load(self, folder: Path, file: Path, split: str) -> dict:
-        listed = [str(label.findtext("name")) for label in read_xml(file).iterfind(".//labels/label")]
+    def load(self, folder: Path, files: list[Path], split: str) -> list[dict]:
+        listed = [str(label.findtext("name")) for f in files for label in read_xml(f).iterfind(".//labels/label")]
         if not listed:
-            return super().load(folder, file, split)
-        return self.collect(folder, file, split).content(listed)
+            return super().load(folder, files, split)
+        return [self.collect(folder, file, split).content(dict.fromkeys(listed)) for file in files]
 
     def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
         root = read_xml(file)
