@@ -156,7 +156,9 @@ class MPFormerImageProcessorMixin(Backend):
         unknown = sorted(name for name in kwargs if name not in LOADING and not name.startswith("_"))
         if unknown:
             logger.warning("%s has no fields %s; they have no effect.", cls.__name__, ", ".join(unknown))
-        size = fields.get("size")
+        size = fields.get("size", cls.size)
+        if size is None and "size" not in given and fields.get("do_resize") is not False:
+            raise ValueError('size is null in the file of the processor; name it, or set "do_resize" to false.')
         default_size = {**cls.size, **(size if isinstance(size, dict) else {"shortest_edge": size} if size else {})}
         known = rename_old_fields(fields, dict(cls.size))
         return super().from_dict({**known, **rename_old_fields(given, default_size)}, **kwargs)

@@ -110,6 +110,13 @@ def test_old_fields_of_processors(tmp_path):
         ), fields
 
 
+def test_a_size_that_is_null_is_refused_where_images_are_resized(tmp_path):
+    folder = write_processor(tmp_path / "processor", size=None)
+    with pytest.raises(ValueError, match="size is null"):
+        MPFormerImageProcessor.from_pretrained(folder)
+    assert MPFormerImageProcessor.from_pretrained(folder, size={"height": 32, "width": 32}).size.height == 32
+
+
 def test_what_the_caller_gives_replaces_what_the_file_says(tmp_path):
     folder = write_processor(tmp_path / "model", size=640, max_size=1024)
     for given in ({"size": {"shortest_edge": 32, "longest_edge": 48}}, {"size": 32, "max_size": 48}):
