@@ -7,7 +7,7 @@ registered with the Auto classes and `pipeline("image-segmentation")` when these
 import importlib
 from typing import TYPE_CHECKING
 
-from .registration import register_when_loaded
+from .hub.registration import register_when_loaded
 
 if TYPE_CHECKING:
     from .inference.drawing import draw_segmentation

@@ -36,7 +36,7 @@ class ImageFacts:
         crowds: number of crowds.
         empty: number of objects without a pixel.
         void: share of pixels without a class.
-        pages: of the file, of which the first is used.
+        pages: number of pages of the file; the first is used.
     """
 
     size: tuple[int, int]
@@ -117,7 +117,7 @@ class Census:
             yield f"{len(long)} images are long and narrow, such as {long[0][1]}x{long[0][0]}: cut them into tiles"
         pages = [fact.pages for fact in facts if fact.pages > 1]
         if pages:
-            yield f"{len(pages)} images have several pages or frames (up to {max(pages)}), of which the first is used"
+            yield f"{len(pages)} images have several pages or frames (up to {max(pages)}); the first is used"
         dark = [fact.largest for fact in facts if fact.largest is not None and fact.largest < TWELVE_BITS]
         if dark:
             yield (

@@ -144,7 +144,7 @@ class Via(ToolLayout):
         """Name of the attribute that has the classes, None if regions have none; and names of its options by id.
 
         Raises:
-            ValueError: there are several attributes, of which none is named as a class.
+            ValueError: there are several attributes and none is named as a class.
         """
         options = (content.get("_via_attributes") or {}).get("region") or {}
         keys = list(dict.fromkeys(key for region in regions for key in region.get("region_attributes") or {}))
@@ -219,7 +219,7 @@ class Bits:
 
 
 def decode_brush(values: list[int], height: int, width: int) -> np.ndarray:
-    """Mask of Label Studio's brush: RGBA values in runs, of which alpha is the mask.
+    """Mask of Label Studio's brush: RGBA values in runs; alpha is the mask.
 
     The header has the number of values (32 bits), the bits of a value - 1 (5), and the bits of the lengths of runs - 1
     (four of 4). A run begins with a bit that says whether its values are equal, and 2 bits that choose the bits of its
@@ -290,7 +290,7 @@ class LabelStudio(ToolLayout):
         return name if plain(name) in finder.below or not UPLOAD.match(name) else UPLOAD.sub("", name)
 
     def add(self, result: dict, image: int, collected: Collected) -> None:
-        """Add an object. Coordinates are percents of the sides. A shape with separate labels has two results, of which
+        """Add an object. Coordinates are percents of the sides. A shape with separate labels has two results;
         that of the labels has everything."""
         value = result.get("value") or {}
         labels = next((value[key] for key in value if key.endswith("labels") and value[key]), None)

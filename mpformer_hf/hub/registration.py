@@ -19,10 +19,10 @@ def register() -> None:
     )
     from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
 
-    from .model.configuration_mpformer import MPFormerConfig
-    from .model.image_processing_mpformer import MPFormerImageProcessor, MPFormerImageProcessorPil
-    from .model.modeling_mpformer import MPFormerForUniversalSegmentation, MPFormerModel
-    from .model.pipeline_mpformer import MPFormerImageSegmentationPipeline
+    from ..model.configuration_mpformer import MPFormerConfig
+    from ..model.image_processing_mpformer import MPFormerImageProcessor, MPFormerImageProcessorPil
+    from ..model.modeling_mpformer import MPFormerForUniversalSegmentation, MPFormerModel
+    from ..model.pipeline_mpformer import MPFormerImageSegmentationPipeline
 
     class _ImageSegmentationPipeline(ImageSegmentationPipeline):
         """Creates MP-Former's pipeline for MP-Former models, and transformers' own pipeline for all other models.

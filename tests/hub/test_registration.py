@@ -29,7 +29,7 @@ def run(code: str) -> str:
 def test_registered_whatever_is_imported_first(first):
     check = CHECK.replace("c in AutoModel._model_mapping", "type(c) in AutoModel._model_mapping")
     told = run(f"{first}; {check}").split()
-    assert told == ["mpformer_hf.model.configuration_mpformer", "True", "True", "mpformer_hf.registration"]
+    assert told == ["mpformer_hf.model.configuration_mpformer", "True", "True", "mpformer_hf.hub.registration"]
 
 
 def test_import_and_help_load_no_heavy_library():
