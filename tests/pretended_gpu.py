@@ -414,6 +414,7 @@ def engine_step(model, batch, device, dtype, ema):
     from types import SimpleNamespace
 
     from mpformer_hf import MPFormerImageProcessor
+    from mpformer_hf.data.segments import Segments
     from mpformer_hf.training.engine import FineTuner
     from mpformer_hf.training.packing import Unpacker, pack
 
@@ -436,8 +437,8 @@ def engine_step(model, batch, device, dtype, ema):
     draw = functools.partial(torch.randint, generator=generator)
     images = [draw(0, 256, (3, 64, 96), dtype=torch.uint8) for _ in labels]
     maps = [draw(0, len(own) + 1, (64, 96), dtype=torch.int32) for own in labels]
-    tables = [dict(enumerate(own, 1)) for own in labels]
-    batch = pack(images, maps, tables, 32)
+    segments = [Segments(map_, dict(enumerate(own, 1))) for map_, own in zip(maps, labels, strict=True)]
+    batch = pack(images, maps, segments, 32, "instance")
     unpack = Unpacker(MPFormerImageProcessor(), torch.device("cpu"))
     unpack.mean, unpack.std = (x.to(device, non_blocking=True) for x in (unpack.mean, unpack.std))
     tuner = SimpleNamespace(

@@ -18,7 +18,7 @@ class DataArguments(CheckedArguments):
     _argument_group_name = "data"
     _advanced: ClassVar[tuple[str, ...]] = (
         *("dataset_config_name", "image_column", "label_column", "void_label"),
-        "allow_outside_files",
+        *("allow_outside_files", "ignore_labels", "annotated_classes", "incomplete"),
     )
 
     dataset_name: str = argument("data", "dataset: Hub name, or local folder of any layout", "")
@@ -42,6 +42,13 @@ class DataArguments(CheckedArguments):
     allow_outside_files: bool = option(
         False, "Read files that the dataset names outside of its folder (absolute paths, links)."
     )
+    ignore_labels: list[str] = option(
+        [], "Classes of the dataset that are void: neither trained on nor scored, nor background."
+    )
+    annotated_classes: list[str] = option(
+        [], "Classes whose objects are all labelled; other ones may be in the images too. Default: all classes."
+    )
+    incomplete: bool = option(False, "Only some objects of each image are labelled.")
     streaming: bool = option(False, "Stream the dataset instead of downloading it first.")
     max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.", within="[1, inf)")
 

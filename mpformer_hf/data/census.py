@@ -36,6 +36,7 @@ class ImageFacts:
         crowds: number of crowds.
         empty: number of objects without a pixel.
         void: share of pixels without a class.
+        unchecked: number of classes whose objects may not all be labelled.
         pages: number of pages of the file; the first is used.
     """
 
@@ -47,6 +48,7 @@ class ImageFacts:
     crowds: int
     empty: int
     void: float
+    unchecked: int
     pages: int = 1
 
 
@@ -86,6 +88,10 @@ class Census:
             )
         if not self.objects:
             yield f"void      {100 * np.mean([fact.void for fact in facts]):.1f} % of the pixels"
+        partly = [fact.unchecked for fact in facts if fact.unchecked]
+        if partly:
+            classes = f"{min(partly)} to {max(partly)} classes"
+            yield f"partly    {len(partly)} images may have objects of {classes} without label"
         counts_of_class, images_of_class, pixels = (Counter[int]() for _ in range(3))
         for fact in facts:
             counts_of_class.update(label for label, _ in fact.areas)
@@ -157,7 +163,9 @@ def facts_of(dataset, index: int) -> ImageFacts:
     areas = [(label, found.get(segment, 0)) for segment, label in segments.classes.items()]
     areas = [(label, area) for label, area in areas if area]
     void = 1 - covered(segments) / (height * width)
-    return ImageFacts((height, width), mode, turned, largest, areas, len(segments.crowds), segments.empty, void, pages)
+    unchecked = sum(segments.unchecked(label) for label in range(len(dataset.labels.names)))
+    counts = (len(segments.crowds), segments.empty, void, unchecked, pages)
+    return ImageFacts((height, width), mode, turned, largest, areas, *counts)
 
 
 def covered(segments: Segments) -> int:

@@ -18,6 +18,7 @@ from ..model.images import open_image, read_size, to_rgb
 from ..utils.files import IMAGE_SUFFIXES, check_inside, reading_inside
 from ..utils.progress import progress
 from .arguments import MEMORY, DataArguments
+from .completeness import complete_reader, without_classes
 from .labels import Labels, describe_difference, read_labels
 from .layouts.folder import FolderSplit, leave_out_missing
 from .layouts.registry import find_layout
@@ -222,7 +223,10 @@ def open_dataset(
     else:
         rows, image_column = load_split(args, source)
         label_column, categories = find_label_column(args, rows, image_column), None
-    own = read_labels(args, rows, label_column, categories) if labels is None or categories is not None else labels
+    if labels is None or categories is not None:
+        own = without_classes(read_labels(args, rows, label_column, categories), args.ignore_labels)
+    else:
+        own = labels
     if labels is not None and not same_classes(own, labels, args):
         raise ValueError(
             f"The categories of split {split!r} of {args.dataset_name} are not those of {args.train_split!r}: "
@@ -230,9 +234,10 @@ def open_dataset(
         )
     labels = own  # from all images, before some are dropped
     if folder is not None:
-        description, read = folder.description, folder.make_reader(labels)
+        description, read = folder.description, folder.make_reader(labels.full or labels)
     else:
-        description, read = choose_reader(args, rows, image_column, label_column, labels)
+        description, read = choose_reader(args, rows, image_column, label_column, labels.full or labels)
+    read = complete_reader(args, labels, read)
     if divided or drop_empty or sample_seed is not None:
         rows = rows if args.streaming else rows.add_column(ROW, list(range(len(rows))))  # for messages
     if divided:

@@ -4,7 +4,7 @@ A map of segment ids and the class of each id. Pixels whose id has no class are 
 """
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+PADDING = -2  # id of pixels around an augmented image, which are background
 VOID = -1  # class of pixels without a class; in files void is 255, unless the dataset has a class 255
 
 
@@ -26,6 +27,9 @@ class Segments:
         areas: area in pixels of each segment as the dataset states it; where there is none, it is counted.
         ignored: ids, among those without a class, whose pixels official scores ignore; None: all of them.
         empty: number of segments that the dataset lists and that have no pixel.
+        hidden: ids of regions that are void for every task: objects of classes that the user ignores.
+        annotated: for each class, whether all its objects in this image are labelled; None: so for all classes.
+        complete: whether all objects are labelled, and not only some of them.
     """
 
     map: Tensor
@@ -34,6 +38,51 @@ class Segments:
     areas: dict[int, float] = field(default_factory=dict)
     ignored: frozenset[int] | None = None
     empty: int = 0
+    hidden: frozenset[int] = frozenset()
+    annotated: tuple[bool, ...] | None = None
+    complete: bool = True
+
+    def void(self, task: str, map_: Tensor | None = None) -> Tensor | None:
+        """Pixels that are neither of a class nor background, bool `[H, W]`; None if there can be none. In instance
+        segmentation, pixels without a class are background unless the dataset states that they are ignored.
+
+        Args:
+            task: semantic, instance or panoptic.
+            map_: the map after an augmentation; default: the map itself.
+        """
+        layers = self.map if map_ is None else map_
+        layers = layers.reshape(-1, *layers.shape[-2:])
+        ids = (self.ignored or frozenset()) | set(self.crowds) | self.hidden
+        unlabelled = self.ignored is None and task != "instance"
+        if not ids and not unlabelled:
+            return None
+        void = (layers != PADDING).all(0) if unlabelled else among(layers, ids)
+        return void & ~among(layers, self.classes)
+
+    def unchecked(self, label: int) -> bool:
+        """Whether the image may have objects of a class that are not labelled."""
+        return not self.complete or (self.annotated is not None and not self.annotated[label])
+
+
+def among(layers: Tensor, ids: Collection[int]) -> Tensor:
+    """Pixels `[H, W]` whose id in any of the layers `[L, H, W]` is one of `ids`."""
+    return torch.isin(layers, torch.tensor(sorted(ids), dtype=layers.dtype)).any(0)
+
+
+MISSING = ("annotated_classes", "complete")
+
+
+def missing_labels(segments: Sequence[Segments]) -> dict[str, Tensor]:
+    """Which labels the images of a batch do not have, as the model takes it: bool `annotated_classes` `[B, K]` and
+    `complete` `[B]`; without those that would say that all is labelled."""
+    missing: dict[str, Tensor] = {}
+    tables = [part.annotated for part in segments if part.annotated is not None]
+    if not all(map(all, tables)):
+        every = (True,) * len(tables[0])
+        missing["annotated_classes"] = torch.tensor([every if p.annotated is None else p.annotated for p in segments])
+    if not all(part.complete for part in segments):
+        missing["complete"] = torch.tensor([part.complete for part in segments])
+    return missing
 
 
 Reader = Callable[[dict], Segments]  # from a row of the dataset, whose images are opened

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.dataset import SegmentationDataset
-from ..data.segments import VOID, Segments
+from ..data.segments import Segments
 from ..data.writers.format import ImageRecord, PredictionFormat, describe_segments
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import size_of
@@ -21,6 +21,7 @@ from ..utils.progress import progress
 from .details import EvaluationDetails
 from .diagnostics import LayerDiagnostics, diagnose
 from .drawing import DrawnSides, draw_pair, draw_sides
+from .inputs import model_inputs
 from .object_matches import ObjectCounts
 from .task_metrics import TaskMetrics
 
@@ -59,9 +60,11 @@ class EvaluationDataset(Dataset):
     def collate(self, examples: list) -> dict:
         """`inputs` of the model, and lists: `index`, `images` (uint8), `segments`, `sizes` (height, width)."""
         index, images, segments = (list(column) for column in zip(*examples, strict=True))
-        targets = targets_of(segments) if self.with_targets else {}
         try:
-            inputs = dict(self.processor(images, **targets, return_tensors="pt"))
+            if self.with_targets:
+                inputs = model_inputs(self.processor, images, segments)
+            else:
+                inputs = dict(self.processor(images, return_tensors="pt"))
         except ValueError as error:
             raise ValueError(f"Row {' or '.join(map(str, index))}: {error}") from error
         return {
@@ -71,12 +74,6 @@ class EvaluationDataset(Dataset):
             "segments": segments,
             "sizes": [size_of(image) for image in images],
         }
-
-
-def targets_of(segments: Sequence[Segments]) -> dict:
-    """Arguments of the image processor that make the targets of the loss."""
-    maps, classes = zip(*((s.map, s.classes) for s in segments), strict=True)
-    return {"segmentation_maps": list(maps), "instance_id_to_semantic_id": list(classes), "ignore_index": VOID}
 
 
 class SameSizeBatches(Sampler):
@@ -305,9 +302,9 @@ def diagnose_model(
     was_training, total = model.training, LayerDiagnostics()
     model.eval()
     for batch in batches_with_progress(loader, "diagnose", accelerator):
-        inputs = dict(processor(batch["images"], **targets_of(batch["segments"]), return_tensors="pt"))
-        inputs.pop("pixel_mask")
-        total += diagnose(model, **send_to_device(inputs, accelerator.device))
+        inputs = model_inputs(processor, batch["images"], batch["segments"])
+        given = {name: inputs[name] for name in ("pixel_values", "mask_labels", "class_labels")}
+        total += diagnose(model, **send_to_device(given, accelerator.device))
     model.train(was_training)
     summed = LayerDiagnostics()
     for part in gather_object([total]):

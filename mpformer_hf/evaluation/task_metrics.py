@@ -1,10 +1,13 @@
 """The metrics of each task, and segments in the form that metrics read."""
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 
 from ..data.dataset import SegmentationDataset
 from ..data.labels import Labels
-from ..data.segments import VOID, Segments, merge_by_class
+from ..data.segments import VOID, Segments, among, merge_by_class
 from ..metrics.average_precision import AveragePrecision
 from ..metrics.cityscapes_ap import CityscapesAveragePrecision
 from ..metrics.mean_iou import MeanIoU
@@ -47,20 +50,29 @@ def panoptic_reference(segments: Segments) -> dict:
     return {"segmentation": segments.map * torch.isin(segments.map, known), "segments_info": rows}
 
 
+def unchecked_classes(segments: Segments, labels: Iterable[int]) -> list[int]:
+    """Those of some classes that the image may have more objects of than are labelled."""
+    return [label for label in labels if segments.unchecked(label)]
+
+
 def instance_reference(segments: Segments, things: set[int]) -> dict:
     """Segments of things to a dict of `masks` (bool `[H, W]` each, which may overlap), `label_ids`, `iscrowd`, `areas`
-    and `void`, see `AveragePrecision` and `CityscapesAveragePrecision`."""
+    and `void`, see `AveragePrecision` and `CityscapesAveragePrecision`. Ignored regions, and the whole image for
+    classes that were not annotated, are crowds, on which no prediction is wrong."""
     layers = segments.map.view(-1, *segments.map.shape[-2:])
     known = segments.classes | segments.crowds
     rows = [(segment, label) for segment, label in known.items() if label in things]
     ignored = segments.ignored
     if ignored is None:
         ignored = frozenset(segments.map.unique().tolist()) - set(known)
+    hidden, unchecked = among(layers, segments.hidden).numpy(), unchecked_classes(segments, things)
+    added = [(hidden, label) for label in things if label not in unchecked] if hidden.any() else []
+    added += [(np.ones_like(hidden), label) for label in unchecked]
     return {
-        "masks": [(layers == segment).any(0).numpy() for segment, _ in rows],
-        "label_ids": [label for _, label in rows],
-        "iscrowd": [segment in segments.crowds for segment, _ in rows],
-        "areas": [segments.areas.get(segment) for segment, _ in rows],
+        "masks": [(layers == segment).any(0).numpy() for segment, _ in rows] + [mask for mask, _ in added],
+        "label_ids": [label for _, label in rows + added],
+        "iscrowd": [segment in segments.crowds for segment, _ in rows] + [True] * len(added),
+        "areas": [segments.areas.get(segment) for segment, _ in rows] + [None] * len(added),
         "void": torch.isin(layers, torch.tensor(sorted(ignored), dtype=layers.dtype)).all(0).numpy(),
     }
 
@@ -96,7 +108,9 @@ class TaskMetrics:
         """Ground truth as the metric of a kind reads it."""
         if kind == "instance":
             return instance_reference(segments, self.labels.things)
-        return panoptic_reference(segments) if kind == "panoptic" else semantic_reference(segments)
+        if kind == "semantic":
+            return semantic_reference(segments)
+        return panoptic_reference(segments) | {"unchecked": unchecked_classes(segments, range(len(self.labels.names)))}
 
     def add(self, predictions: dict, segments: Segments) -> float | None:
         """Add one image.
@@ -118,7 +132,7 @@ class TaskMetrics:
         """All scores, None where one is not defined; lists of one value per class become dicts by class name."""
         results: dict = {}
         for metric in self.metrics.values():
-            results |= metric.compute()
+            results = metric.compute() | results
         for name in [name for name in results if name.startswith("per_class")]:
             results[name] = dict(zip(self.labels.names, results[name], strict=True))
         return results

@@ -21,10 +21,11 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from ..data.dataset import SegmentationDataset
-from ..data.segments import VOID, Segments
+from ..data.segments import Segments
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import size_of
 from .evaluator import results_of
+from .inputs import model_inputs
 from .task_metrics import TaskMetrics, metric_names
 
 LABEL_NAMES = ["mask_labels", "class_labels"]
@@ -46,13 +47,11 @@ class SegmentationCollator:
         self.processor, self.augment = processor, augment
 
     def __call__(self, examples: list[tuple[Tensor, Segments]]) -> dict:
-        """`pixel_values`, `pixel_mask`, `mask_labels` and `class_labels` of the model."""
+        """Inputs of the model, see `model_inputs`."""
         if self.augment is not None:
             examples = [self.augment(*example) for example in examples]
         images, segments = zip(*examples, strict=True)
-        maps, classes = [part.map for part in segments], [part.classes for part in segments]
-        fixed = {"ignore_index": VOID, "do_reduce_labels": False}  # the classes of segments are final
-        return dict(self.processor(list(images), maps, classes, **fixed, return_tensors="pt"))
+        return model_inputs(self.processor, images, segments)
 
 
 class SegmentationMetrics:

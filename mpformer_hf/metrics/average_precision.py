@@ -127,12 +127,14 @@ class AveragePrecision(InstanceMetric):
 
         Returns:
             `ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar` in [0, 1], and `per_class_ap`; None without
-            an object (of the size, of the class). With `boundary` also `boundary_ap`.
+            an object (of the size, of the class). With `boundary` also `boundary_ap`. `ignored_predictions`: number of
+            those on crowds at an IoU of 0.5, which are not counted.
         """
         images = gather_object(self.images)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = self.evaluate(images, COCOeval)
             boundaries = self.evaluate(images, BoundaryEvaluation) if self.boundary else None
+        every_area = evaluation.params.areaRng[0]
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         # precision: [IoU thresholds, recall points, classes, areas, max detections]; -1 = no object
 
@@ -147,6 +149,11 @@ class AveragePrecision(InstanceMetric):
             **{f"ap_{size}": mean(precision[:, :, :, i, -1]) for i, size in enumerate(SIZES, start=1)},
             "ar": mean(recall[:, :, 0, -1]),
             "per_class_ap": [mean(values) for values in per_class],
+            "ignored_predictions": sum(
+                int(found["dtIgnore"][0].sum())
+                for found in evaluation.evalImgs
+                if found and found["aRng"] == every_area
+            ),
         }
         if boundaries is not None:
             scores["boundary_ap"] = mean(boundaries.eval["precision"][:, :, :, 0, -1])

@@ -39,7 +39,8 @@ class PanopticQuality(ImageMetric):
     description = DESCRIPTION
     inputs = (
         "predictions and references: per image a dict of `segmentation`, a (height, width) map of segment ids (0 = "
-        "void), and `segments_info`, a list of `id`, `label_id` and, in references, `iscrowd`"
+        "void), and `segments_info`, a list of `id`, `label_id` and, in references, `iscrowd`; a reference may have "
+        "`unchecked`, classes of which it may not have all segments: predictions of them are never wrong"
     )
     features = Features({"predictions": RESULT, "references": RESULT})
 
@@ -50,6 +51,7 @@ class PanopticQuality(ImageMetric):
     def reset(self) -> None:
         # of segments and of boundaries; sum of IoU, matched, false positives, false negatives
         self.statistics = np.zeros((2, self.num_labels, 4))
+        self.ignored = 0  # predictions that are neither right nor wrong
 
     def add_image(self, prediction, reference) -> float | None:
         """Add one image. Returns the PQ of this image (None: no segment).
@@ -80,6 +82,7 @@ class PanopticQuality(ImageMetric):
                     f"The {name} has pixels of segments that have no segments_info: {sorted(unknown)[:5]}."
                 )
 
+        unchecked, left_out = set(reference.get("unchecked", ())), 0
         ious = {}
         for (r, p), n in overlap.items():
             if not r or not p or r in crowd or reference_label[r] != predicted_label[p]:
@@ -105,9 +108,12 @@ class PanopticQuality(ImageMetric):
                 statistics[reference_label[r], 3] += 1
             for p in set(predicted_area) - {p for _, p in matched} - {0}:
                 ignored = overlap.get((0, p), 0) + overlap.get((crowd_of.get(predicted_label[p], -1), p), 0)
-                if ignored / predicted_area[p] <= 0.5:
+                if predicted_label[p] not in unchecked and ignored / predicted_area[p] <= 0.5:
                     statistics[predicted_label[p], 2] += 1
+                elif found is ious:
+                    left_out += 1
         self.statistics += own
+        self.ignored += left_out
         return self.summarise(own[0])["pq"]
 
     def scores(self) -> dict:
@@ -115,10 +121,11 @@ class PanopticQuality(ImageMetric):
 
         Returns:
             `pq`, `sq`, `rq` in [0, 1] (means over the classes that occur), the same with `_things` and `_stuff`, and
-            `per_class_pq`; None where no class occurs. With `boundary` also `boundary_pq`.
+            `per_class_pq`; None where no class occurs. With `boundary` also `boundary_pq`. `ignored_predictions`:
+            number of those that are not counted.
         """
         statistics = np.sum(gather_object([self.statistics]), axis=0)
-        scores = self.summarise(statistics[0])
+        scores = {**self.summarise(statistics[0]), "ignored_predictions": sum(gather_object([self.ignored]))}
         return scores | ({"boundary_pq": self.summarise(statistics[1])["pq"]} if self.boundary else {})
 
     def summarise(self, statistics: np.ndarray) -> dict:

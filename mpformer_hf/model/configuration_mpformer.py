@@ -5,7 +5,7 @@ from functools import partial
 from huggingface_hub.dataclasses import strict, validated_field
 from transformers import Mask2FormerConfig
 
-from .ranges import MASK_NOISES, PILOT_NOISES, RANGES, check_range
+from .ranges import MASK_NOISES, PILOT_NOISES, RANGES, VOID_IN_LOSS, check_range
 
 BACKBONES = (  # tested; others get a warning
     *("resnet", "swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "pvt_v2", "hgnet_v2", "textnet"),
@@ -62,6 +62,10 @@ class MPFormerConfig(Mask2FormerConfig):
             backbone (simple feature pyramid of ViTDet); None: for backbones whose maps have one stride (ViTs).
         mask_loss_points (`str`, defaults to `"image"`): how candidate points of the mask losses are drawn: once per
             `image`, for all predictions and the pilot; or once per `mask`, as in the official code.
+        void_in_loss (`str`, defaults to `"ignored"`): pixels of `void_mask` have no loss (`ignored`), or are background
+            of every mask (`background`), as in the official code.
+        incomplete_no_object_weight (`float` in [0, 1], defaults to 0.1): in an image that is not complete, factor on
+            the loss of an unmatched query off the labelled objects.
         prompt_calibration (`list[list[float]]`, *optional*): scores and the mean IoU of prompts with these scores,
             by which the scores of refined masks are calibrated; written by `mpformer calibrate`.
 
@@ -92,6 +96,8 @@ class MPFormerConfig(Mask2FormerConfig):
     query_position_embeddings: bool = True
     feature_pyramid: bool | None = None
     mask_loss_points: str = "image"
+    void_in_loss: str = "ignored"
+    incomplete_no_object_weight: float | int = ranged("incomplete_no_object_weight", 0.1)
     prompt_calibration: list[list[float]] | None = None
 
     # Mask2Former's fields, with intervals
@@ -140,6 +146,7 @@ class MPFormerConfig(Mask2FormerConfig):
         for field, holds, rule in (
             ("pilot_noise", known, some),
             ("mask_loss_points", self.mask_loss_points in ("image", "mask"), "image or mask"),
+            ("void_in_loss", self.void_in_loss in VOID_IN_LOSS, " or ".join(VOID_IN_LOSS)),
             ("prompt_calibration", is_calibration(self.prompt_calibration), calibration),
             ("oversample_ratio", enough, "at least importance_sample_ratio"),
             ("hidden_dim", self.hidden_dim % self.num_attention_heads == 0, "a multiple of num_attention_heads"),

@@ -1,8 +1,8 @@
 """Training loss: Hungarian matching and point-sampled mask losses (Mask2Former, sections 3.3 and 4.1), and the pilot's
 losses with their fixed assignment (MP-Former, section 3).
 
-Ground-truth masks stay in bytes. Pixels that no mask covers, void included, are background of every mask, as in the
-official code.
+Ground-truth masks stay in bytes. Pixels that no mask covers are background of every mask. What the labels do not say
+has no loss, see `incomplete_labels.py`; the official code has void as background too.
 
 Shape letters: B batch, N queries, K classes, D mask feature channels, M assigned masks, C candidate points.
 """
@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from .chunks import to_device
 from .configuration_mpformer import MPFormerConfig
+from .incomplete_labels import no_object_or_unknown
 from .mask_losses import UncertainPointLosses, point_losses_per_mask
 from .mask_piloting import Pilot
 from .matcher import Assignment, HungarianMatcher, Prediction
-from .point_sampling import ByteMasks, sample_features, sample_targets
+from .point_sampling import ByteMasks, points_on_void, sample_features, sample_targets
 from .targets import Targets
 
 IGNORE_INDEX = -100  # label that cross-entropy ignores
@@ -154,9 +155,15 @@ class MPFormerCriterion(nn.Module):
                 torch.cat([getattr(a, name) for a in pairs]) for name in ("batch_index", "query", "target")
             )
             labels[to_device(which, labels.device), batch_index, query] = targets.labels[target]
+            if targets.annotated is not None and unmatched != IGNORE_INDEX:
+                either = no_object_or_unknown(logits, targets.annotated)
+                logits = torch.where((labels == unmatched)[..., None], either, logits)
             weight = logits.new_ones(logits.shape[-1])
             weight[-1].fill_(self.config.no_object_weight)  # `weight[-1] = number` would wait for the device
             loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weight, reduction="none")
+            if pairs[0].unmatched_weights is not None:
+                factors = torch.stack([a.unmatched_weights for a in pairs if a.unmatched_weights is not None])
+                loss = loss * torch.where(labels == unmatched, factors, 1.0).flatten()
             loss = loss.view(len(groups), -1).sum(1) / torch.stack([group.class_norm for group in groups])
             sums |= dict(zip(indices, loss.unbind(), strict=True))
         zero = loss_groups[0].mask_norm.new_zeros(())
@@ -215,14 +222,18 @@ class MPFormerCriterion(nn.Module):
         if self.config.mask_loss_points == "mask":
             uncertain, random = self.point_counts()
             candidates = int(self.config.train_num_points * self.config.oversample_ratio)
+            void = None if targets.void is None else ByteMasks(targets.void)
             losses = point_losses_per_mask(
-                embeddings, mask_features, truth, target, per_image, (candidates, uncertain, random)
+                embeddings, mask_features, truth, target, per_image, (candidates, uncertain, random), void
             )
         else:
             points = self.candidate_points(len(mask_features), device, generator)
             features = sample_features(mask_features, points)
             with torch.no_grad():
-                truths = sample_targets(truth, targets, points)
-            losses = UncertainPointLosses.apply(embeddings, features, truths, target, per_image, *self.point_counts())
+                truths, hidden = sample_targets(truth, targets, points), points_on_void(targets, points)
+                if hidden is not None:
+                    truths = truths.masked_fill(hidden[targets.image], 0.0)
+            numbers = self.point_counts()
+            losses = UncertainPointLosses.apply(embeddings, features, truths, target, per_image, *numbers, hidden)
         cross_entropy, dice = (loss.new_zeros(len(loss_groups)).index_add(0, group_index, loss) for loss in losses)
         return cross_entropy, dice

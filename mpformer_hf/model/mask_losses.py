@@ -16,20 +16,25 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .chunks import make_chunks
+from .incomplete_labels import VOID_LOGIT, hide_void, known_points
 from .point_sampling import ByteMasks
 
 
-def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def point_losses(logits: Tensor, truth: Tensor, with_void: bool = False) -> tuple[Tensor, Tensor]:
     """Mean binary cross-entropy and dice loss over points.
 
     Args:
         logits: `[..., P]`.
         truth: `[..., P]` in [0, 1].
+        with_void: whether logits may be `VOID_LOGIT`, at points that do not count, where the truth is 0.
 
     Returns:
         two `[...]`.
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(-1)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    cross_entropy = (
+        cross_entropy.sum(-1) / known_points(logits.detach())[..., 0] if with_void else cross_entropy.mean(-1)
+    )
     probability = logits.sigmoid()
     dice = 1 - (2 * (probability * truth).sum(-1) + 1) / (probability.sum(-1) + truth.sum(-1) + 1)
     return cross_entropy, dice
@@ -52,6 +57,7 @@ class UncertainPointLosses(torch.autograd.Function):
         counts: list[int],
         uncertain: int,
         random: int,
+        void: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
@@ -62,6 +68,7 @@ class UncertainPointLosses(torch.autograd.Function):
             counts: number of masks of each image; their sum is M.
             uncertain: number of points that each mask selects from the first C - `random` candidates.
             random: number of last candidates, which are points of every mask.
+            void: bool `[B, C]`, candidates that do not count; the truth is 0 there.
 
         Returns:
             cross-entropy and dice loss, `[M]` each.
@@ -71,13 +78,15 @@ class UncertainPointLosses(torch.autograd.Function):
         losses, saved = [embeddings.new_zeros(2, 0)], []
         for chunk in chunks:
             logits = embeddings[chunk.rows] @ features[chunk.images].mT
+            if void is not None:
+                logits = hide_void(logits, void[chunk.images])
             uncertainty = -logits[..., : candidates - random].abs()
             selected = uncertainty.topk(uncertain, dim=-1, sorted=False).indices
             sampled = torch.cat((logits.gather(-1, selected), logits[..., candidates - random :]), dim=-1)
             sampled_truth = truth_at(truth, target[chunk.rows], selected, random)
-            losses.append(torch.stack(point_losses(sampled, sampled_truth)).flatten(1))
+            losses.append(torch.stack(point_losses(sampled, sampled_truth, void is not None)).flatten(1))
             saved += [selected.to(torch.int32), sampled]
-        ctx.chunks, ctx.random = chunks, random
+        ctx.chunks, ctx.random, ctx.with_void = chunks, random, void is not None
         ctx.save_for_backward(embeddings, features, truth, target, places, *saved)
         cross_entropy, dice = torch.cat(losses, dim=1)[:, places]
         return cross_entropy, dice
@@ -86,7 +95,7 @@ class UncertainPointLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(grads[0].device.type, enabled=False):  # gradients are float32, as the losses
-            return *UncertainPointLosses.gradients(ctx, grads), None, None, None, None, None
+            return *UncertainPointLosses.gradients(ctx, grads), None, None, None, None, None, None
 
     @staticmethod
     def gradients(ctx, grads: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -98,7 +107,7 @@ class UncertainPointLosses(torch.autograd.Function):
             selected, logits = selected.long(), logits.detach().requires_grad_()
             sampled_truth = truth_at(truth, target[chunk.rows], selected, ctx.random)
             with torch.enable_grad():
-                losses = point_losses(logits, sampled_truth)
+                losses = point_losses(logits, sampled_truth, ctx.with_void)
             (grad,) = torch.autograd.grad(losses, logits, list(both[:, chunk.rows] * chunk.used))
             grad_logits = grad.new_zeros(*grad.shape[:-1], candidates)  # at all candidates
             grad_logits.scatter_(-1, selected, grad[..., : selected.shape[-1]])
@@ -109,7 +118,13 @@ class UncertainPointLosses(torch.autograd.Function):
 
 
 def point_losses_per_mask(
-    embeddings: Tensor, maps: Tensor, truth: ByteMasks, target: Tensor, counts: list[int], points: tuple[int, int, int]
+    embeddings: Tensor,
+    maps: Tensor,
+    truth: ByteMasks,
+    target: Tensor,
+    counts: list[int],
+    points: tuple[int, int, int],
+    void: ByteMasks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`point_losses` with separate points for each mask, as in the official code: the most uncertain of its own random
     candidates, and further random points.
@@ -121,27 +136,40 @@ def point_losses_per_mask(
         target: int64 `[M]`, which ground-truth mask each is compared with.
         counts: masks of each image; their sum is M.
         points: numbers of candidates, of the most uncertain ones that are selected, and of further random points.
+        void: void pixels of the images, which do not count.
 
     Returns:
         cross-entropy and dice loss, `[M]` each.
     """
     candidates, uncertain, random = points
 
-    def chunk_losses(embeddings: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+    def chunk_losses(embeddings: Tensor, maps: Tensor, target: Tensor, images: Tensor) -> Tensor:
         masks = torch.einsum("bmd,bdhw->bmhw", embeddings, maps).flatten(0, 1)[:, None]
         with torch.no_grad():
             drawn = torch.rand(len(masks), candidates + random, 2, device=masks.device)
             logits = sample_masks(masks, drawn[:, :candidates])
+            if void is not None:
+                logits = logits.masked_fill(void.sample(images, drawn[:, :candidates]) > 0, VOID_LOGIT)
             selected = logits.abs().topk(uncertain, dim=1, largest=False, sorted=False).indices
             points = drawn.gather(1, selected[..., None].expand(-1, -1, 2))
             points = torch.cat((points, drawn[:, candidates:]), dim=1)
             point_truth = truth.sample(target, points)
-        return torch.stack(point_losses(sample_masks(masks, points), point_truth))
+        logits = sample_masks(masks, points)
+        if void is not None:
+            hidden = void.sample(images, points) > 0
+            logits, point_truth = logits.masked_fill(hidden, VOID_LOGIT), point_truth.masked_fill(hidden, 0.0)
+        return torch.stack(point_losses(logits, point_truth, void is not None))
 
     chunks, places = make_chunks(counts, maps[0, 0].numel(), maps.device)
+    every = torch.arange(len(maps), device=maps.device)
     losses = [
         checkpoint(
-            chunk_losses, embeddings[chunk.rows], maps[chunk.images], target[chunk.rows].flatten(), use_reentrant=False
+            chunk_losses,
+            embeddings[chunk.rows],
+            maps[chunk.images],
+            target[chunk.rows].flatten(),
+            every[chunk.images, None].expand_as(chunk.rows).flatten(),
+            use_reentrant=False,
         )
         for chunk in chunks
     ]

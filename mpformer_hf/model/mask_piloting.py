@@ -39,6 +39,7 @@ class Pilot:
         counts: rows of each image; their sum is R.
         self_attention_mask: bool `[B, 1, P + Q, P + Q]`, True = may attend.
         level_masks: pooled ground-truth masks per feature level, bool `[T or R, 1 or A, K]`.
+        level_known: cells of each level that are not all void, bool `[B, 1, K]`; None: all.
         groups: number of groups.
         noise: kind of cell noise, which is drawn for each layer: `"point"`, `"dropout"` or None.
         noise_scale, heads, piloted_layers, generator: as configured.
@@ -52,6 +53,7 @@ class Pilot:
     counts: list[int]
     self_attention_mask: Tensor
     level_masks: list[Tensor]
+    level_known: list[Tensor] | None
     groups: int
     noise: str | None
     noise_scale: float
@@ -79,6 +81,8 @@ class Pilot:
         if self.noise is not None:
             cells = cells.expand(-1, self.heads, -1)
             cells = CELL_NOISES[self.noise](cells, self.noise_scale, self.generator)
+            if self.level_known is not None:
+                cells = cells & self.level_known[level][self.batch_index]
         mask = cells.new_zeros(len(self.valid), cells.shape[1], self.num_queries, cells.shape[2])
         mask[self.batch_index, :, self.slot] = cells
         return mask
@@ -121,10 +125,13 @@ def build_pilot(
 
     heads = config.num_attention_heads if config.pilot_per_head_noise else 1
     levels = masks[:, None]
+    known = None if targets.void is None else 1 - targets.void[:, None]
     noises, scale = config.pilot_noises, float(config.pilot_noise_scale)
     if is_geometric(noises, scale):
         rows = change_masks(masks[target.repeat_interleave(heads)], noises, scale, generator)
         levels = rows.unflatten(0, (-1, heads))
+        if known is not None:
+            levels = levels * known[batch_index]
 
     noisy_labels = torch.zeros_like(valid, dtype=torch.int64)
     noisy_labels[batch_index, slot] = replace_labels(
@@ -139,6 +146,7 @@ def build_pilot(
         counts=[count * groups for count in targets.counts],
         self_attention_mask=self_attention_mask(valid, groups, config.num_queries),
         level_masks=[pool_masks(levels, shape).flatten(2) for shape in level_shapes],
+        level_known=None if known is None else [pool_masks(known, shape).flatten(2) for shape in level_shapes],
         groups=groups,
         noise=noises[0] if scale and noises[0] in CELL_NOISES else None,
         noise_scale=scale,

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from .chunks import copy_to_host, cost_chunks, padded_rows, to_device
 from .configuration_mpformer import MPFormerConfig
-from .point_sampling import ByteMasks, sample_features
+from .incomplete_labels import hide_void, known_points, unmatched_weights
+from .point_sampling import ByteMasks, points_on_void, sample_features
 from .targets import Targets
 
 
@@ -45,26 +46,28 @@ class Assignment:
     Attributes:
         batch_index, query, target: int64 `[M]`; `target` is an index into the targets of the batch.
         counts: number of pairs of each image.
+        unmatched_weights: float `[B, N]`, factors on the class loss of the queries without a target; None: all 1.
     """
 
     batch_index: Tensor
     query: Tensor
     target: Tensor
     counts: list[int]
+    unmatched_weights: Tensor | None = None
 
 
 def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean binary cross-entropy and dice loss of every query with every target.
 
     Args:
-        logits: `[..., Q, P]`.
+        logits: `[..., Q, P]`, `VOID_LOGIT` at points that do not count.
         truth: `[..., T, P]` in [0, 1].
 
     Returns:
         two `[..., Q, T]`.
     """
     overlap = logits @ truth.mT
-    cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - overlap) / logits.shape[-1]
+    cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - overlap) / known_points(logits[..., :1, :])
     probability = logits.sigmoid()
     total = probability.sum(-1, keepdim=True) + truth.sum(-1)[..., None, :]
     return cross_entropy, 1 - (2 * (probability @ truth.mT) + 1) / (total + 1)
@@ -122,14 +125,30 @@ class HungarianMatcher:
         points = torch.rand(1, self.config.train_num_points, 2, device=device, generator=generator)
         features = sample_features(mask_features, points.expand(len(mask_features), -1, -1))  # [B, P, D]
         sampled = truth.sample(torch.arange(len(targets.masks), device=device), points)
+        void, covered = points_on_void(targets, points), None
+        if void is not None:
+            sampled = sampled.masked_fill(void[targets.image], 0.0)
+        if void is not None or targets.complete is not None:
+            covered = torch.zeros(features.shape[:2], device=device).index_add(0, targets.image, sampled.round()) > 0
         rows = to_device(padded_rows(targets.counts), device)  # [B, T]
         classes = torch.cat([p.class_logits for p in predictions], dim=1)  # [B, predictions * Q, K + 1]
         embeddings = torch.cat([p.mask_embeddings for p in predictions], dim=1)
         queries, costs = predictions[0].class_logits.shape[1], []
         parts = cost_chunks(device, len(rows), embeddings.shape[1], queries, features.shape[1])
+        weights = None if covered is None else embeddings.new_ones(embeddings.shape[:2])
         for images, part in parts:
             used = rows[images, : max(targets.counts[images])]
             logits = embeddings[images, part] @ features[images].mT
+            if weights is not None and covered is not None:
+                weights[images, part] = unmatched_weights(
+                    logits,
+                    covered[images],
+                    None if void is None else void[images],
+                    None if targets.complete is None else targets.complete[images],
+                    self.config.incomplete_no_object_weight,
+                )
+            if void is not None:
+                logits = hide_void(logits, void[images])
             costs.append(self.cost(classes[images, part], logits, targets.labels[used], sampled[used]))
         tables: dict[tuple[int, int], np.ndarray] = {}
         for (images, part), block in zip(parts, copy_to_host(costs), strict=True):
@@ -137,7 +156,11 @@ class HungarianMatcher:
                 for first in range(part.start, part.stop, queries):
                     own = table[first - part.start : first - part.start + queries, : targets.counts[image]]
                     tables[first // queries, image] = own
-        return assign([tables[key] for key in sorted(tables)], targets.counts, device)
+        assignments = assign([tables[key] for key in sorted(tables)], targets.counts, device)
+        if weights is not None:
+            for assignment, own in zip(assignments, weights.split(queries, dim=1), strict=True):
+                assignment.unmatched_weights = own
+        return assignments
 
 
 def assign(costs: list, counts: list[int], device: torch.device) -> list[Assignment]:

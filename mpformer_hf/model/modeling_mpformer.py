@@ -250,6 +250,9 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         generator: torch.Generator | None = None,
+        void_mask: Tensor | None = None,
+        annotated_classes: Tensor | None = None,
+        complete: Tensor | None = None,
     ) -> MPFormerForUniversalSegmentationOutput | tuple:
         """
         Args:
@@ -261,6 +264,9 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             output_auxiliary_logits: also return the earlier predictions.
             generator: source of the pilot's noise and of the sampling points, on the model's device. Dropout, drop path
                 and loss points per mask (`mask_loss_points="mask"`) use PyTorch's default generator.
+            void_mask: `[B, H, W]`, non-zero = not labelled: such pixels have no loss. None: all are labelled.
+            annotated_classes: bool `[B, num_labels]`, classes whose objects are all labelled in the image. None: all.
+            complete: bool `[B]`, False for images of which only some objects are labelled. None: all are complete.
 
         Raises:
             ValueError: only one kind of label is given, or labels and images do not fit.
@@ -281,7 +287,9 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
         targets = None
         if mask_labels is not None and class_labels is not None:
             size = size_of(pixel_values)
-            targets = collect_targets(mask_labels, class_labels, size, config.num_labels)
+            void_mask = void_mask if config.void_in_loss == "ignored" else None
+            known = (void_mask, annotated_classes, complete)
+            targets = collect_targets(mask_labels, class_labels, size, config.num_labels, *known)
             targets = targets.to(pixel_values.device)
             if len(targets.counts) != len(pixel_values):
                 raise ValueError(f"pixel_values has {len(pixel_values)} images, mask_labels has {len(targets.counts)}.")

@@ -72,6 +72,19 @@ class ByteMasks:
         return torch.lerp(upper, lower, fy)
 
 
+def points_on_void(targets: Targets, points: Tensor) -> Tensor | None:
+    """Whether the samples at points read a void pixel, bool `[B, P]`; None if there is no void.
+
+    Args:
+        targets: ground truth of the batch.
+        points: float `[B, P, 2]` or `[1, P, 2]`.
+    """
+    if targets.void is None:
+        return None
+    images = torch.arange(len(targets.void), device=points.device)
+    return ByteMasks(targets.void).sample(images, points) > 0
+
+
 def sample_targets(truth: ByteMasks, targets: Targets, points: Tensor) -> Tensor:
     """Ground-truth masks at the points of their images, float32 `[T, P]`: on a CPU image after image, whose points are
     located once; elsewhere all together.

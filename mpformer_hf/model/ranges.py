@@ -7,6 +7,7 @@ from typing import Any
 CELL_NOISES = ("point", "dropout")  # drawn for each layer
 MASK_NOISES = ("shift", "scale", "shift_scale", "patch", "box", "outline")  # drawn once for each pilot query
 PILOT_NOISES = ("point", "shift", "scale", "shift_scale", "patch", "dropout", "box", "outline")
+VOID_IN_LOSS = ("ignored", "background")
 RANGES = {  # of configuration fields; the trainer's flags of the same names refer to them
     "pilot_groups": "[1, inf)",
     "pilot_query_budget": "[1, inf)",
@@ -14,6 +15,7 @@ RANGES = {  # of configuration fields; the trainer's flags of the same names ref
     "pilot_noise_scale": "[0, inf)",
     "pilot_label_noise": "[0, 1]",
     "pilot_loss_weight": "[0, inf)",
+    "incomplete_no_object_weight": "[0, 1]",
     "num_queries": "[1, 10000]",
     "hidden_dim": "[1, 65536]",
     "feature_size": "[1, 65536]",

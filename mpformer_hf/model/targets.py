@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .chunks import to_device
+
 
 @dataclass
 class Targets:
@@ -13,19 +15,38 @@ class Targets:
         masks: uint8 `[T, H, W]`, 0 or 1; the T targets of the batch, ordered by image.
         labels: int64 `[T]`, 0..num_labels - 1.
         counts: number of targets of each image; their sum is T.
+        void: uint8 `[B, H, W]`, 1 where the image is not labelled; masks are 0 there. None: nowhere.
+        annotated: bool `[B, K]`, classes whose objects are all labelled in the image. None: all classes.
+        complete: bool `[B]`, False for images of which only some objects are labelled. None: all are complete.
     """
 
     masks: Tensor
     labels: Tensor
     counts: list[int]
+    void: Tensor | None = None
+    annotated: Tensor | None = None
+    complete: Tensor | None = None
+
+    @property
+    def image(self) -> Tensor:
+        """Image of each target, int64 `[T]`."""
+        image = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+        return to_device(image, self.masks.device)
 
     def to(self, device: torch.device) -> "Targets":
         """The targets on another device."""
-        return Targets(self.masks.to(device), self.labels.to(device), self.counts)
+        known = (None if known is None else known.to(device) for known in (self.void, self.annotated, self.complete))
+        return Targets(self.masks.to(device), self.labels.to(device), self.counts, *known)
 
 
 def collect_targets(
-    mask_labels: list[Tensor], class_labels: list[Tensor], size: tuple[int, int], num_labels: int | None = None
+    mask_labels: list[Tensor],
+    class_labels: list[Tensor],
+    size: tuple[int, int],
+    num_labels: int | None = None,
+    void_mask: Tensor | None = None,
+    annotated_classes: Tensor | None = None,
+    complete: Tensor | None = None,
 ) -> Targets:
     """Concatenate the masks and classes of a batch.
 
@@ -34,6 +55,9 @@ def collect_targets(
         class_labels: per image `[T_b]`, integers.
         size: (H, W) of the padded images, which all masks must have.
         num_labels: if given, the range of classes on the CPU is checked (on a GPU it would wait for the device).
+        void_mask: `[B, H, W]`, non-zero = not labelled, see `Targets`.
+        annotated_classes: bool `[B, K]`, see `Targets`.
+        complete: bool `[B]`, see `Targets`.
 
     Raises:
         ValueError: lengths, sizes or classes are invalid; the message has the index of the image.
@@ -62,5 +86,19 @@ def collect_targets(
             invalid = labels[(labels < 0) | (labels >= num_labels)]
             if len(invalid):
                 raise ValueError(f"Image {index}: class_labels has {int(invalid[0])}, expected 0 to {num_labels - 1}.")
+    batch, counts = len(mask_labels), [len(labels) for labels in class_labels]
+    for name, given, shape in (
+        ("void_mask", void_mask, (batch, *size)),
+        ("annotated_classes", annotated_classes, (batch, num_labels)),
+        ("complete", complete, (batch,)),
+    ):
+        if given is not None and tuple(given.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(given.shape)}, expected {shape}.")
     masks = torch.cat([(masks != 0).view(torch.uint8) for masks in mask_labels])
-    return Targets(masks, torch.cat(list(class_labels)).long(), [len(labels) for labels in class_labels])
+    void = None if void_mask is None else (void_mask != 0).view(torch.uint8).to(masks.device)
+    if void is not None:
+        masks = masks * (1 - void).repeat_interleave(torch.tensor(counts, device=void.device), dim=0)
+    annotated, complete = (
+        None if given is None else given.bool().to(masks.device) for given in (annotated_classes, complete)
+    )
+    return Targets(masks, torch.cat(list(class_labels)).long(), counts, void, annotated, complete)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_type_hints
 
 from ..data.arguments import TrainingDataArguments
-from ..model.ranges import PILOT_NOISES, RANGES
+from ..model.ranges import PILOT_NOISES, RANGES, VOID_IN_LOSS
 from ..utils.arguments import CheckedArguments, option, parse
 
 DEFAULT_RECIPE = "own_dataset"  # of `mpformer train` and `mpformer_hf.train`, unless a recipe or a model is given
@@ -17,12 +17,26 @@ class ModelArguments(CheckedArguments):
     """Where the model comes from."""
 
     _argument_group_name = "model"
+    _advanced = ("void_in_loss", "incomplete_no_object_weight")
 
     model_name_or_path: str | None = option(None, "MP-Former or Mask2Former to start from: Hub name or folder.")
     backbone: str | None = option(
         None, "Pretrained backbone of a new model: Hub name or folder, timm/NAME, or efficientnet_lite0."
     )
     model_fields: str = option("{}", "Fields of MPFormerConfig as JSON (a mapping in a recipe), e.g. hidden_dim.")
+    void_in_loss: str | None = option(
+        None, "Void pixels and crowds have no loss, or are background, as in the official code.", choices=VOID_IN_LOSS
+    )
+    incomplete_no_object_weight: float | None = option(
+        None,
+        "Images of which only some objects are labelled: factor on the loss of unmatched queries off these objects.",
+        within=RANGES["incomplete_no_object_weight"],
+    )
+
+    def given(self) -> dict:
+        """Fields of the configuration that were set, besides `model_fields`."""
+        names = ("void_in_loss", "incomplete_no_object_weight")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass

@@ -129,9 +129,9 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: tuple) -> tuple[Tensor, Tensor, dict[int, int], int] | ValueError:
-        """Image, map of segment ids, classes of the ids, and row, for what a sampler yields; or the error of an invalid
-        row, which a worker process would otherwise report as a traceback."""
+    def __getitem__(self, draw: tuple) -> tuple[Tensor, Tensor, Segments, int] | ValueError:
+        """Image, map of segment ids, segments before the augmentation, and row, for what a sampler yields; or the error
+        of an invalid row, which a worker process would otherwise report as a traceback."""
         index, seed, *streamed = draw
         try:
             row = streamed[0] if streamed else self.dataset.rows[index]
@@ -144,7 +144,7 @@ class TrainingDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the CPU's only; a device's is for the model
             try:
-                return *augment(self.transform, image, segments.map, segments.classes), segments.classes, index
+                return *augment(self.transform, image, segments.map, segments.classes), segments, index
             except RuntimeError as error:  # of an image that has no pixels after it is resized
                 height, width = image.shape[1:]
                 raise ValueError(f"Row {index}: a {width}x{height} image cannot be augmented: {error}.") from error
@@ -158,6 +158,6 @@ class TrainingDataset(Dataset):
 
     def collate(self, examples: list) -> dict:
         """A packed batch, see `packing.py`."""
-        images, maps, tables = (list(column) for column in zip(*(example[:3] for example in examples), strict=True))
+        images, maps, segments = (list(column) for column in zip(*(example[:3] for example in examples), strict=True))
         divisor = 1 if self.processor.stretch_to_divisor else self.processor.size_divisor or 1
-        return pack(images, maps, tables, divisor)
+        return pack(images, maps, segments, divisor, self.processor.task)

@@ -38,7 +38,7 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
     if "id2label" in model_fields or "label2id" in model_fields:
         raise ValueError("model_fields: class names are read from the dataset; see --id2label.")
     label2id = {name: i for i, name in labels.id2label.items()}
-    fields = {**model_fields, **pilot.given(), "id2label": labels.id2label, "label2id": label2id}
+    fields = {**model_fields, **args.given(), **pilot.given(), "id2label": labels.id2label, "label2id": label2id}
     if args.model_name_or_path:
         if args.backbone:
             logger.info("backbone %s is not used: %s has one.", args.backbone, args.model_name_or_path)

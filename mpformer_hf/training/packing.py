@@ -1,10 +1,12 @@
 """Training batches in few bytes: 8-bit images and one map of targets an image travel to the device, where images are
 normalised and maps are split into masks, with the values of the image processor."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..data.segments import VOID
+from ..data.segments import MISSING, VOID, Segments, missing_labels
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.label_maps import split_ids
 
@@ -31,31 +33,43 @@ def number_targets(map_: Tensor, table: dict[int, int]) -> tuple[Tensor, Tensor]
     return torch.where(ids[place] == layers, place + 1, 0).to(kind), classes
 
 
-def pack(images: list[Tensor], maps: list[Tensor], tables: list[dict[int, int]], divisor: int) -> dict:
+def pack(
+    images: Sequence[Tensor], maps: Sequence[Tensor], segments: Sequence[Segments], divisor: int, task: str = "panoptic"
+) -> dict:
     """A batch in few bytes.
 
     Args:
         images: uint8 `[3, H, W]` each.
-        maps, tables: of each image, see `number_targets`.
+        maps: of each image, int `[H, W]` or `[L, H, W]`, segment ids, after the augmentation.
+        segments: of each image, before the augmentation.
         divisor: height and width are padded to multiples of it.
+        task: decides which pixels are void.
 
     Returns:
         `images` uint8 `[B, 3, H, W]` and `maps` `[B, L, H, W]`, padded by zeros at the right and bottom; `sizes` int64
-        `[B, 2]`, (height, width) of the images; `classes` int64 `[T]`; and `counts`, the targets of each image.
+        `[B, 2]`, (height, width) of the images; `classes` int64 `[T]`; `counts`, the targets of each image; and
+        `void_mask`, `annotated_classes` and `complete` as the model takes them, if labels are missing.
     """
     numbered, classes = zip(
-        *(number_targets(map_, table) for map_, table in zip(maps, tables, strict=True)), strict=True
+        *(number_targets(map_, part.classes) for map_, part in zip(maps, segments, strict=True)), strict=True
     )
     sizes = torch.tensor([image.shape[1:] for image in images])
     height, width = (-(-int(side) // divisor) * divisor for side in sizes.amax(0))
     kind = max((map_.dtype for map_ in numbered), key=lambda dtype: dtype.itemsize)
     padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
     layers = torch.zeros(len(images), max(len(map_) for map_ in numbered), height, width, dtype=kind)
+    voids = [part.void(task, map_) for map_, part in zip(maps, segments, strict=True)]
     for index, (image, map_) in enumerate(zip(images, numbered, strict=True)):
         padded[index, :, : image.shape[1], : image.shape[2]] = image
         layers[index, : len(map_), : image.shape[1], : image.shape[2]] = map_
     counts = [len(labels) for labels in classes]
-    return {"images": padded, "maps": layers, "sizes": sizes, "classes": torch.cat(classes), "counts": counts}
+    known = missing_labels(segments)
+    if any(void is not None and void.any() for void in voids):
+        known["void_mask"] = torch.zeros(len(images), height, width, dtype=torch.uint8)
+        for padded_void, void in zip(known["void_mask"], voids, strict=True):
+            if void is not None:
+                padded_void[: void.shape[0], : void.shape[1]] = void
+    return {"images": padded, "maps": layers, "sizes": sizes, "classes": torch.cat(classes), "counts": counts} | known
 
 
 class Unpacker:
@@ -75,7 +89,7 @@ class Unpacker:
 
     def __call__(self, batch: dict) -> dict:
         """`pixel_values` float32 `[B, 3, H, W]`, 0 in the padding; lists `mask_labels`, bool `[T, H, W]`, and
-        `class_labels`, int64 `[T]`."""
+        `class_labels`, int64 `[T]`; and what `pack` says of missing labels."""
         images, maps, sizes = batch["images"], batch["maps"], batch["sizes"]
         values = (images.float() - self.mean) / self.std if self.normalised else images * self.scale
         inside = [
@@ -89,4 +103,5 @@ class Unpacker:
             "pixel_values": values,
             "mask_labels": masks,
             "class_labels": list(batch["classes"].split(batch["counts"])),
+            **{name: batch[name] for name in ("void_mask", *MISSING) if name in batch},
         }

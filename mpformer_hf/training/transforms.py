@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import SizeDict
 
-from ..data.segments import VOID
+from ..data.segments import PADDING
 from .arguments import TransformArguments
 
 IMAGE_FILL = 128
@@ -49,7 +49,7 @@ class CategoryCappedCrop(v2.Transform):
     def __init__(self, size: tuple[int, int], max_share: float):
         super().__init__()
         self.max_share = max_share
-        fill = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: VOID}
+        fill = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: PADDING}
         self.crop = v2.RandomCrop(size, pad_if_needed=True, fill=fill)
 
     def forward(self, image: Tensor, segments: Tensor, classes: dict[int, int]):
@@ -129,7 +129,7 @@ def augment(transform: v2.Compose, image: Tensor, segments: Tensor, classes: dic
         classes: classes of the segment ids.
 
     Returns:
-        uint8 `[3, h, w]` and int32 `[h, w]` or `[L, h, w]`; padding is `VOID`.
+        uint8 `[3, h, w]` and int32 `[h, w]` or `[L, h, w]`; padding is `PADDING`.
     """
     shape = segments.shape
     layers = tv_tensors.Mask(segments.view(-1, *shape[-2:]))

@@ -185,17 +185,6 @@ def test_boxes_in_coco_files_are_refused_before_training(tmp_path):
         opened(folder, "instance")
 
 
-def test_lvis_is_scored_by_cocos_rules_with_a_warning(tmp_path, caplog):
-    folder = official_folders.lvis(tmp_path)
-    file = folder / "lvis_v1_train.json"
-    content = json.loads(file.read_text())
-    for image in content["images"]:
-        image["neg_category_ids"] = []
-    file.write_text(json.dumps(content))
-    opened(folder, "instance")
-    assert "is of LVIS, but is scored by COCO's rules" in caplog.text
-
-
 def test_other_categories_in_the_evaluation_split_are_refused(tmp_path):
     folder = make.coco_instances(tmp_path / "coco")
     file = folder / "annotations" / "instances_val2017.json"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpformer_hf import MPFormerImageProcessor
-from mpformer_hf.data.segments import VOID
+from mpformer_hf.data.segments import VOID, Segments
 from mpformer_hf.training.packing import Unpacker, number_targets, pack
 
 PROCESSORS = [
@@ -38,9 +38,10 @@ def test_unpacked_batches_equal_the_processors(fields):
         example(generator, ids=()),
     ]
     images, maps, tables = (list(column) for column in zip(*examples, strict=True))
+    segments = [Segments(map_, table) for map_, table in zip(maps, tables, strict=True)]
     fixed = {"do_resize": False, "ignore_index": VOID, "do_reduce_labels": False}
     expected = processor(images, maps, tables, **fixed, return_tensors="pt")
-    batch = Unpacker(processor, torch.device("cpu"))(pack(images, maps, tables, processor.size_divisor))
+    batch = Unpacker(processor, torch.device("cpu"))(pack(images, maps, segments, processor.size_divisor))
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
     for name in ("mask_labels", "class_labels"):
         for ours, theirs in zip(batch[name], expected[name], strict=True):
@@ -61,6 +62,6 @@ def test_maps_are_bytes_as_long_as_numbers_fit():
 def test_a_batch_is_small():
     images = [torch.zeros(3, 1024, 1024, dtype=torch.uint8)] * 2
     maps = [torch.randint(0, 20, (1024, 1024), dtype=torch.int32)] * 2
-    batch = pack(images, maps, [{own: 0 for own in range(20)}] * 2, 32)
+    batch = pack(images, maps, [Segments(map_, {own: 0 for own in range(20)}) for map_ in maps], 32)
     size = sum(x.numel() * x.itemsize for x in batch.values() if torch.is_tensor(x))
     assert size / 2 < 4.1 * 2**20, "MiB of an image of 1024x1024 with 20 objects"

@@ -11,6 +11,7 @@ from datasets import Value
 
 from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, file_start, files_below, read_json
 from ..coco_checks import check_coco, check_coordinates
+from ..completeness import LVIS, columns_of_images
 from ..labels import Labels
 from ..segments import VOID, Reader, Segments, merge_by_class
 from ..split_names import ALL_SPLITS, names_of_split, words_of
@@ -106,7 +107,8 @@ def merge_contents(contents: list[dict], files: list[Path]) -> dict:
                 raise ValueError(f"{where} both have the image {row['file_name']}; leave one of the files.")
             seen[row["file_name"]] = file
             images[row["id"]] = len(merged["images"])
-            merged["images"].append({**row, "id": images[row["id"]]})
+            classes = {key: [own[i] for i in row[key]] for key in LVIS if key in row}
+            merged["images"].append({**row, **classes, "id": images[row["id"]]})
         for row in content["annotations"]:
             if "segments_info" in row:
                 raise ValueError(f"{file} is one of several panoptic JSONs of a split; there must be one.")
@@ -334,19 +336,15 @@ class Coco(FolderLayout):
         files = choose_annotations(folder, self.files(folder), split, task)
         content = self.load_all(folder, files, split)
         file = files[0]
-        if any("neg_category_ids" in image for image in content["images"]):
-            logger.warning(
-                "%s is of LVIS, but is scored by COCO's rules: classes that were not checked for an image count as "
-                "wrong. LVIS's own tool scores the predictions (format coco).",
-                file,
-            )
+        completeness = columns_of_images(content["images"], content["annotations"], content["categories"], file)
         finder = FileFinder(folder, file)
 
         def image_columns(image: dict) -> dict:
             """Path, id and name, and the size [height, width] in the JSON, which is compared with the file's."""
             size = [image["height"], image["width"]] if "height" in image and "width" in image else None
             path = str(finder.find(image["file_name"], is_map=False))
-            return {"image": path, "size": size, "image_id": image["id"], "file_name": image["file_name"]}
+            named = {"image": path, "size": size, "image_id": image["id"], "file_name": image["file_name"]}
+            return named | completeness[image["id"]]
 
         places: dict[str, str] = {}
         for image in content["images"]:
