@@ -4,7 +4,7 @@ All layouts are read in the same way, and this is applied to what their readers 
 `annotated_classes`, names or category ids of classes, and `complete`, a boolean.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +51,18 @@ def columns_of_images(images: list[dict], annotations: list[dict], categories: l
         listed = None if classes is None else [names.get(name, name) for name in classes]
         columns[image["id"]] = {key: {"annotated_classes": listed, "complete": complete}[key] for key in given}
     return columns
+
+
+def stated_columns(column_names: Collection[str]) -> list[str]:
+    """Those of `COLUMNS` that a table has."""
+    return [name for name in COLUMNS if name in column_names]
+
+
+def columns_of(segments: Segments, labels: Labels) -> dict:
+    """The columns of an image that was read."""
+    annotated = segments.annotated
+    names = None if annotated is None else [n for n, known in zip(labels.names, annotated, strict=True) if known]
+    return {"annotated_classes": names, "complete": segments.complete}
 
 
 def ids_of(names: Sequence[str | int], labels: Labels, where: str) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..model.label_maps import compress_counts, encode_rle
 from ..utils.progress import progress
+from .completeness import COLUMNS, columns_of, stated_columns
 from .dataset import SegmentationDataset
 from .segments import Segments, as_png
 
@@ -73,7 +74,9 @@ def make_row(dataset: SegmentationDataset, task: str, index: int) -> dict:
     image_id, file_name, _ = dataset.identity(index)
     image = {"bytes": image_bytes(row[dataset.image_column]), "path": Path(file_name).name}
     labels = label_columns(segments, task, dataset.labels.category_ids, dataset.labels.things)
-    return {"image": image, "image_id": image_id, "file_name": file_name, **labels}
+    known = columns_of(segments, dataset.labels)
+    stated = {name: known[name] for name in stated_columns(row)}
+    return {"image": image, "image_id": image_id, "file_name": file_name, **labels, **stated}
 
 
 def make_rows(dataset: SegmentationDataset, task: str, workers: int) -> Iterator[dict]:
@@ -97,7 +100,8 @@ def write_parquet(dataset: SegmentationDataset, task: str, folder: Path, split: 
     (folder / "data").mkdir(parents=True, exist_ok=True)
     numbers = isinstance(dataset.identity(0)[0], int)
     identity = {"image_id": datasets.Value("int64" if numbers else "string"), "file_name": datasets.Value("string")}
-    features = datasets.Features({"image": datasets.Image(), **identity, **LABELS[task]})
+    stated = {name: COLUMNS[name] for name in stated_columns(dataset.rows.column_names)}
+    features = datasets.Features({"image": datasets.Image(), **identity, **LABELS[task], **stated})
     files: list[Path] = []
     rows: list[dict] = []
     size = 0

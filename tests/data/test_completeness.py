@@ -8,6 +8,7 @@ import torch
 from datasets import Image as ImageColumn
 from datasets import Value
 
+from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.census import take_census
 from mpformer_hf.data.dataset import open_dataset
@@ -158,6 +159,21 @@ def test_lvis_is_complete_for_the_classes_that_were_checked(tmp_path):
         _, segments = dataset[index]
         known = {name for name, done in zip(names, segments.annotated, strict=True) if done}
         assert known == ({"car", "class 7"} if index == 0 else {"class 7", "class 8"})
+
+
+def test_prepared_files_say_the_same(tmp_path):
+    folder = official_folders.lvis(tmp_path / "lvis")
+    for split in ("train", "val"):
+        file = folder / f"lvis_v1_{split}.json"
+        content = json.loads(file.read_text())
+        content["images"][0] |= {"annotated_classes": ["car"], "complete": False}
+        file.write_text(json.dumps(content))
+    mpformer(["prepare", str(folder), str(tmp_path / "p"), "--task", "instance", "--workers", "1"])
+    before, after = opened(folder), opened(tmp_path / "p")
+    for index in range(len(before)):
+        (_, ours), (_, theirs) = before[index], after[index]
+        assert (ours.annotated, ours.complete) == (theirs.annotated, theirs.complete)
+    assert after[0][1].annotated == (False, True) and not after[0][1].complete and after[1][1].annotated is None
 
 
 @pytest.mark.parametrize(
