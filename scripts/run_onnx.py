@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
@@ -17,13 +17,18 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 settings = {
     key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items() if key != "model"
 }
-image = Image.open(sys.argv[2]).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 height, width = session.get_inputs()[0].shape[2:]  # numbers, or names of dynamic sides
 if isinstance(height, str):
-    size = settings["size"]
-    scale = min(size["shortest_edge"] / min(image.size), size["longest_edge"] / max(image.size))
-    width, height = (max(2, round(side * scale / 32)) * 32 for side in image.size)
-pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1)[None]
+    size, sides = settings["size"], image.size
+    if "height" in size and settings["do_resize"]:
+        sides = size["width"], size["height"]
+    elif settings["do_resize"]:
+        shortest, longest = size.get("shortest_edge", float("inf")), size.get("longest_edge", float("inf"))
+        scale = min(shortest / min(sides), longest / max(sides))
+        sides = tuple(side * scale for side in sides)
+    width, height = (max(2, round(side / 32)) * 32 for side in sides)
+pixels = np.asarray(image.resize((width, height), settings["resample"])).transpose(2, 0, 1)[None]
 names = [output.name for output in session.get_outputs()]
 results = {name: value[0] for name, value in zip(names, session.run(names, {"image": pixels}), strict=True)}
 labels = settings["labels"]

@@ -217,8 +217,8 @@ def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, s
         "model": Path(name).name,
         "labels": json.dumps(list(id2label.values())),
         "stuff": json.dumps(list(processor.label_ids_to_fuse)),
-        "image_mean": json.dumps(list(processor.image_mean)),
-        "image_std": json.dumps(list(processor.image_std)),
+        "image_mean": json.dumps(processor.image_mean and list(processor.image_mean)),
+        "image_std": json.dumps(processor.image_std and list(processor.image_std)),
         "size": json.dumps(size),
     }
     fields = ["task", "size_divisor", "threshold", "mask_threshold", "overlap_mask_area_threshold", "category_ids"]

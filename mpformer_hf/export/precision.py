@@ -11,8 +11,10 @@ from ..model.images import read_image
 from ..utils.files import IMAGE_SUFFIXES, files_below
 
 PRECISIONS = ("fp32", "fp16", "int8")
-# Sampling positions and norms need more than the 11 bits of half precision.
-FLOAT32 = ("GridSample", "Resize", "Sin", "Cos", "LayerNormalization", "InstanceNormalization", "ReduceMax", "Einsum")
+# Norms and positions need more than the 11 bits of half precision.
+FLOAT32 = ("Resize", "Sin", "Cos", "LayerNormalization", "InstanceNormalization", "ReduceMax", "Einsum")
+LEARNED = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization")  # what positions are computed from
+FLOAT, HALF = 1, 10  # types of ONNX
 QUANTIZED = ("Conv", "MatMul", "Gemm")  # with weights and activations of 8 bits
 CALIBRATION_IMAGES = 32
 
@@ -22,8 +24,37 @@ def convert_to_half(file: Path) -> None:
     import onnx
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    blocked = [*DEFAULT_OP_BLOCK_LIST, *FLOAT32]
-    onnx.save(convert_float_to_float16(onnx.load(file), keep_io_types=True, op_block_list=blocked), file)
+    content, blocked = onnx.load(file), [*DEFAULT_OP_BLOCK_LIST, *FLOAT32]
+    nodes = position_nodes(content.graph)
+    half = convert_float_to_float16(content, keep_io_types=True, op_block_list=blocked, node_block_list=nodes)
+    skip_round_trips(half.graph)
+    onnx.save(half, file)
+
+
+def skip_round_trips(graph) -> None:
+    """Let nodes that remain in float32 read float32 where the converter put a cast to half precision between them."""
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    before_half = {node.output[0]: node.input[0] for node in casts if node.attribute[0].i == HALF}
+    for node in casts:
+        if node.attribute[0].i == FLOAT:
+            node.input[0] = before_half.get(node.input[0], node.input[0])
+
+
+def position_nodes(graph) -> list[str]:
+    """Names of the nodes that compute the rows that a graph gathers, and of those that use their positions: float32 is
+    exact up to row 2**24, half precision up to row 2048."""
+    producers = {output: node for node in graph.node for output in node.output}
+    pending = [node.input[1] for node in graph.node if node.op_type == "Gather"]
+    found: dict[str, None] = {}
+    positions: set[str] = set()
+    while pending:
+        node = producers.get(pending.pop())
+        if node is not None and node.op_type not in LEARNED and node.name not in found:
+            found[node.name] = None
+            pending += node.input
+            positions |= set(node.output)
+    users = [node.name for node in graph.node if node.op_type not in LEARNED and positions & set(node.input)]
+    return [*dict.fromkeys([*found, *users])]
 
 
 def calibration_images(folder: Path) -> list[Path]:

@@ -72,6 +72,8 @@ def weighted_row_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     Returns:
         `[M, D]`.
     """
+    if torch.compiler.is_exporting():  # `embedding_bag` would become a loop, and `grid_sample` is wrong in some runtimes
+        return (table.index_select(0, rows.flatten()).view(*rows.shape, -1) * weights[..., None]).sum(1)
     differentiable = torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)
     if differentiable and table.device.type == "cpu" and not torch.compiler.is_compiling():
         return WeightedRowSum.apply(table, rows, weights)
@@ -137,21 +139,6 @@ def per_point(numbers: list[int], points: int, like: Tensor) -> Tensor:
     return torch.cat([like.new_full((points,), number) for number in numbers])
 
 
-def sample_grids(value: Tensor, shapes: list[tuple[int, int]], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sampling` with `grid_sample`, an operator of ONNX; `embedding_bag` would be exported as a loop."""
-    B, _, N, D = value.shape
-    levels = value.split([height * width for height, width in shapes], dim=1)
-    by_head = (t.view(B, -1, N, len(shapes), t.shape[-1] // len(shapes)).transpose(1, 2) for t in (x, y, weights))
-    x, y, weights = (t.flatten(0, 1) for t in by_head)  # [B * N, Q, L, P]
-    sampled = []
-    for level, (map_, (height, width)) in enumerate(zip(levels, shapes, strict=True)):
-        image = map_.permute(0, 2, 3, 1).reshape(B * N, D, height, width)
-        grid = torch.stack((x[:, :, level] / width, y[:, :, level] / height), -1) * 2 - 1
-        samples = F.grid_sample(image, grid, align_corners=False)  # [B * N, D, Q, P]
-        sampled.append((samples * weights[:, None, :, level]).sum(-1))
-    return sum(sampled[1:], sampled[0]).view(B, N * D, -1).transpose(1, 2).reshape(-1, N * D)
-
-
 def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples (Deformable DETR, equation 3), zero outside the maps.
 
@@ -177,8 +164,6 @@ def deformable_sampling(value: Tensor, shapes: list[tuple[int, int]], x: Tensor,
         return fused_sampling(value, [side for shape in shapes for side in shape], x, y, weights)
     B, _, N, D = value.shape
     points = x.shape[-1] // len(shapes)
-    if torch.compiler.is_exporting():
-        return sample_grids(value, shapes, x, y, weights)
     heights, widths = ([shape[side] for shape in shapes] for side in (0, 1))
     maps = value.flatten(2).split([height * width for height, width in shapes], dim=1)
     bordered = [

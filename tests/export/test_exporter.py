@@ -244,7 +244,7 @@ def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, onnx_file)
     content = onnx.load(onnx_file)
     onnx.checker.check_model(content, full_check=True)
     operators = graph_operators(content.graph) | {o for f in content.functions for o in graph_operators(f)}
-    assert "GridSample" in operators
+    assert "GridSample" not in operators and "Gather" in operators
     assert not {name for name in operators if name in ("Loop", "If", "Scan") or "Sequence" in name}
     settings = {row.key: row.value for row in content.metadata_props}
     assert (
@@ -282,7 +282,8 @@ def test_other_precisions_are_near_the_model(precision, saved, onnx_file, tmp_pa
         assert kinds.count(onnx.TensorProto.FLOAT16) > len(kinds) / 4
     assert {row.key for row in content.metadata_props} >= {"labels", "task", "size"}
     photo = read_image(next((tmp_path / "photos").rglob("*.jpg"))) if precision == "int8" else to_rgb(photo_of(48, 64))
-    processor = MPFormerImageProcessor(size={"height": 96, "width": 128})
+    size = {"height": 640, "width": 512}  # above 2,048 cells, whose numbers half precision does not have
+    processor = MPFormerImageProcessor(size=size if precision == "fp16" else {"height": 96, "width": 128})
     pixel_values = processor([photo, photo], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = load_model(str(saved["resnet"]))(pixel_values).masks_queries_logits
