@@ -11,7 +11,16 @@ from ..utils.arguments import CheckedArguments, argument, option
 logger = logging.getLogger(__name__)
 Dtype = Literal["float32", "bfloat16", "float16"]
 PICTURES = ("overlays", "maps")  # folders of `mpformer predict`
-FORMATS = ("coco", "coco_panoptic", "cityscapes", "ade20k", "yolo", "cvat")  # see `data/writers`
+FORMATS = (
+    "coco",
+    "coco_panoptic",
+    "cityscapes",
+    "ade20k",
+    "yolo",
+    "cvat",
+    "labelme",
+    "label_studio",
+)  # see `data/writers`
 
 
 @dataclass
@@ -29,7 +38,7 @@ class LoadingArguments(CheckedArguments):
 
 @dataclass
 class InferenceOptions(CheckedArguments):
-    """Test-time augmentation, sliding windows and score threshold.
+    """Test-time augmentation, sliding windows, score threshold and cleaning.
 
     Attributes:
         flip: also predict the mirrored image.
@@ -37,18 +46,24 @@ class InferenceOptions(CheckedArguments):
         window: side of square windows in pixels of the image; None = the full image at once.
         overlap: overlap of neighbouring windows as a share of their side, in [0, 1).
         threshold: smallest score; None = the processor's.
+        nms: instances with at least this IoU with a better one of their class are left out, see `find_duplicates`.
+        min_pixels: parts of segments below this size are removed and holes are filled, see `smooth_mask`.
 
     Raises:
         ValueError: an option is out of range.
     """
 
-    _argument_group_name = "test-time augmentation and large images"
+    _argument_group_name = "large images, test-time augmentation, cleaning"
 
     flip: bool = option(False, "Also predict the mirrored image.")
     scales: list[float] = option([1.0], "Relative image sizes to predict.", within="(0, 16]")
     window: int | None = option(None, "Side of sliding windows in pixels; default: no windows.", within="[32, inf)")
     overlap: float = option(0.25, "Overlap of neighbouring windows, as a share of their side.", within="[0, 1)")
     threshold: float | None = option(None, "Smallest score; default: the processor's.", within="[0, 1]")
+    nms: float | None = option(
+        None, "Leave out instances whose mask has this IoU with a better one of their class.", within="(0, 1]"
+    )
+    min_pixels: int = option(0, "Remove parts and fill holes of segments below this size.", within="[0, inf)")
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,6 +94,9 @@ class PredictionArguments(CheckedArguments):
     formats: list[str] | None = option(
         None, "Files for official and annotation tools; default: COCO's.", choices=(*FORMATS, "none")
     )
+    polygons: float | None = option(
+        None, "cvat: polygons within this distance of the masks, in pixels, instead of RLE.", within="[0, inf)"
+    )
     image_ids: Path | None = option(None, "COCO JSON whose images give the ids by file name.")
     batch_size: int = option(4, "Images of equal size per forward pass.", within="[1, inf)")
     every: int = option(1, "Use every n-th image or frame only.", within="[1, inf)")
@@ -89,6 +107,8 @@ class PredictionArguments(CheckedArguments):
         super().__post_init__()
         self.write = [] if self.write == ["none"] else self.write
         self.formats = [] if self.formats == ["none"] else self.formats
+        if self.polygons is not None and "cvat" not in (self.formats or ()):
+            raise ValueError("polygons is for the format cvat: give --formats cvat too.")
 
 
 @dataclass

@@ -13,7 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.coco_ids import read_image_ids
+from ..data.writers.coco import Cvat
 from ..data.writers.format import Category, ImageRecord
+from ..data.writers.polygons import require_polygons
 from ..data.writers.registry import DEFAULTS, FORMATS
 from ..utils.files import VIDEO_SUFFIXES, write_atomically
 from ..utils.progress import progress
@@ -86,13 +88,17 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
     }
     formats = DEFAULTS[task] if args.formats is None else args.formats
     image_ids = read_image_ids(args.image_ids) if args.image_ids else None
-    settings |= {"write": sorted(args.write), "formats": sorted(formats), "task": task}
+    settings |= {"write": sorted(args.write), "formats": sorted(formats), "polygons": args.polygons, "task": task}
     settings |= {**asdict(options), "scales": list(options.scales)}
     ids = processor.category_ids or list(range(len(id2label)))
     stuff: set[int] = set(processor.label_ids_to_fuse)
     categories = [Category(category, id2label[i], i not in stuff) for i, category in enumerate(ids)]
     threshold = processor.threshold if options.threshold is None else options.threshold
     writers = [FORMATS[name](args.output, task, categories, threshold) for name in formats]
+    for writer in writers:
+        if isinstance(writer, Cvat) and args.polygons is not None:
+            require_polygons()
+            writer.tolerance = args.polygons
     check_output(args.output, settings, shards)
     state.wait_for_everyone()  # all processes have checked the folder before one writes
     lock = claim_output(args.output, settings, shard, shards) if state.is_main_process else None

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ..model.cleaning import smooth, without_duplicates
 from ..model.image_sizes import size_of
 from ..model.images import to_image_tensor
 from ..model.matcher import mask_costs
@@ -72,6 +73,9 @@ class Predictor:
         self.task = task or processor.task
         if self.task not in POSTPROCESS:
             raise ValueError(f"task must be semantic, instance or panoptic, got {self.task!r}.")
+        for name in ("nms", "min_pixels"):
+            if getattr(self.options, name) and (self.task == "semantic" or (name, self.task) == ("nms", "panoptic")):
+                raise ValueError(f"{name} has no effect on {self.task} segmentation: leave it out.")
 
     @classmethod
     def from_pretrained(
@@ -151,8 +155,16 @@ class Predictor:
             ValueError: an image is too narrow for the processor's size.
         """
         if self.options.window is not None:
-            return [self.predict_windows(image, self.options.window) for image in images]
-        return self.predict_full(images)
+            results = [self.predict_windows(image, self.options.window) for image in images]
+        else:
+            results = self.predict_full(images)
+        return [self.clean(result) for result in results] if self.task != "semantic" else results
+
+    def clean(self, result: dict) -> dict:
+        """A result without what the options leave out."""
+        if self.options.nms is not None:
+            result = without_duplicates(result, self.options.nms)
+        return smooth(result, self.options.min_pixels) if self.options.min_pixels else result
 
     # --- Prompts ---
 

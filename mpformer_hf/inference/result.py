@@ -1,6 +1,5 @@
 """What a model found in an image, to look at, to count and to hand on."""
 
-import base64
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.writers.labelme import labelme_content
 from ..model.boxes import mask_boxes
+from ..model.cleaning import DUPLICATE_IOU, without_duplicates
 from ..model.image_sizes import size_of
 from ..model.label_maps import compress_counts, encode_rle
 from ..model.postprocessing import segments_of
@@ -118,9 +119,15 @@ class Result:
             labels[segment.mask] = segment.label_id
         return labels
 
+    def without_duplicates(self, iou: float = DUPLICATE_IOU) -> "Result":
+        """The result without instances whose mask has at least this IoU with a better one of their class."""
+        raw = self.raw if self.task == "semantic" else without_duplicates(self.raw, iou)
+        return Result(self.image, self.task, raw, self.id2label, self.category_ids, self.palette)
+
     def draw(self, opacity: float = 0.55, legend: bool = True) -> Image.Image:
-        """The image with colours, contours, names and scores, see `draw_segmentation`."""
-        return draw_segmentation(self.as_image(), self.raw, self.id2label, opacity, legend, self.palette)
+        """The image with colours, contours, names and scores, see `draw_segmentation`, without duplicates."""
+        raw = self.without_duplicates().raw
+        return draw_segmentation(self.as_image(), raw, self.id2label, opacity, legend, self.palette)
 
     def as_image(self) -> Image.Image:
         """The image alone."""
@@ -168,24 +175,13 @@ class Result:
         return rows
 
     def to_labelme(self, image_path: str) -> dict:
-        """Content of labelme's JSON (version 5.3 or newer), with shapes of type `mask`.
+        """Content of labelme's JSON (version 5.3 or newer), with shapes of type `mask`, without duplicates.
 
         Args:
             image_path: of the image, relative to the JSON.
         """
-        shapes: list[dict] = []
-        for segment in self:
-            x0, y0, x1, y1 = segment.box
-            buffer = io.BytesIO()
-            part = segment.mask[y0:y1, x0:x1].numpy()
-            Image.fromarray(part.astype(np.uint8) * 255).convert("1").save(buffer, format="PNG")
-            mask = base64.b64encode(buffer.getvalue()).decode()
-            shape = {"label": segment.label, "points": [[x0, y0], [x1 - 1, y1 - 1]], "shape_type": "mask", "mask": mask}
-            text = "" if segment.score is None else f"score {segment.score:.3f}"
-            shapes.append({**shape, "group_id": None, "description": text, "flags": {}})
-        height, width = size_of(self.image)
-        content: dict = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image_path, "imageData": None}
-        return {**content, "imageHeight": height, "imageWidth": width}
+        segments = ((s.label, s.score, s.mask.numpy(), s.box) for s in self.without_duplicates())
+        return labelme_content(segments, image_path, size_of(self.image))
 
     def to_supervision(self):
         """`supervision.Detections`, with class names in `data["class_name"]`.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.result_names import path_inside
 from ..data.writers.format import ImageRecord, PredictionFormat, describe_segments
+from ..model.cleaning import DUPLICATE_IOU, without_duplicates
 from ..utils.files import read_json, write_atomically, write_json
 from .drawing import Palette, draw_segmentation
 
@@ -59,7 +60,8 @@ def write_result(
     """Write all files of one image: overlay and label map, if `pictures` has them, the formats, and last the JSON."""
     if "overlays" in pictures:
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-        overlay = draw_segmentation(photo, result, id2label, palette=palette)
+        drawn = result if task == "semantic" else without_duplicates(result, DUPLICATE_IOU)
+        overlay = draw_segmentation(photo, drawn, id2label, palette=palette)
         write_image(overlay, path_inside(folder, "overlays", f"{record.name}.png"))
     if "maps" in pictures:
         write_image(label_map(result), path_inside(folder, "maps", f"{record.name}.png"))

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy.ndimage import binary_dilation, binary_fill_holes
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import evaluate, predict
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.coco_masks import decode_segmentation
 from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.writers.ade20k import Ade20k
 from mpformer_hf.data.writers.cityscapes import Cityscapes
@@ -28,6 +30,7 @@ from mpformer_hf.evaluation import evaluator
 from mpformer_hf.evaluation.task_metrics import semantic_reference
 from mpformer_hf.hub import converting
 from mpformer_hf.inference import arguments
+from mpformer_hf.model.cleaning import without_duplicates
 from mpformer_hf.training import finetune
 from mpformer_hf.utils.files import read_json
 from tests import official_folders
@@ -375,7 +378,7 @@ def test_yolo_labels_are_read_again(damage, model, tmp_path):
         DataArguments(dataset_name=str(official_folders.yolo(tmp_path / "truth")), task="instance"), "val"
     )
     for index in range(3):
-        expected = objects_of(truth[index][1], truth.labels, rng, damage)["drawn"]
+        expected = without_duplicates(objects_of(truth[index][1], truth.labels, rng, damage)["drawn"], 0.7)
         layers = read[index][1].map.view(-1, official_folders.HEIGHT, official_folders.WIDTH)
         found = [((layers == i).any(0), label) for i, label in read[index][1].classes.items()]
         assert len(found) == len(expected["segments_info"])
@@ -392,6 +395,67 @@ def test_annotations_for_cvat_are_coco(model, tmp_path):
     assert masks and {mask.shape for mask in masks} == {(official_folders.HEIGHT, official_folders.WIDTH)}
     images = coco.loadImgs(coco.getImgIds())
     assert [image["file_name"] for image in images] == ["000000037777.jpg", "000000397133.jpg"]
+
+
+def brush_mask(numbers: list[int], shape: tuple[int, int]) -> np.ndarray:
+    """The mask of Label Studio's brush, as its converter reads it: a header, then runs or single values."""
+    bits = "".join(f"{number:08b}" for number in numbers)
+    place = 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    total, size = read(32), read(5) + 1
+    lengths = [read(4) + 1 for _ in range(4)]
+    values: list[int] = []
+    while len(values) < total:
+        is_run, count = read(1), read(lengths[read(2)]) + 1
+        values += [read(size)] * count if is_run else [read(size) for _ in range(count)]
+    return np.array(values).reshape(*shape, 4)[..., 3] > 0
+
+
+def test_instances_in_the_forms_of_annotation_tools(tmp_path):
+    """Each tool gets the instances above the threshold, without duplicates, pixel by pixel; polygons within 1 pixel."""
+    torch.manual_seed(0)
+    saved = saved_model(tmp_path / "model", ["cat", "dog", "cow", "pig"], task="instance")
+    official_folders.save_photo(tmp_path / "photos" / "a.png")
+    argv = [str(saved), str(tmp_path / "photos"), str(tmp_path / "out"), "--threshold", "0", "--polygons", "1"]
+    predict.main([*argv, "--formats", "labelme", "label_studio", "cvat", "yolo"])
+    out = tmp_path / "out"
+    rows = read_json(out / "results" / "a.json")["segments"]
+    kept = [row for row in rows if not row["duplicate"] and row["area"]]
+    assert 1 < len(kept) < len([row for row in rows if row["area"]])
+    expected = sorted((row["label"], decode_segmentation(row["segmentation"], 48, 64).tobytes()) for row in kept)
+    [task] = read_json(out / "label_studio.json")
+    assert task["data"] == {"image": "a.png"}
+    found = [
+        (row["value"]["brushlabels"][0], brush_mask(row["value"]["rle"], (48, 64)))
+        for row in task["predictions"][0]["result"]
+    ]
+    assert sorted((name, mask.tobytes()) for name, mask in found if mask.any()) == expected
+    shutil.copy(tmp_path / "photos" / "a.png", out / "labelme" / "a.png")
+    for split in ("train",):
+        (tmp_path / "lm" / split).mkdir(parents=True)
+        for name in ("a.png", "a.json"):
+            shutil.copy(out / "labelme" / name, tmp_path / "lm" / split / name)
+    dataset = opened(tmp_path / "lm", "instance")
+    _, segments = dataset[0]
+    layers = segments.map.view(-1, 48, 64)
+    masks = [(dataset.labels.names[label], (layers == i).any(0).numpy()) for i, label in segments.classes.items()]
+    assert sorted((name, mask.tobytes()) for name, mask in masks if mask.any()) == expected
+    content = read_json(out / "annotations" / "instances_default.json")
+    assert len((out / "labels" / "a.txt").read_text().splitlines()) == len(kept)
+    coco = COCO(str(out / "annotations" / "instances_default.json"))
+    by_id = {row["id"]: row["name"] for row in content["categories"]}
+    for row, original in zip([r for r in content["annotations"] if r["area"]], kept, strict=True):
+        assert isinstance(row["segmentation"], list) and by_id[row["category_id"]] == original["label"] and row["bbox"]
+        mask, truth = coco.annToMask(row) > 0, decode_segmentation(original["segmentation"], 48, 64)
+        near = binary_dilation(truth, iterations=2), ~binary_dilation(~binary_fill_holes(truth), iterations=2)
+        assert not (mask & ~binary_fill_holes(near[0])).any() and not (near[1] & ~mask).any()
+    with pytest.raises(SystemExit, match="polygons is for the format cvat"):
+        mpformer(["predict", *argv, "--formats", "coco"])
 
 
 def test_writers_that_do_not_fit(model, tmp_path):

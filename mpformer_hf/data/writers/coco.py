@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from ...utils.files import write_json
+from ..coco_masks import decode_segmentation
 from ..result_names import path_inside
 from .format import ImageRecord, PredictionFormat, panoptic_png, write_png
+from .polygons import mask_polygons
 
 ANNOTATION_FIELDS = ("segmentation", "area", "bbox", "score", "attributes")
 
@@ -77,11 +79,19 @@ class CocoPanoptic(PredictionFormat):
 
 
 class Cvat(PredictionFormat):
-    """`annotations/instances_default.json`: COCO annotations of the instances above the threshold, for import into CVAT
-    and other annotation tools."""
+    """`annotations/instances_default.json`: COCO annotations of the instances above the threshold, with boxes, for
+    import into CVAT, FiftyOne and other tools; with polygons, for Roboflow and others, if `tolerance` is set."""
 
     name = "cvat"
     tasks = ("instance",)
+    tolerance: float | None = None  # of polygons, in pixels
+
+    def shape_of(self, segment: dict, record: ImageRecord) -> dict:
+        """Polygons instead of RLE, if they are asked for."""
+        if self.tolerance is None:
+            return {}
+        mask = decode_segmentation(segment["segmentation"], record.height, record.width)
+        return {"segmentation": mask_polygons(mask, self.tolerance)}
 
     def finish(self, records: list[ImageRecord]) -> list[Path]:
         numbers = {record.name: number for number, record in enumerate(records, start=1)}
@@ -92,10 +102,11 @@ class Cvat(PredictionFormat):
                 "category_id": segment["label_id"] + 1,
                 "iscrowd": 0,
                 **{key: segment[key] for key in ANNOTATION_FIELDS if key in segment},
+                **self.shape_of(segment, record),
             }
             for record in records
-            for segment in record.segments
-            if segment["score"] >= self.threshold
+            for segment, wanted in zip(record.segments, self.for_people(record.segments), strict=True)
+            if wanted
         ]
         annotations = [{"id": number, **row} for number, row in enumerate(annotations, start=1)]
         categories = [{"id": i, "name": category.name} for i, category in enumerate(self.categories, start=1)]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ...model.boxes import mask_boxes
+from ...model.cleaning import DUPLICATE_IOU, find_duplicates
 from ...model.label_maps import compress_counts, encode_rle
 from ...model.postprocessing import segments_of
 from ...utils.files import write_atomically
@@ -85,6 +86,10 @@ class PredictionFormat(ABC):
         """Write the files of all images and return their paths; called once, by one process."""
         return []
 
+    def for_people(self, segments: list[dict]) -> list[bool]:
+        """Which instances of a record are handed on to people: those above the threshold that are no duplicates."""
+        return [row["score"] >= self.threshold and not row.get("duplicate") for row in segments]
+
     def file_of(self, record: ImageRecord) -> Path | None:
         """The last file of an image that `write` writes, or None."""
         return None
@@ -104,15 +109,19 @@ def panoptic_png(result: dict) -> np.ndarray:
 
 def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]:
     """Segments of a result as JSON: class, score, area in pixels, box (x, y, width, height), and for instances the
-    mask as COCO's compressed RLE."""
+    mask as COCO's compressed RLE and whether it is a duplicate, see `find_duplicates`."""
     if task == "semantic":
         labels, areas = result.unique(return_counts=True)
         rows = zip(labels.tolist(), areas.tolist(), strict=True)
         return [{"label_id": i, "label": id2label[i], "area": area} for i, area in rows]
     found = segments_of(result)
     boxes = mask_boxes(torch.stack([mask for _, mask in found])).tolist() if found else []
+    duplicates = [False] * len(found)
+    if task == "instance":
+        labels, scores = [row["label_id"] for row, _ in found], [row["score"] for row, _ in found]
+        duplicates = find_duplicates(result["segmentation"], labels, scores, DUPLICATE_IOU)
     described = []
-    for (segment, mask), (x0, y0, x1, y1) in zip(found, boxes, strict=True):
+    for (segment, mask), (x0, y0, x1, y1), duplicate in zip(found, boxes, duplicates, strict=True):
         row = {
             "id": segment["id"],
             "label_id": segment["label_id"],
@@ -124,5 +133,6 @@ def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]
         if task == "instance":
             rle = encode_rle(mask.numpy())
             row["segmentation"] = {"size": rle["size"], "counts": compress_counts(rle["counts"])}
+            row["duplicate"] = duplicate
         described.append(row)
     return described

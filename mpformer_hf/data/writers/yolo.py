@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from scipy.ndimage import binary_fill_holes
 
 from ...utils.files import write_text
 from ..result_names import path_inside, plain_parts, result_name
 from .format import Category, ImageRecord, PredictionFormat
+from .polygons import mask_outlines, require_polygons
 
 
 class Yolo(PredictionFormat):
@@ -25,11 +25,7 @@ class Yolo(PredictionFormat):
 
     def __init__(self, folder: Path, task: str, categories: list[Category], threshold: float):
         super().__init__(folder, task, categories, threshold)
-        try:
-            from skimage.measure import find_contours
-        except ImportError as error:
-            raise ValueError('Format yolo needs scikit-image: pip install "mpformer-hf[yolo]".') from error
-        self.find_contours = find_contours
+        require_polygons()
 
     def file_of(self, record: ImageRecord) -> Path:
         """As tools find it: the path of the image with the suffix `.txt`, if that is of one image only."""
@@ -40,20 +36,19 @@ class Yolo(PredictionFormat):
 
     def write(self, record: ImageRecord, result: dict) -> None:
         lines = []
-        for segment, mask in zip(result["segments_info"], result["segmentation"].numpy(), strict=True):
-            if segment["score"] >= self.threshold and mask.any():
+        rows = record.segments or result["segments_info"]
+        for segment, mask, wanted in zip(rows, result["segmentation"].numpy(), self.for_people(rows), strict=True):
+            if wanted and mask.any():
                 points = self.outline(mask) / (record.width, record.height)
                 lines.append(f"{segment['label_id']} {' '.join(f'{value:.6f}' for value in points.flatten())}\n")
         write_text("".join(lines), self.file_of(record))
 
     def outline(self, mask: np.ndarray) -> np.ndarray:
         """Outlines of the parts of a mask, bool `[H, W]`, as one polygon, `[points, 2]`: (x, y) in pixels."""
-        padded = np.pad(binary_fill_holes(mask).astype(np.uint8), 1)
-        outer = self.find_contours(padded, 0.5, fully_connected="high")  # (row, column) of pixel centres
-        path = outer[0]
-        for ring in outer[1:]:  # there and back again between the first points
+        path, *others = mask_outlines(mask)
+        for ring in others:  # there and back again between the first points
             path = np.concatenate((path, ring, path[:1]))
-        return (path[:-1, ::-1] - 0.5).clip(0, (mask.shape[1], mask.shape[0]))
+        return path[:-1]
 
     def finish(self, records: list[ImageRecord]) -> list[Path]:
         write_data_yaml({i: category.name for i, category in enumerate(self.categories)}, self.folder)

@@ -1,0 +1,99 @@
+"""Results that people hand on: without duplicates, crumbs and small holes. Scores such as AP need all instances, so
+nothing of this is done unless it is asked for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from .boxes import mask_boxes
+
+DUPLICATE_IOU = 0.7  # of annotation tools, drawings and the service
+
+
+def find_duplicates(masks: Tensor, labels: Sequence[int], scores: Sequence[float], iou: float) -> list[bool]:
+    """Non-maximum suppression of masks within a class: which instances have at least an IoU of `iou` with one of their
+    class that has a higher score (of equal scores, the first) and is no duplicate itself.
+
+    Args:
+        masks: bool `[n, H, W]`.
+        labels, scores: of the instances.
+        iou: in (0, 1].
+    """
+    boxes = mask_boxes(masks).tolist() if len(masks) else []
+    areas = [int(mask[y0:y1, x0:x1].sum()) for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True)]
+    duplicate = [False] * len(boxes)
+    kept: list[int] = []
+    for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        for other in kept:
+            if labels[other] != labels[index]:
+                continue
+            x0, y0 = (max(a, b) for a, b in zip(boxes[index][:2], boxes[other][:2], strict=True))
+            x1, y1 = (min(a, b) for a, b in zip(boxes[index][2:], boxes[other][2:], strict=True))
+            if x0 >= x1 or y0 >= y1:
+                continue
+            both = int((masks[index, y0:y1, x0:x1] & masks[other, y0:y1, x0:x1]).sum())
+            if both >= iou * (areas[index] + areas[other] - both):
+                duplicate[index] = True
+                break
+        else:
+            kept.append(index)
+    return duplicate
+
+
+def without_duplicates(result: dict, iou: float) -> dict:
+    """An instance result without the instances that `find_duplicates` finds. Results of other tasks have none."""
+    if result["segmentation"].ndim == 2:
+        return result
+    rows = result["segments_info"]
+    found = find_duplicates(
+        result["segmentation"], [row["label_id"] for row in rows], [row["score"] for row in rows], iou
+    )
+    kept = [index for index, duplicate in enumerate(found) if not duplicate]
+    return {**result, "segmentation": result["segmentation"][kept], "segments_info": [rows[index] for index in kept]}
+
+
+def smooth_mask(mask: np.ndarray, smallest: int) -> np.ndarray:
+    """A mask without parts and without holes of fewer than `smallest` pixels; its largest part remains.
+
+    Args:
+        mask: bool `[H, W]`.
+        smallest: in pixels. Parts and holes are connected across edges.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return mask
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    parts, count = ndimage.label(mask[window])
+    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    kept = areas >= smallest
+    kept[1 + areas[1:].argmax()], kept[0] = True, False
+    holes, count = ndimage.label(np.pad(~kept[parts], 1, constant_values=True))
+    filled = np.bincount(holes.ravel(), minlength=count + 1) < smallest
+    filled[[0, holes[0, 0]]] = False  # the segment itself, and what is around it
+    smoothed = np.zeros_like(mask)
+    smoothed[window] = kept[parts] | filled[holes][1:-1, 1:-1]
+    return smoothed
+
+
+def smooth(result: dict, smallest: int) -> dict:
+    """An instance or panoptic result with `smooth_mask` for each segment. In panoptic results crumbs become no segment,
+    and only holes that are no other segment are filled.
+
+    Args:
+        result: post-processed, on the CPU.
+        smallest: in pixels.
+    """
+    maps = result["segmentation"]
+    if maps.ndim == 3:
+        masks = [torch.from_numpy(smooth_mask(mask.numpy(), smallest)) for mask in maps]
+        return {**result, "segmentation": torch.stack(masks) if masks else maps}
+    ids = maps.numpy().copy()
+    for row in 2 * result["segments_info"]:  # where a crumb was, there may be a hole
+        before = ids == row["id"]
+        after = smooth_mask(before, smallest)
+        ids[before & ~after] = 0
+        ids[after & (ids == 0)] = row["id"]
+    return {**result, "segmentation": torch.from_numpy(ids)}
