@@ -85,15 +85,18 @@ class Result:
     @cached_property
     def segments(self) -> list[Segment]:
         """All segments, those with the highest scores first; of semantic segmentation one for each class."""
+        return sorted(self.in_order(), key=lambda segment: -(segment.score or 0.0))
+
+    def in_order(self) -> list[Segment]:
+        """All segments in the order of the model, that of refined masks in the order of the prompts."""
         found = segments_of(self.raw)
         boxes = mask_boxes(torch.stack([mask for _, mask in found])).tolist() if found else []
-        segments = [
+        return [
             Segment(
                 self.id2label[row["label_id"]], row["label_id"], row.get("score"), mask, tuple(box), int(mask.sum())
             )
             for (row, mask), box in zip(found, boxes, strict=True)
         ]
-        return sorted(segments, key=lambda segment: -(segment.score or 0.0))
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)

@@ -16,13 +16,23 @@ from transformers import PreTrainedModel
 
 from .configuration_mpformer import MPFormerConfig
 from .mask_piloting import Pilot, build_pilot
+from .pilot_noise import is_geometric
 from .postprocessing import ResizeGeometry
 from .targets import Targets
 from .transformer_decoder import DecoderMemory, QueryStates, compute_masks
 
 UNKNOWN = -1  # label of a prompt whose class is not known
+CLEAN_PILOT = (
+    "the pilot of this model was trained on clean masks only, so masks of boxes may be poor: train it with "
+    "--pilot_noise box box shift outline clean --pilot_noise_scale 0.5"
+)
 MOST_QUERIES = 300  # pilot queries of one pass
 MARGIN = 0.1  # of a box's sides, by which the mask may leave it
+
+
+def prompt_note(config: MPFormerConfig) -> str:
+    """What to expect of the prompts of a model; empty if its pilot was trained for them."""
+    return "" if is_geometric(config.pilot_noises, float(config.pilot_noise_scale)) else CLEAN_PILOT
 
 
 @dataclass

@@ -27,7 +27,7 @@ from ..model.boxes import mask_boxes
 from ..model.image_sizes import size_of
 from ..model.images import read_image
 from ..model.label_maps import encode_rle
-from ..model.prompting import UNKNOWN, boxes_to_masks, enlarge_boxes
+from ..model.prompting import UNKNOWN, boxes_to_masks, enlarge_boxes, prompt_note
 from ..utils.files import check_inside, check_new_folder, lock_folder, read_json, write_json
 from ..utils.progress import progress
 from .arguments import RefinementArguments
@@ -218,6 +218,8 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     predictor = Predictor.from_arguments(loading)
     if not predictor.model.config.mask_piloting:
         raise ValueError(f"{loading.model} has no pilot (mask_piloting is False), so it cannot refine masks.")
+    if note := prompt_note(predictor.model.config):
+        print(f"note: {note}", file=sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
     for row in content["images"]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import socket
 import subprocess
 import sys
@@ -22,8 +23,12 @@ from mpformer_hf.data.writers.format import describe_segments
 from mpformer_hf.inference.arguments import InferenceOptions
 from mpformer_hf.inference.loading import load_model
 from mpformer_hf.inference.predictor import Predictor
-from mpformer_hf.inference.service import Admission, BatchWorker, Limits, make_app, read_body
+from mpformer_hf.model.cleaning import without_duplicates
 from mpformer_hf.model.images import to_rgb
+from mpformer_hf.model.label_maps import encode_rle
+from mpformer_hf.serving.service import make_app
+from mpformer_hf.serving.uploads import Admission, Limits, read_body
+from mpformer_hf.serving.worker import BatchWorker
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 
@@ -73,10 +78,12 @@ def test_the_answer_is_that_of_the_predictor(service):
     (result,) = predictor.predict([to_rgb(image)])
     names = {i: f"LABEL_{i}" for i in range(4)}
     assert (found["height"], found["width"]) == (40, 60) and found["segments"]
-    expected = describe_segments(result, "instance", names)
+    expected = describe_segments(without_duplicates(result, 0.7), "instance", names)
     assert [row["area"] for row in found["segments"]] == [row["area"] for row in expected]
     health = httpx.get(f"{address}/health", trust_env=False).json()
-    assert health == {"task": "instance", "labels": list(names.values()), "waiting": 0}
+    assert health["task"] == "instance" and health["labels"] == list(names.values()) and health["waiting"] == 0
+    assert health["threshold"] == 0 and health["refine"] and "clean masks only" in health["refine_note"]
+    assert len(health["colors"]) == 4
 
 
 def test_clients_at_the_same_time_get_their_own_answers(service):
@@ -126,14 +133,96 @@ def test_answers_in_other_forms(service):
     assert len(shapes) == len(rows) and shapes[0]["shape_type"] == "mask"
     overlay = post(address, photo, params={"format": "overlay"})
     assert overlay.headers["content-type"] == "image/png" and Image.open(io.BytesIO(overlay.content)).height >= 40
+    labels = post(address, photo, params={"format": "png"})
+    assert Image.open(io.BytesIO(labels.content)).size == (60, 40)
+    fewer = post(address, photo, params={"threshold": str(found["segments"][0]["score"])}).json()["segments"]
+    assert len(fewer) < len(found["segments"])
+    for task in ("semantic", "panoptic"):
+        answer = post(address, photo, params={"task": task}).json()
+        assert answer["task"] == task and all(row["segmentation"]["counts"] for row in answer["segments"])
     for params, message in (
-        ({"threshold": "0.99"}, "unknown parameter 'threshold'"),
-        ({"format": "x"}, "unknown format"),
+        ({"threshold": "1.5"}, "threshold: Input should be less than or equal to 1"),
+        ({"nms": "0.5", "task": "panoptic"}, "nms: it has no effect on panoptic segmentation"),
+        ({"size": "3"}, "unknown parameter 'size'; known are format, task, threshold, nms"),
+        ({"format": "x"}, "format: Input should be 'json', 'coco', 'labelme', 'overlay' or 'png'"),
+        ({"task": "x"}, "task: Input should be"),
     ):
         answer = post(address, photo, params=params)
         assert answer.status_code == 422 and message in answer.json()["detail"]
-    form = httpx.post(f"{address}/predict", files={"file": photo}, trust_env=False)
-    assert form.status_code == 415 and "--data-binary" in form.json()["detail"]
+    for field in ("image", "file"):
+        form = httpx.post(f"{address}/predict", files={field: photo}, trust_env=False, timeout=60)
+        assert form.json() == found
+    form = httpx.post(f"{address}/predict", files={"picture": photo}, trust_env=False)
+    assert form.status_code == 422 and "no file in a field image or file" in form.json()["detail"]
+    broken = {"content-type": "multipart/form-data; boundary=x"}
+    form = httpx.post(f"{address}/predict", content=b"junk", headers=broken, trust_env=False)
+    assert form.status_code == 422
+
+
+def test_boxes_and_masks_are_refined(service):
+    address, folder, _ = service
+    photo, boxes = make.photo(), [[5, 5, 30, 30], [20, 10, 50, 35]]
+    mask = torch.zeros(40, 60, dtype=torch.bool)
+    mask[5:30, 5:30] = True
+    predictor = Predictor(load_model(str(folder)), MPFormerImageProcessor.from_pretrained(folder))
+
+    def refine(prompts, image=photo):
+        data = {"prompts": prompts if isinstance(prompts, str) else json.dumps(prompts)}
+        files = {"image": as_bytes(image)}
+        return httpx.post(f"{address}/refine", files=files, data=data, trust_env=False, timeout=60)
+
+    for given, ours in (
+        ({"boxes": boxes, "labels": ["LABEL_1", None]}, {"boxes": boxes, "labels": [1, -1]}),
+        ({"masks": [encode_rle(mask.numpy())]}, {"masks": mask[None]}),
+        ({"masks": [encode_rle(mask[::5, ::5].numpy())]}, {"masks": mask[None]}),
+    ):
+        answer = refine(given).json()
+        expected = predictor.refine(to_rgb(photo), **ours)
+        assert [row["area"] for row in answer["segments"]] == expected["segmentation"].sum((1, 2)).tolist()
+        scores = [row["score"] for row in expected["segments_info"]]
+        assert [row["score"] for row in answer["segments"]] == pytest.approx(scores, abs=1e-4)
+    for prompts, message in (
+        ("", "the prompts cannot be read"),
+        ({"boxes": boxes, "masks": []}, "give boxes or masks, one of them"),
+        ({"boxes": [[1, 2, 3]]}, "the prompts cannot be read"),
+        ({"boxes": [[1, 2, 3, "a"]]}, "the prompts cannot be read"),
+        ({"boxes": [[0, 0, 9, 9]] * 201}, "there are 201 prompts, at most 200"),
+        ({"boxes": [[70, 70, 90, 90]]}, "outside"),
+        ({"boxes": boxes, "labels": ["cow", None]}, "labels must be a class name or null"),
+        ({"masks": [{"size": [10**6, 10**6], "counts": [1]}]}, "a mask is 1000000x1000000"),
+    ):
+        answer = refine(prompts)
+        assert answer.status_code == 422 and message in answer.json()["detail"], answer.text
+
+
+def test_figures_and_description(service):
+    """Figures as Prometheus reads them; OpenAPI says what is sent and which errors there are."""
+    address, *_ = service
+    post(address, as_bytes(make.photo()))
+    post(address, b"junk")
+    lines = httpx.get(f"{address}/metrics", trust_env=False).text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert int(values['mpformer_requests_total{path="/predict",status="200"}']) >= 1
+    assert int(values['mpformer_requests_total{path="/predict",status="422"}']) >= 1
+    assert values["mpformer_waiting"] == "0"
+    buckets = [int(value) for key, value in values.items() if "_bucket" in key]
+    assert buckets == sorted(buckets) and str(buckets[-1]) == values["mpformer_request_seconds_count"]
+    described = httpx.get(f"{address}/openapi.json", trust_env=False).json()["paths"]
+    predict, refine = (described[path]["post"] for path in ("/predict", "/refine"))
+    assert set(predict["requestBody"]["content"]) == {"image/*", "multipart/form-data"}
+    assert refine["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image", "prompts"]
+    assert {"408", "413", "422", "500", "503"} <= set(predict["responses"])
+    assert {row["name"] for row in predict["parameters"]} == {"format", "task", "threshold", "nms"}
+
+
+def test_a_file_of_the_page_and_no_other(service):
+    address, *_ = service
+    page = httpx.get(address, trust_env=False)
+    assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
+    for name, kind in (("page.css", "text/css"), ("page.js", "javascript")):
+        assert kind in httpx.get(f"{address}/{name}", trust_env=False).headers["content-type"]
+    for name in ("page.html", "page.py", "../service.py", "page/index.html", "%2e%2e/service.py"):
+        assert httpx.get(f"{address}/{name}", trust_env=False).status_code in (404, 422)
 
 
 class Picky:
@@ -151,9 +240,10 @@ class Picky:
 
 
 def test_an_image_that_fails_does_not_fail_its_batch():
-    worker = BatchWorker(Picky(), 4)
+    picky = Picky()
+    worker = BatchWorker(lambda images, _: picky(images), 4)
     images = [torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (9, 1, 0, 2, 3)]
-    futures = [worker.submit(image) for image in images]  # the first one alone, while the others come
+    futures = [worker.submit(image, "same") for image in images]  # the first one alone, while the others come
     assert [futures[i].result(5).item() for i in (0, 1, 3, 4)] == [9, 1, 2, 3]
     with pytest.raises(RuntimeError, match="black"):
         futures[2].result(5)
@@ -181,7 +271,8 @@ def test_bodies_that_say_they_are_too_large_are_not_read(service):
 
 def test_what_a_client_that_has_gone_waits_for_is_not_predicted():
     predictor = Picky()
-    app = make_app(predictor, {0: "a"}, Limits(batch=1))
+    whole = Predictor(tiny_model(), MPFormerImageProcessor(task="instance"))
+    app = make_app(whole, Limits(batch=1), lambda images, _: predictor(images))
     content = as_bytes(make.photo())
 
     async def leave_all():
@@ -249,7 +340,7 @@ def test_a_client_that_leaves_and_memory(service):
 
 def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "mpformer_hf.inference.service", raising=False)
+    monkeypatch.delitem(sys.modules, "mpformer_hf.serving.service", raising=False)
     with pytest.raises(ValueError, match=r'mpformer serve needs uvicorn: pip install "mpformer-hf\[serve\]"'):
         serve.main(["model"])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):

@@ -1,0 +1,262 @@
+"""An HTTP service with a page: one process, one model, waiting requests predicted together."""
+
+import asyncio
+import io
+import logging
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from PIL import Image
+from torch import Tensor
+
+from ..data.arguments import Task
+from ..inference.arguments import InferenceOptions, LoadingArguments, ServiceArguments
+from ..inference.drawing import class_color
+from ..inference.predictor import Predictor
+from ..inference.result import Result
+from ..model.cleaning import DUPLICATE_IOU
+from ..model.image_sizes import size_of
+from ..model.prompting import prompt_note
+from .monitoring import Monitor, RequestFigures
+from .uploads import GONE, Admission, Limits, decode, in_one_sentence, read_prompts, read_upload, size_in_pixels
+from .worker import BatchWorker
+
+logger = logging.getLogger(__name__)
+KEEP_ALIVE, SHUTDOWN = 10, 30  # seconds
+CONNECTIONS = 1000  # open ones at least; beyond, uvicorn answers 503
+POLL = 0.25  # seconds between two looks whether a client is still there
+PAGE = Path(__file__).with_name("page")
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+Form = Literal["json", "coco", "labelme", "overlay", "png"]
+PICTURE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+FILE = {"type": "string", "format": "binary"}
+PROMPTS = {"type": "string", "description": 'JSON, such as {"boxes": [[10, 10, 90, 80]]}'}
+ERRORS = {
+    408: "The request was too slow.",
+    413: "The request or the image is too large.",
+    422: "It is no image, or a parameter is wrong.",
+    500: "The model failed.",
+    503: "Too many requests wait.",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {code: {"description": text} for code, text in ERRORS.items()}
+
+
+def body_of(**fields: dict) -> dict:
+    """OpenAPI's description of a request with an image, as bytes or in a form with more fields."""
+    form = {"type": "object", "required": ["image", *fields], "properties": {"image": FILE, **fields}}
+    kinds = {"multipart/form-data": {"schema": form}, **({} if fields else PICTURE)}
+    return {"requestBody": {"required": True, "content": kinds}}
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What a request asks of the model."""
+
+    task: str
+    threshold: float | None
+    nms: float | None
+
+
+def label_map(result: Result) -> bytes:
+    """Class ids as a PNG of 8 bits, of 16 bits with more than 255 classes; where there is no segment, 255 or 65535."""
+    kind = "uint8" if len(result.id2label) <= 255 else "uint16"
+    buffer = io.BytesIO()
+    Image.fromarray(result.label_map.numpy().astype(kind)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def answer_in(form: Form, result: Result) -> Response:
+    """A result in one of the forms."""
+    if form in ("overlay", "png"):
+        picture = result._repr_png_() if form == "overlay" else label_map(result)
+        return Response(picture, media_type="image/png")
+    if form == "labelme":
+        return JSONResponse(result.to_labelme("image"))
+    return JSONResponse(result.to_coco() if form == "coco" else result.as_dict())
+
+
+async def result_for(request: Request, future: Future) -> Any:
+    """The result of a request; what a client that has gone waits for is not computed.
+
+    Raises:
+        HTTPException: the client has gone, or the image cannot be predicted.
+    """
+    waiting = asyncio.wrap_future(future)
+    while True:
+        done, _ = await asyncio.wait([waiting], timeout=POLL)
+        if done:
+            break
+        if await request.is_disconnected():
+            future.cancel()
+            raise HTTPException(GONE, "the client has gone")
+    try:
+        return waiting.result()
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    except Exception as error:  # of torch, of many kinds
+        logger.exception("A prediction failed.")
+        raise HTTPException(500, f"the prediction failed: {type(error).__name__}") from error
+
+
+def make_work(predictor: Predictor) -> Callable[[list[Tensor], Any], list]:
+    """What the worker computes: predictions with `RequestOptions`, or refined masks with the prompts of one image."""
+
+    def work(images: list[Tensor], options: Any) -> list:
+        if isinstance(options, RequestOptions):
+            asked = replace(predictor.options, threshold=options.threshold, nms=options.nms)
+            return Predictor(predictor.model, predictor.processor, options.task, asked)(images)
+        (image,) = images
+        refined = predictor.refine(image, **options.given)
+        about = (predictor.model.config.id2label, predictor.processor.category_ids, predictor.processor.palette)
+        return [Result(image, "instance", refined, *about)]
+
+    return work
+
+
+@dataclass(eq=False)
+class Prompts:
+    """Arguments of `Predictor.refine`; different from those of every other request."""
+
+    given: dict[str, Any]
+
+
+def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor], Any], list] | None = None) -> FastAPI:
+    """The service.
+
+    `GET /` is a page. `POST /predict` with an image, as bytes or in the field `image` of a form, returns its height,
+    width and segments (`Result.as_dict`), or another form. `POST /refine` with a form of `image` and `prompts` (see
+    `read_prompts`) returns refined masks in the order of the prompts. `GET /health` tells what the model can, `GET
+    /metrics` figures for Prometheus. Errors are JSON with `detail`, one sentence.
+
+    Args:
+        predictor: of the model.
+        limits: of requests.
+        work: what computes results; default: the predictor.
+    """
+    worker = BatchWorker(work or make_work(predictor), limits.batch)
+    admission, figures = Admission(limits), RequestFigures()
+    app = FastAPI(title="mpformer", description="Segmentation of images.", docs_url=None, redoc_url=None)
+    config, palette = predictor.model.config, predictor.processor.palette
+    id2label, ids = config.id2label, {name: label for label, name in config.id2label.items()}
+
+    app.add_middleware(Monitor, figures=figures)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    @app.get("/page.{kind}", include_in_schema=False)
+    def page_file(kind: Literal["css", "js"]) -> Response:
+        return FileResponse(PAGE / f"page.{kind}", headers=PAGE_HEADERS)
+
+    @app.get("/health")
+    def health() -> dict:
+        """What the model can: task, labels and their colours, whether it refines, and how many images wait."""
+        threshold = predictor.options.threshold
+        return {
+            "task": predictor.task,
+            "labels": list(id2label.values()),
+            "colors": [list(class_color(label, palette)) for label in range(len(id2label))],
+            "threshold": predictor.processor.threshold if threshold is None else threshold,
+            "refine": config.mask_piloting,
+            "refine_note": prompt_note(config) if config.mask_piloting else "",
+            "waiting": worker.waiting.qsize(),
+        }
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> str:
+        """Figures in Prometheus' text format."""
+        return figures.text(worker.waiting.qsize())
+
+    async def compute(request: Request, make_options: Callable[[str, Tensor], Any]) -> Result:
+        admission.enter()
+        pixels = 0
+        try:
+            content, prompts = await read_upload(request, limits)
+            size = min(in_one_sentence(size_in_pixels, content), limits.pixels)
+            admission.decode(size)
+            pixels = size
+            image = await asyncio.to_thread(in_one_sentence, decode, content, limits.pixels)
+            options = await asyncio.to_thread(make_options, prompts, image)
+            return await result_for(request, worker.submit(image, options))
+        finally:
+            admission.requests -= 1
+            admission.pixels -= pixels
+
+    def check_query(request: Request, *known: str) -> None:
+        unknown = sorted(set(request.query_params) - set(known))
+        if unknown:
+            raise HTTPException(422, f"unknown parameter {unknown[0]!r}; known are {', '.join(known)}")
+
+    @app.post("/predict", responses=RESPONSES, openapi_extra=body_of())
+    async def predict(
+        request: Request,
+        format: Annotated[Form, Query(description="png: class ids of the pixels.")] = "json",
+        task: Annotated[Task | None, Query(description="Default: the service's.")] = None,
+        threshold: Annotated[float | None, Query(ge=0, le=1, description="Smallest score.")] = None,
+        nms: Annotated[float | None, Query(gt=0, le=1, description="Instances: IoU of duplicates.")] = None,
+    ) -> Response:
+        """Segment an image."""
+        check_query(request, "format", "task", "threshold", "nms")
+        chosen = task or predictor.task
+        if nms is not None and chosen != "instance":
+            raise HTTPException(422, f"nms: it has no effect on {chosen} segmentation")
+        duplicates = (nms or predictor.options.nms or DUPLICATE_IOU) if chosen == "instance" else None
+        smallest = predictor.options.threshold if threshold is None else threshold
+        options = RequestOptions(chosen, smallest, duplicates)
+        result = await compute(request, lambda prompts, image: options)
+        return await asyncio.to_thread(answer_in, format, result)
+
+    @app.post("/refine", responses=RESPONSES, openapi_extra=body_of(prompts=PROMPTS))
+    async def refine(request: Request) -> Response:
+        """Masks of boxes or of rough masks, in their order."""
+        check_query(request)
+        if not config.mask_piloting:
+            raise HTTPException(422, "the model has no pilot, so it cannot refine masks")
+        result = await compute(request, lambda text, image: Prompts(read_prompts(text, size_of(image), ids)))
+        return JSONResponse({**result.as_dict(), "segments": [s.as_dict() for s in result.in_order()]})
+
+    return app
+
+
+def serve(loading: LoadingArguments, args: ServiceArguments) -> None:
+    """Serve a model until the process is ended.
+
+    Raises:
+        ValueError: the model is invalid, or the port is in use.
+    """
+    try:
+        listening = socket.create_server((args.host, args.port))
+    except OSError as error:
+        raise ValueError(f"Cannot listen at {args.host}:{args.port}: {error.strerror}.") from error
+    predictor = Predictor.from_arguments(loading, args.task, InferenceOptions(threshold=args.threshold))
+    app = make_app(predictor, Limits(args.max_bytes, args.max_pixels, args.max_waiting, args.batch_size))
+    host, port = listening.getsockname()[:2]
+    print(
+        f"serving {loading.model} at http://{host}:{port} (a page, POST /predict, POST /refine); Ctrl+C ends it",
+        flush=True,
+    )
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=SHUTDOWN,
+        timeout_keep_alive=KEEP_ALIVE,
+        limit_concurrency=max(CONNECTIONS, 8 * args.max_waiting),
+    )
+    uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,188 @@
+"""What clients send: bytes of an image or a form, within limits, and prompts."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fastapi import HTTPException, Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.coco_masks import decode_segmentation
+from ..model.images import ImageTooLarge, open_image, read_size, to_rgb
+
+GONE = 499  # status of requests whose client has gone, which nobody sees
+DECODED = 10  # images of the largest size that may be decoded and wait
+FIELDS = ("image", "file")  # of a form, that may have the image
+LARGEST_PROMPTS = 200  # of one request
+
+
+@dataclass
+class Limits:
+    """Attributes:
+    body: largest request in bytes.
+    pixels: largest image in pixels.
+    waiting: requests that may wait; more are refused.
+    batch: images of equal size that are predicted together.
+    seconds: time that a client has to send a request.
+    """
+
+    body: int = 32 << 20
+    pixels: int = 12_000_000
+    waiting: int = 64
+    batch: int = 4
+    seconds: float = 20.0
+
+
+class Admission:
+    """Requests that are read or wait, and pixels that are decoded; places are taken before anything is read.
+
+    Args:
+        limits: of the service.
+    """
+
+    def __init__(self, limits: Limits):
+        self.limits, self.requests, self.pixels = limits, 0, 0
+
+    def enter(self) -> None:
+        """Take the place of a request.
+
+        Raises:
+            HTTPException: there is none.
+        """
+        if self.requests >= self.limits.waiting + self.limits.batch:
+            raise HTTPException(503, f"{self.requests} requests are waiting; try again later")
+        self.requests += 1
+
+    def decode(self, pixels: int) -> None:
+        """Take the place of an image.
+
+        Raises:
+            HTTPException: too many pixels are decoded.
+        """
+        if self.pixels and self.pixels + pixels > DECODED * self.limits.pixels:
+            raise HTTPException(503, f"{self.requests} requests are waiting; try again later")
+        self.pixels += pixels
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Content of a request.
+
+    Raises:
+        HTTPException: it is too large or too slow; the rest is not read.
+    """
+    stated = request.headers.get("content-length", "0")
+    if stated.isdecimal() and int(stated) > limits.body:
+        raise HTTPException(413, f"the request has more than {limits.body} bytes")
+    content = bytearray()
+
+    async def read() -> None:
+        async for part in request.stream():
+            content.extend(part)
+            if len(content) > limits.body:
+                raise HTTPException(413, f"the request has more than {limits.body} bytes")
+
+    try:
+        await asyncio.wait_for(read(), limits.seconds)
+    except asyncio.TimeoutError as error:
+        raise HTTPException(408, f"the request took more than {limits.seconds:g} seconds") from error
+    except ClientDisconnect as error:
+        raise HTTPException(GONE, "the client has gone") from error
+    return bytes(content)
+
+
+async def read_upload(request: Request, limits: Limits) -> tuple[bytes, str]:
+    """Bytes of the image of a request, and the field `prompts` of a form, "" without one.
+
+    Raises:
+        HTTPException: see `read_body`; or a form has no image.
+    """
+    body = await read_body(request, limits)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
+        return body, ""
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await MultiPartParser(request.headers, whole(), max_part_size=limits.body).parse()
+    except (MultiPartException, KeyError) as error:
+        raise HTTPException(422, f"the form cannot be read: {error}") from error
+    try:
+        given = [form.get(name) for name in FIELDS]
+        image = next((value for value in given if isinstance(value, UploadFile)), None)
+        if image is None:
+            raise HTTPException(422, f"the form has no file in a field {' or '.join(FIELDS)}")
+        prompts = form.get("prompts", "")
+        return await image.read(), prompts if isinstance(prompts, str) else ""
+    finally:
+        await form.close()
+
+
+def in_one_sentence(work, *args):
+    """`work(*args)` on the bytes of an image.
+
+    Raises:
+        HTTPException: it is no image, or too large.
+    """
+    try:
+        return work(*args)
+    except ImageTooLarge as error:
+        raise HTTPException(413, f"the image is too large: {error}") from error
+    except ValueError as error:
+        raise HTTPException(422, f"the request is not an image that can be read: {error}") from error
+
+
+def size_in_pixels(content: bytes) -> int:
+    """Number of pixels of an image file."""
+    width, height = read_size(io.BytesIO(content))
+    return width * height
+
+
+def decode(content: bytes, largest: int) -> Tensor:
+    """An image file to uint8 `[3, H, W]`."""
+    return to_rgb(open_image(io.BytesIO(content), largest))
+
+
+def read_prompts(text: str, size: tuple[int, int], labels: dict[str, int]) -> dict[str, Any]:
+    """Arguments of `Predictor.refine` from JSON: `boxes`, a list of [x0, y0, x1, y1] in pixels of the image; or
+    `masks`, a list of COCO's RLE of any size, which is resized; and perhaps `labels`, a class name or null for each.
+
+    Raises:
+        HTTPException: it is of another form.
+    """
+    try:
+        content = json.loads(text)
+        boxes, masks, names = (content.get(key) for key in ("boxes", "masks", "labels"))
+        prompts = boxes if masks is None else masks
+        if (boxes is None) == (masks is None) or not isinstance(prompts, list) or not prompts:
+            raise ValueError("give boxes or masks, one of them, as a list")
+        if len(prompts) > LARGEST_PROMPTS:
+            raise ValueError(f"there are {len(prompts)} prompts, at most {LARGEST_PROMPTS} are allowed")
+        unknown = [name for name in names or () if name is not None and name not in labels]
+        if unknown or (names is not None and len(names) != len(prompts)):
+            raise ValueError(f"labels must be a class name or null for each prompt, got {names!r}"[:200])
+        classes = None if names is None else [-1 if name is None else labels[name] for name in names]
+        if masks is None:
+            given = {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(len(boxes), 4)}
+        else:
+            given = {"masks": torch.stack([resized_mask(mask, size) for mask in masks])}
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        raise HTTPException(422, f"the prompts cannot be read: {' '.join(str(error).split())}") from error
+    return {**given, "labels": classes}
+
+
+def resized_mask(rle: dict, size: tuple[int, int]) -> Tensor:
+    """A mask as RLE, bool `[H, W]` of the image's (height, width)."""
+    height, width = (int(side) for side in rle["size"])
+    if not 0 < height * width <= 1 << 24:
+        raise ValueError(f"a mask is {height}x{width}")
+    mask = torch.from_numpy(decode_segmentation(rle, height, width)).float()
+    return F.interpolate(mask[None, None], size=size, mode="nearest")[0, 0] > 0
