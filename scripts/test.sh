@@ -10,4 +10,5 @@ codespell
 mypy
 zizmor --offline --quiet .github/workflows
 NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --config-file .mkdocs.yml
+command -v chromium > /dev/null || echo "chromium is missing: the tests of the page are skipped"
 python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal "$@"

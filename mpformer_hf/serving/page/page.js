@@ -383,7 +383,10 @@ async function download(button) {
 
 // Events
 
-get("file").addEventListener("change", (event) => open(event.target.files[0]));
+get("file").addEventListener("change", (event) => {
+  open(event.target.files[0]);
+  event.target.value = ""; // the same file may be chosen again
+});
 get("another").addEventListener("click", () => get("file").click());
 get("threshold").addEventListener("input", rows);
 get("send").addEventListener("click", send);
@@ -410,6 +413,6 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
 }
 ask("health").then((answer) => answer.json()).then((told) => {
   service = told;
-  get("model").textContent = `${told.task} segmentation, ${told.labels.length} classes`;
+  get("model").textContent = `${told.task} segmentation, ${told.labels.length === 1 ? "1 class" : `${told.labels.length} classes`}`;
   get("modes").hidden = !told.refine;
 }).catch((error) => say(error.message, true));
