@@ -13,7 +13,7 @@ from transformers import ImageSegmentationPipeline, pipeline
 
 from mpformer_hf import draw_segmentation
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.task_metrics import most_frequent_class, score_constant
 from mpformer_hf.utils.command import run_command
 from mpformer_hf.utils.files import write_json

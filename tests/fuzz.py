@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import predict
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.inference.loading import load_model, load_processor
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.training import finetune

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from mpformer_hf.data.arguments import TrainingDataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.evaluator import evaluate_model, evaluation_loader
 from mpformer_hf.evaluation.task_metrics import format_score, metric_names
 from mpformer_hf.training.arguments import ModelArguments, OptimizationArguments, PilotArguments, TransformArguments

@@ -18,7 +18,7 @@ class DataArguments(CheckedArguments):
     _argument_group_name = "data"
     _advanced: ClassVar[tuple[str, ...]] = (
         *("dataset_config_name", "image_column", "label_column", "void_label"),
-        *("allow_outside_files", "ignore_labels", "annotated_classes", "incomplete"),
+        *("allow_outside_files", "ignore_labels", "annotated_classes", "incomplete", "join", "synonyms"),
     )
 
     dataset_name: str = argument("data", "dataset: Hub name, or local folder of any layout", "")
@@ -49,6 +49,8 @@ class DataArguments(CheckedArguments):
         [], "Classes whose objects are all labelled; other ones may be in the images too. Default: all classes."
     )
     incomplete: bool = option(False, "Only some objects of each image are labelled.")
+    join: list[str] = option([], "Further datasets; classes of one name become one, and each dataset knows its own.")
+    synonyms: str | None = option(None, 'join: JSON file of other names of classes, {"automobile": "car"}.')
     streaming: bool = option(False, "Stream the dataset instead of downloading it first.")
     max_eval_samples: int | None = option(None, "Use only the first images of the evaluation split.", within="[1, inf)")
 
@@ -57,6 +59,11 @@ class DataArguments(CheckedArguments):
         for name in ("validation_share", "skip_bad_images"):
             if self.streaming and getattr(self, name):
                 raise ValueError(f"{name} needs the whole dataset: leave out streaming.")
+        for name in ("streaming", "ignore_labels", "annotated_classes", "id2label"):
+            if self.join and getattr(self, name):
+                raise ValueError(f"{name} is for one dataset: leave it out, or join.")
+        if self.synonyms and not self.join:
+            raise ValueError("synonyms is for the classes of several datasets: give join too.")
         if self.validation_share and self.train_split == self.eval_split:
             raise ValueError("validation_share divides the training split: eval_split must have another name.")
 
@@ -65,9 +72,14 @@ class DataArguments(CheckedArguments):
 class TrainingDataArguments(DataArguments):
     """The dataset, and which of its images are trained on."""
 
-    _advanced: ClassVar[tuple[str, ...]] = (*DataArguments._advanced, "shuffle_buffer")
+    _advanced: ClassVar[tuple[str, ...]] = (*DataArguments._advanced, "shuffle_buffer", "join_weights")
 
     shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.", within="[1, inf)")
+    join_weights: list[float] = option(
+        [],
+        "join: how often each dataset is drawn, DATA first; default: each image once in an epoch.",
+        within="(0, inf)",
+    )
     drop_empty: bool = option(False, "Leave out training images without any object, as detectron2 does for instances.")
     max_train_samples: int | None = option(None, "Use only the first images of the training split.", within="[1, inf)")
     train_samples_seed: int | None = option(
@@ -79,6 +91,8 @@ class TrainingDataArguments(DataArguments):
         super().__post_init__()
         if self.streaming and self.train_samples_seed is not None:
             raise ValueError("train_samples_seed needs the whole dataset: leave out streaming.")
+        if self.join_weights and len(self.join_weights) != 1 + len(self.join):
+            raise ValueError(f"join_weights has {len(self.join_weights)} numbers for {1 + len(self.join)} datasets.")
         if self.train_samples_seed is not None and self.max_train_samples is None:
             raise ValueError("train_samples_seed draws max_train_samples images: give their number too.")
 

@@ -40,3 +40,14 @@ def check_names(names, source: str) -> dict[int, str]:
         reason = f"has the name {wrong[0]!r}, expected a text" if wrong else "has an id twice"
         raise ValueError(f"{source} {reason}.")
     return result
+
+
+def check_texts(texts, source: str) -> dict[str, str]:
+    """A mapping of texts to texts, the content of a JSON file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
+        raise ValueError(f'{source} must map names to names, like {{"automobile": "car"}}.')
+    return texts

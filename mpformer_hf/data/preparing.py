@@ -7,7 +7,7 @@ import sys
 from ..utils.files import check_new_folder, write_json, write_new_folder
 from .arguments import DataArguments, PreparationArguments
 from .census import log_census
-from .dataset import open_dataset
+from .opening import open_dataset
 from .parquet import describe_categories, write_parquet
 from .splits import check_splits
 

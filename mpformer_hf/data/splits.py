@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -27,12 +28,20 @@ def divide(rows: Dataset, share: float) -> tuple[Dataset, Dataset]:
     return parts["train"], parts["test"]
 
 
+def of_one(args: DataArguments, name: str) -> DataArguments:
+    """The arguments of one of several datasets."""
+    fields: dict = {"join_weights": []} if hasattr(args, "join_weights") else {}
+    return replace(args, dataset_name=name, join=[], synonyms=None, **fields)
+
+
 def check_splits(args: DataArguments) -> None:
     """Check that a local folder has annotations of its own for training and for evaluation.
 
     Raises:
         ValueError: one file or folder, which is of no split, would be used for both.
     """
+    for name in args.join:
+        check_splits(of_one(args, name))
     if not args.dataset_name or args.validation_share or args.train_split == args.eval_split:
         return
     roots = None if args.allow_outside_files else (os.path.realpath(args.dataset_name),)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..data.arguments import CheckArguments, DataArguments
 from ..data.census import take_census
-from ..data.dataset import open_dataset
+from ..data.opening import open_dataset
 from ..data.splits import warn_of_common_images
 from ..inference.drawing import draw_segmentation
 from ..utils.files import write_new_folder

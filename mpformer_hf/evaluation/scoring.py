@@ -12,8 +12,9 @@ from accelerate import Accelerator
 
 from ..data.arguments import DataArguments
 from ..data.census import log_census
-from ..data.dataset import SegmentationDataset, materialize_stream, open_dataset
+from ..data.dataset import SegmentationDataset
 from ..data.labels import Labels, check_classes
+from ..data.opening import materialize_stream, open_dataset
 from ..data.writers.format import Category
 from ..data.writers.registry import FORMATS
 from ..inference.predictor import Predictor

@@ -102,7 +102,8 @@ def dataset_images(source: str, split: str, every: int) -> list[SourceImage]:
     """
     try:
         from ..data.arguments import DataArguments
-        from ..data.dataset import image_source, load_split, roots_of, without_decoding
+        from ..data.dataset import image_source, roots_of, without_decoding
+        from ..data.loading import load_split
     except ImportError as error:
         raise ValueError(f'Datasets need {error.name}: pip install "mpformer-hf[data]".') from error
     args = DataArguments(dataset_name=source)

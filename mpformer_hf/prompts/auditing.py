@@ -9,8 +9,9 @@ import torch
 from ..data.arguments import DataArguments
 from ..data.census import log_census
 from ..data.coco_masks import decode_segmentation
-from ..data.dataset import SegmentationDataset, open_dataset
+from ..data.dataset import SegmentationDataset
 from ..data.labels import check_classes
+from ..data.opening import open_dataset
 from ..data.writers.coco import Cvat
 from ..data.writers.format import Category, ImageRecord
 from ..evaluation.task_metrics import number

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from ..data.arguments import DataArguments
-from ..data.dataset import open_dataset
 from ..data.labels import check_classes
+from ..data.opening import open_dataset
 from ..inference.arguments import LoadingArguments
 from ..inference.predictor import Predictor
 from ..model.prompting import apply_calibration

@@ -30,16 +30,20 @@ class SeededSampler(Sampler):
         length: number of rows of the dataset.
         seed: seed of orders and augmentations.
         start: number of pairs to skip.
+        weights: float `[length]`, how often each row is drawn; None: once in an epoch.
     """
 
-    def __init__(self, length: int, seed: int, start: int = 0):
-        self.length, self.seed, self.start = length, seed, start
+    def __init__(self, length: int, seed: int, start: int = 0, weights: Tensor | None = None):
+        self.length, self.seed, self.start, self.weights = length, seed, start, weights
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, skipped = divmod(self.start, self.length)
         while True:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            rows = torch.randperm(self.length, generator=generator)
+            if self.weights is None:
+                rows = torch.randperm(self.length, generator=generator)
+            else:
+                rows = torch.multinomial(self.weights, self.length, replacement=True, generator=generator)
             draws = torch.randint(2**62, (self.length,), generator=generator)
             yield from zip(rows[skipped:].tolist(), draws[skipped:].tolist(), strict=True)
             epoch, skipped = epoch + 1, 0

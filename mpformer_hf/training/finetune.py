@@ -19,7 +19,8 @@ from accelerate.utils import (
 from torch.utils.data import DataLoader
 
 from ..data.census import log_census
-from ..data.dataset import materialize_stream, open_dataset
+from ..data.joined import JoinedDataset
+from ..data.opening import materialize_stream, open_dataset
 from ..data.splits import check_splits, warn_of_common_images
 from ..evaluation.evaluator import evaluation_loader
 from ..evaluation.task_metrics import format_score
@@ -232,5 +233,6 @@ def training_loader(args: Arguments, split, processor, accelerator: Accelerator,
     if args.data.streaming:
         sampler = StreamSampler(split.rows, args.run.seed, args.data.shuffle_buffer, done)
     else:
-        sampler = SeededSampler(len(split), args.run.seed, done)
+        weights = split.row_weights(args.data.join_weights) if isinstance(split, JoinedDataset) else None
+        sampler = SeededSampler(len(split), args.run.seed, done, weights)
     return DataLoader(batches, sampler=sampler, **options)

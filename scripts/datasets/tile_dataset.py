@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import SegmentationDataset, open_dataset
+from mpformer_hf.data.dataset import SegmentationDataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.utils.command import run_command
 
 from .panoptic_parquet import Scene, write_splits

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.task_metrics import instance_reference
 from mpformer_hf.inference.drawing import draw_segmentation
 from mpformer_hf.inference.predictor import Predictor

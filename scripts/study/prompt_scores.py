@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.boxes import mask_boxes
 from mpformer_hf.prompts.calibration import calibration_error

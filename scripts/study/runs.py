@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.training.arguments import parse_arguments
 from mpformer_hf.training.building import build_model, build_processor
 from mpformer_hf.training.checkpoints import save_model

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.data.segments import Segments
 from mpformer_hf.training import finetune
 from mpformer_hf.training.arguments import TransformArguments

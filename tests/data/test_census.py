@@ -12,7 +12,7 @@ from PIL import Image
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.census import take_census
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.training import finetune
 from tests import datasets_on_disk as make
 from tests.runs import flags

@@ -11,7 +11,7 @@ from datasets import Value
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.census import take_census
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.inputs import model_inputs
 from mpformer_hf.model.image_processing_mpformer import MPFormerImageProcessor
 from mpformer_hf.training.arguments import TransformArguments

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments, TrainingDataArguments
-from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.labels import as_rows
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.evaluator import EvaluationDataset
 from mpformer_hf.training import finetune
 from mpformer_hf.training.arguments import TransformArguments

@@ -8,7 +8,7 @@ from datasets import Image as ImageColumn
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 

@@ -10,7 +10,7 @@ from PIL import Image
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.training.arguments import TransformArguments
 from mpformer_hf.training.building import build_processor
 from tests import datasets_on_disk as make

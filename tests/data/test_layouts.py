@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.layouts.registry import find_layout
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.training import finetune
 from tests import official_folders
 from tests.runs import flags

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.model.images import ORIENTATION
 from mpformer_hf.training import finetune
 from tests import datasets_on_disk as make

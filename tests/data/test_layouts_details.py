@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.data.segments import merge_by_class
 from mpformer_hf.model.images import is_not_black
 from tests import official_folders

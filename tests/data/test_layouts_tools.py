@@ -10,8 +10,8 @@ from datasets import Value
 from PIL import Image
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.layouts.tools import decode_brush
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.data.splits import check_splits
 from tests import datasets_on_disk as make
 from tests import official_folders

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from tests import datasets_on_disk as make
 from tests import official_folders
 

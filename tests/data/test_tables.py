@@ -11,7 +11,7 @@ from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.task_metrics import TaskMetrics, instance_reference, semantic_reference
 from mpformer_hf.metrics.mean_iou import MeanIoU
 from mpformer_hf.training.arguments import TransformArguments

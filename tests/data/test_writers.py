@@ -20,7 +20,7 @@ from mpformer_hf.cli import evaluate, predict
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.coco_masks import decode_segmentation
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.data.writers.ade20k import Ade20k
 from mpformer_hf.data.writers.cityscapes import Cityscapes
 from mpformer_hf.data.writers.format import Category, ImageRecord

@@ -8,7 +8,7 @@ from transformers import TimmBackboneConfig, Trainer, TrainingArguments
 
 from mpformer_hf import MPFormerConfig, MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.evaluator import evaluate_model, evaluation_loader
 from mpformer_hf.evaluation.trainer import LABEL_NAMES, SegmentationCollator, SegmentationMetrics
 from tests.tiny import SIZES, tiny_model

@@ -162,7 +162,7 @@ import sys; sys.path.insert(0, {str(ROOT)!r})
 from transformers import Trainer, TrainingArguments
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.trainer import SegmentationCollator
 model = MPFormerForUniversalSegmentation.from_pretrained({str(saved)!r}, num_labels=8, ignore_mismatched_sizes=True)
 processor = MPFormerImageProcessor.from_pretrained({str(saved)!r})

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from mpformer_hf import MPFormerConfig, MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.inference.loading import load_model, load_processor
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.prompting import apply_calibration, raw_scores

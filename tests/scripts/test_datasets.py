@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from scipy import ndimage
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from scripts.datasets import prepare_camvid, prepare_nuclei, tile_dataset
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
+from mpformer_hf.data.opening import open_dataset
 from scripts.datasets import make_shapes_dataset, make_solids_dataset
 from scripts.datasets.make_solids_dataset import CONE, CUBE, CYLINDER, PHOTOGRAPHS, SPHERE, STRIPS, render_solid
 

@@ -13,8 +13,8 @@ from transformers import Mask2FormerImageProcessor, pipeline
 from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor
 from mpformer_hf.cli import evaluate
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.labels import Labels
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.evaluator import evaluate_model, evaluation_loader
 from mpformer_hf.training import checkpoints, engine, finetune
 from mpformer_hf.training.arguments import ModelArguments, OptimizationArguments, PilotArguments, parse_arguments

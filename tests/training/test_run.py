@@ -11,8 +11,8 @@ from PIL import Image
 import mpformer_hf
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.dataset import open_dataset
 from mpformer_hf.data.memory import name_of
+from mpformer_hf.data.opening import open_dataset
 from tests.runs import flags
 from tests.tiny import BACKBONES, SIZES
 from training.finetune import main as script

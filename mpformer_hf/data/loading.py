@@ -1,0 +1,95 @@
+"""Tables of the Hub and of local folders, as `datasets` loads them."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from datasets import Dataset, Image, load_dataset
+
+from ..utils.files import IMAGE_SUFFIXES
+from .arguments import MEMORY, DataArguments
+from .dataset import without_decoding
+from .memory import find_split
+
+IMAGE_COLUMNS = ("image", "pixel_values")
+WEBDATASET = {  # columns of tar files, which are endings of file names; the first one of each row is used
+    "image_id": ("__key__",),
+    "label": ("label.png", "mask.png", "label.tif", "png"),
+    "image": ("jpg", "jpeg", "webp", "image.jpg", "image.png", "png"),
+    "segments_info": ("segments_info.json",),
+    "objects": ("objects.json",),
+}
+
+
+def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
+    """Load a split of a table with `datasets`; returns it and the name of its image column.
+
+    Raises:
+        ValueError: the dataset, the split or the image column does not exist.
+    """
+    if args.dataset_name.startswith((".", "/", "~")) and not Path(args.dataset_name).exists():
+        raise ValueError(f"Folder {args.dataset_name} does not exist.")
+    if args.dataset_name.startswith(MEMORY):
+        rows = find_split(args.dataset_name, split)
+        return rows, args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
+    try:
+        rows = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=args.streaming)
+    except (ValueError, FileNotFoundError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
+    if "__key__" in rows.column_names:
+        # a stream that is decoded before it is renamed is encoded again, as JPEG
+        rows = without_decoding(rows).rename_columns(webdataset_names(rows.column_names))
+    image_column = args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
+    if Path(args.dataset_name).is_dir():
+        rows = read_paths(rows, args.dataset_name)
+    return rows, image_column
+
+
+def read_paths(rows: Dataset, folder: str) -> Dataset:
+    """A table of a local folder whose columns of paths of images, relative to it, are columns of images."""
+    texts = [
+        name
+        for name, feature in (rows.features or {}).items()
+        if getattr(feature, "dtype", None) in ("string", "large_string") and name != "file_name"
+    ]
+    first: dict = next(iter(rows.select_columns(texts)), {}) if texts else {}
+    for name, value in first.items():
+        if value is not None and value.lower().endswith(IMAGE_SUFFIXES):
+            absolute = rows.map(partial(with_folder, folder=folder, name=name))
+            rows = absolute.cast_column(name, Image(decode=False))
+    return rows
+
+
+def with_folder(row: dict, folder: str, name: str) -> dict:
+    """The path of an image with its folder before it."""
+    value = row[name]
+    if value is None:
+        return {name: None}
+    value = value.replace("\\", "/")
+    return {name: os.path.join(folder, value)} | ({} if "file_name" in row else {"file_name": value})
+
+
+def webdataset_names(columns: list[str]) -> dict[str, str]:
+    """New names of the columns of tar files. `KEY.png` is the label beside a JPEG, and the image beside another
+    label."""
+    names: dict[str, str] = {}
+    for new, candidates in WEBDATASET.items():
+        old = next((name for name in candidates if name in columns and name not in names), None)
+        if old is not None:
+            names[old] = new
+    return names
+
+
+def first_column(names: tuple[str, ...], rows: Dataset, dataset: str) -> str:
+    """The first of several names that is a column.
+
+    Raises:
+        ValueError: none is.
+    """
+    for name in names:
+        if name in rows.column_names:
+            return name
+    flag = "image_column" if names == IMAGE_COLUMNS else "label_column"
+    found = ", ".join(rows.column_names)
+    raise ValueError(f"{dataset} has none of the columns {', '.join(names)}, only {found}; name it with --{flag}.")
