@@ -43,12 +43,14 @@ class DataArguments(CheckedArguments):
         False, "Read files that the dataset names outside of its folder (absolute paths, links)."
     )
     ignore_labels: list[str] = option(
-        [], "Classes of the dataset that are void: neither trained on nor scored, nor background."
+        [], "Classes to treat as void: not trained on, not scored, not background. The model does not have them."
     )
     annotated_classes: list[str] = option(
-        [], "Classes whose objects are all labelled; other ones may be in the images too. Default: all classes."
+        [], "Classes that are completely labelled in every image. Others may occur without labels. Default: all."
     )
-    incomplete: bool = option(False, "Only some objects of each image are labelled.")
+    incomplete: bool = option(
+        False, "Some objects have no label; unmatched predictions are then never false positives."
+    )
     join: list[str] = option([], "Further datasets; classes of one name become one, and each dataset knows its own.")
     synonyms: str | None = option(None, 'join: JSON file of other names of classes, {"automobile": "car"}.')
     streaming: bool = option(False, "Stream the dataset instead of downloading it first.")

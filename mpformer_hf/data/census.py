@@ -36,7 +36,7 @@ class ImageFacts:
         crowds: number of crowds.
         empty: number of objects without a pixel.
         void: share of pixels without a class.
-        unchecked: number of classes whose objects may not all be labelled.
+        not_exhaustive: number of classes whose objects may not all be labelled.
         pages: number of pages of the file; the first is used.
     """
 
@@ -48,7 +48,7 @@ class ImageFacts:
     crowds: int
     empty: int
     void: float
-    unchecked: int
+    not_exhaustive: int
     pages: int = 1
 
 
@@ -88,10 +88,10 @@ class Census:
             )
         if not self.objects:
             yield f"void      {100 * np.mean([fact.void for fact in facts]):.1f} % of the pixels"
-        partly = [fact.unchecked for fact in facts if fact.unchecked]
+        partly = [fact.not_exhaustive for fact in facts if fact.not_exhaustive]
         if partly:
             classes = f"{min(partly)} to {max(partly)} classes"
-            yield f"partly    {len(partly)} images may have objects of {classes} without label"
+            yield f"incomplete {len(partly)} images may have unlabelled objects (of {classes})"
         counts_of_class, images_of_class, pixels = (Counter[int]() for _ in range(3))
         for fact in facts:
             counts_of_class.update(label for label, _ in fact.areas)
@@ -135,6 +135,11 @@ class Census:
             shown = ", ".join(self.names[label] for label in sorted(absent)[:5])
             yield f"{len(absent)} classes do not occur: {shown}{', ...' if len(absent) > 5 else ''}"
 
+    @property
+    def incomplete(self) -> int:
+        """Number of images that may have unlabelled objects."""
+        return sum(fact.not_exhaustive > 0 for fact in self.facts)
+
     def crowding(self, queries: int) -> str | None:
         """A sentence, if images have more objects than a model has queries."""
         crowded = [len(fact.areas) for fact in self.facts if not self.semantic and len(fact.areas) > queries]
@@ -163,8 +168,8 @@ def facts_of(dataset, index: int) -> ImageFacts:
     areas = [(label, found.get(segment, 0)) for segment, label in segments.classes.items()]
     areas = [(label, area) for label, area in areas if area]
     void = 1 - covered(segments) / (height * width)
-    unchecked = sum(segments.unchecked(label) for label in range(len(dataset.labels.names)))
-    counts = (len(segments.crowds), segments.empty, void, unchecked, pages)
+    not_exhaustive = sum(segments.not_exhaustive(label) for label in range(len(dataset.labels.names)))
+    counts = (len(segments.crowds), segments.empty, void, not_exhaustive, pages)
     return ImageFacts((height, width), mode, turned, largest, areas, *counts)
 
 

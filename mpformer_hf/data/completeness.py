@@ -19,8 +19,8 @@ LVIS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def columns_of_images(images: list[dict], annotations: list[dict], categories: list[dict], where: Path) -> dict:
-    """Columns of a COCO JSON, by image id: `annotated_classes` and `complete` of its images; for LVIS, whose images are
-    complete for the classes that occur in them or were looked for, but for those in `not_exhaustive_category_ids`.
+    """`annotated_classes` and `complete` of the images of a COCO JSON, by image id. For LVIS, the annotated classes are
+    those that occur or were looked for, except `not_exhaustive_category_ids`.
 
     Raises:
         ValueError: they are of another form, or there is no such class.
@@ -66,7 +66,7 @@ def columns_of(segments: Segments, labels: Labels) -> dict:
 
 
 def ids_of(names: Sequence[str | int], labels: Labels, where: str) -> list[int]:
-    """Class ids of names or category ids. Classes of `labels.full` that are ignored are left out.
+    """Class ids of names or category ids. Classes of `labels.before_ignoring` that are ignored are left out.
 
     Raises:
         ValueError: there is no such class.
@@ -76,7 +76,9 @@ def ids_of(names: Sequence[str | int], labels: Labels, where: str) -> list[int]:
     found = []
     for name in names:
         label = ids.get(name) if isinstance(name, str) else categories.get(name)
-        ignored = labels.full is not None and (name in labels.full.names or name in labels.full.category_to_class)
+        ignored = labels.before_ignoring is not None and (
+            name in labels.before_ignoring.names or name in labels.before_ignoring.category_to_class
+        )
         if label is None and not ignored:
             raise ValueError(f"{where} has {name!r}, which is not a class; the classes are {', '.join(labels.names)}")
         found += [label] if label is not None else []
@@ -102,19 +104,19 @@ def without_classes(labels: Labels, ignored: Sequence[str]) -> Labels:
         things={new[label] for label in labels.things if label in new},
         ignored_categories=labels.ignored_categories | (set(labels.category_to_class) - set(kept)),
         palette=labels.palette and [labels.palette[label] for label in left],
-        full=labels,
+        before_ignoring=labels,
     )
 
 
-def complete_reader(args: DataArguments, labels: Labels, read: Reader) -> Callable[[dict], Segments]:
+def reader_with_completeness(args: DataArguments, labels: Labels, read: Reader) -> Callable[[dict], Segments]:
     """A reader that hides ignored classes, and says which labels are complete.
 
     Args:
         args: `annotated_classes` and `incomplete` of all images of the dataset.
         labels: classes of the results.
-        read: reader of the layout, for the classes `labels.full`, or `labels` if none are ignored.
+        read: reader of the layout, for the classes `labels.before_ignoring`, or `labels` if none are ignored.
     """
-    full = labels.full or labels
+    full = labels.before_ignoring or labels
     new = {label: labels.names.index(name) for label, name in enumerate(full.names) if name in labels.names}
     of_all = ids_of(args.annotated_classes, labels, "annotated_classes")
 
@@ -125,7 +127,7 @@ def complete_reader(args: DataArguments, labels: Labels, read: Reader) -> Callab
             hidden = frozenset(segment for segment, label in known.items() if label not in new)
             parts = ({i: new[c] for i, c in x.items() if c in new} for x in (segments.classes, segments.crowds))
             classes, crowds = parts
-            segments = replace(segments, classes=classes, crowds=crowds, hidden=hidden)
+            segments = replace(segments, classes=classes, crowds=crowds, ignored_objects=hidden)
         given = row.get("annotated_classes")
         listed = of_all if given is None else ids_of(given, labels, "annotated_classes")
         if given is not None or args.annotated_classes:

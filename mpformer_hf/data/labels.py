@@ -26,7 +26,7 @@ class Labels:
         things: class ids that are things.
         ignored_categories: category ids that the task does not use, such as void, or stuff for instances.
         palette: RGB colour of each class, 0 to 255, if the dataset has one.
-        full: all classes that annotations use, if the user ignores some of them.
+        before_ignoring: all classes that annotations use, if the user ignores some of them.
     """
 
     names: list[str]
@@ -34,7 +34,7 @@ class Labels:
     things: set[int]
     ignored_categories: frozenset[int] = frozenset()
     palette: list[tuple[int, int, int]] | None = None
-    full: "Labels | None" = None
+    before_ignoring: "Labels | None" = None
 
     @property
     def id2label(self) -> dict[int, str]:

@@ -10,7 +10,7 @@ from datasets import Dataset, Image
 from ..utils.files import reading_inside
 from ..utils.progress import progress
 from .arguments import DataArguments
-from .completeness import complete_reader, without_classes
+from .completeness import reader_with_completeness, without_classes
 from .dataset import ROW, SegmentationDataset, roots_of, without_decoding
 from .joined import join
 from .labels import Labels, describe_difference, read_labels
@@ -90,10 +90,10 @@ def open_one(
         )
     labels = own  # from all images, before some are dropped
     if folder is not None:
-        description, read = folder.description, folder.make_reader(labels.full or labels)
+        description, read = folder.description, folder.make_reader(labels.before_ignoring or labels)
     else:
-        description, read = choose_reader(args, rows, image_column, label_column, labels.full or labels)
-    read = complete_reader(args, labels, read)
+        description, read = choose_reader(args, rows, image_column, label_column, labels.before_ignoring or labels)
+    read = reader_with_completeness(args, labels, read)
     if divided or drop_empty or sample_seed is not None:
         rows = rows if args.streaming else rows.add_column(ROW, list(range(len(rows))))  # for messages
     if divided:

@@ -27,7 +27,7 @@ class Segments:
         areas: area in pixels of each segment as the dataset states it; where there is none, it is counted.
         ignored: ids, among those without a class, whose pixels official scores ignore; None: all of them.
         empty: number of segments that the dataset lists and that have no pixel.
-        hidden: ids of regions that are void for every task: objects of classes that the user ignores.
+        ignored_objects: ids of regions that are void for every task: objects of classes that the user ignores.
         annotated: for each class, whether all its objects in this image are labelled; None: so for all classes.
         complete: whether all objects are labelled, and not only some of them.
     """
@@ -38,7 +38,7 @@ class Segments:
     areas: dict[int, float] = field(default_factory=dict)
     ignored: frozenset[int] | None = None
     empty: int = 0
-    hidden: frozenset[int] = frozenset()
+    ignored_objects: frozenset[int] = frozenset()
     annotated: tuple[bool, ...] | None = None
     complete: bool = True
 
@@ -52,14 +52,14 @@ class Segments:
         """
         layers = self.map if map_ is None else map_
         layers = layers.reshape(-1, *layers.shape[-2:])
-        ids = (self.ignored or frozenset()) | set(self.crowds) | self.hidden
+        ids = (self.ignored or frozenset()) | set(self.crowds) | self.ignored_objects
         unlabelled = self.ignored is None and task != "instance"
         if not ids and not unlabelled:
             return None
         void = (layers != PADDING).all(0) if unlabelled else among(layers, ids)
         return void & ~among(layers, self.classes)
 
-    def unchecked(self, label: int) -> bool:
+    def not_exhaustive(self, label: int) -> bool:
         """Whether the image may have objects of a class that are not labelled."""
         return not self.complete or (self.annotated is not None and not self.annotated[label])
 
@@ -69,10 +69,10 @@ def among(layers: Tensor, ids: Collection[int]) -> Tensor:
     return torch.isin(layers, torch.tensor(sorted(ids), dtype=layers.dtype)).any(0)
 
 
-MISSING = ("annotated_classes", "complete")
+COMPLETENESS = ("annotated_classes", "complete")
 
 
-def missing_labels(segments: Sequence[Segments]) -> dict[str, Tensor]:
+def completeness_inputs(segments: Sequence[Segments]) -> dict[str, Tensor]:
     """Which labels the images of a batch do not have, as the model takes it: bool `annotated_classes` `[B, K]` and
     `complete` `[B]`; without those that would say that all is labelled."""
     missing: dict[str, Tensor] = {}

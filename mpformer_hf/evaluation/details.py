@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from accelerate.utils import gather_object
 
-from ..data.segments import Segments
+from ..data.segments import Segments, among
 from .object_matches import ObjectCounts
-from .task_metrics import instance_reference
+from .task_metrics import scored_instances
 
 
 @dataclass
@@ -36,7 +36,7 @@ class EvaluationDetails:
             things: classes whose segments are objects.
         """
         if self.objects is not None:
-            reference = instance_reference(segments, things)
+            reference = scored_instances(segments, things)
             quality = self.objects.add(predictions["instance"], reference, stated_void(reference, segments))
             score = score if "panoptic" in predictions else quality
         self.image_scores.append((score, row, len(segments.classes)))
@@ -62,5 +62,8 @@ class EvaluationDetails:
 
 def stated_void(reference: dict, segments: Segments) -> np.ndarray | None:
     """Void of an `instance_reference`, bool `[H, W]`, if the dataset states which pixels its score ignores; elsewhere
-    pixels without a class are background."""
-    return None if segments.ignored is None else reference["void"]
+    pixels without a class are background, but for ignored objects."""
+    if segments.ignored is None:
+        layers = segments.map.view(-1, *segments.map.shape[-2:])
+        return among(layers, segments.ignored_objects).numpy() if segments.ignored_objects else None
+    return reference["void"]

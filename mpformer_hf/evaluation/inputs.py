@@ -5,35 +5,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data.segments import VOID, Segments, missing_labels
+from ..data.segments import VOID, Segments, completeness_inputs
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 
-HIDDEN = 2**30  # id and class of void pixels, which are resized and padded as segments are
+VOID_SEGMENT = 2**30  # id and class of void pixels, which are resized and padded as segments are
 
 
 def with_void(segments: Segments, task: str) -> tuple[Tensor, dict[int, int]]:
-    """Map of segment ids, and classes of the ids, with a segment `HIDDEN` where the image is void."""
+    """Map of segment ids, int32 `[H, W]` or `[L, H, W]`, and classes of the ids, with a segment `VOID_SEGMENT` where
+    the image is void."""
     void = segments.void(task)
     if void is None or not void.any():
         return segments.map, segments.classes
-    return torch.where(void, HIDDEN, segments.map), {**segments.classes, HIDDEN: HIDDEN}
+    return torch.where(void, VOID_SEGMENT, segments.map), {**segments.classes, VOID_SEGMENT: VOID_SEGMENT}
 
 
 def model_inputs(processor: MPFormerImageProcessor, images: Sequence[Tensor], segments: Sequence[Segments]) -> dict:
-    """`pixel_values`, `pixel_mask`, `mask_labels` and `class_labels` of the model, and what it takes of missing labels.
+    """Inputs of the model with targets.
 
     Args:
         processor: resizes, normalises and pads.
         images: uint8 `[3, H, W]` each.
         segments: of the images.
+
+    Returns:
+        `pixel_values` float32 `[B, 3, H, W]`, `pixel_mask` int64 `[B, H, W]`, lists `mask_labels` `[T, H, W]` and
+        `class_labels` int64 `[T]`; if labels are missing also `void_mask` bool `[B, H, W]`, `annotated_classes` bool
+        `[B, K]` and `complete` bool `[B]`.
     """
     maps, classes = zip(*(with_void(part, processor.task) for part in segments), strict=True)
     fixed = {"ignore_index": VOID, "do_reduce_labels": False}  # the classes of segments are final
     inputs = dict(processor(list(images), list(maps), list(classes), **fixed, return_tensors="pt"))
-    hidden = [labels == HIDDEN for labels in inputs["class_labels"]]
+    hidden = [labels == VOID_SEGMENT for labels in inputs["class_labels"]]
     if any(own.any() for own in hidden):
         masks = inputs["mask_labels"]
         inputs["void_mask"] = torch.stack([m[own].bool().any(0) for m, own in zip(masks, hidden, strict=True)])
         for name in ("mask_labels", "class_labels"):
             inputs[name] = [values[~own] for values, own in zip(inputs[name], hidden, strict=True)]
-    return inputs | missing_labels(segments)
+    return inputs | completeness_inputs(segments)

@@ -50,31 +50,42 @@ def panoptic_reference(segments: Segments) -> dict:
     return {"segmentation": segments.map * torch.isin(segments.map, known), "segments_info": rows}
 
 
-def unchecked_classes(segments: Segments, labels: Iterable[int]) -> list[int]:
+def classes_not_exhaustive(segments: Segments, labels: Iterable[int]) -> list[int]:
     """Those of some classes that the image may have more objects of than are labelled."""
-    return [label for label in labels if segments.unchecked(label)]
+    return [label for label in labels if segments.not_exhaustive(label)]
 
 
 def instance_reference(segments: Segments, things: set[int]) -> dict:
     """Segments of things to a dict of `masks` (bool `[H, W]` each, which may overlap), `label_ids`, `iscrowd`, `areas`
-    and `void`, see `AveragePrecision` and `CityscapesAveragePrecision`. Ignored regions, and the whole image for
-    classes that were not annotated, are crowds, on which no prediction is wrong."""
+    and `void` (bool `[H, W]`), see `AveragePrecision` and `CityscapesAveragePrecision`."""
     layers = segments.map.view(-1, *segments.map.shape[-2:])
     known = segments.classes | segments.crowds
     rows = [(segment, label) for segment, label in known.items() if label in things]
     ignored = segments.ignored
     if ignored is None:
-        ignored = frozenset(segments.map.unique().tolist()) - set(known)
-    hidden, unchecked = among(layers, segments.hidden).numpy(), unchecked_classes(segments, things)
-    added = [(hidden, label) for label in things if label not in unchecked] if hidden.any() else []
-    added += [(np.ones_like(hidden), label) for label in unchecked]
+        ignored = frozenset(segments.map.unique().tolist()) - set(known) - segments.ignored_objects
+    void = torch.isin(layers, torch.tensor(sorted(ignored), dtype=layers.dtype)).all(0)
     return {
-        "masks": [(layers == segment).any(0).numpy() for segment, _ in rows] + [mask for mask, _ in added],
-        "label_ids": [label for _, label in rows + added],
-        "iscrowd": [segment in segments.crowds for segment, _ in rows] + [True] * len(added),
-        "areas": [segments.areas.get(segment) for segment, _ in rows] + [None] * len(added),
-        "void": torch.isin(layers, torch.tensor(sorted(ignored), dtype=layers.dtype)).all(0).numpy(),
+        "masks": [(layers == segment).any(0).numpy() for segment, _ in rows],
+        "label_ids": [label for _, label in rows],
+        "iscrowd": [segment in segments.crowds for segment, _ in rows],
+        "areas": [segments.areas.get(segment) for segment, _ in rows],
+        "void": (void | among(layers, segments.ignored_objects)).numpy(),
     }
+
+
+def scored_instances(segments: Segments, things: set[int]) -> dict:
+    """`instance_reference` with crowds on which no prediction is wrong: of ignored objects for all classes; and of the
+    whole image for classes that were not annotated, for all classes if the image is not complete."""
+    reference = instance_reference(segments, things)
+    layers = segments.map.view(-1, *segments.map.shape[-2:])
+    ignored, unsure = among(layers, segments.ignored_objects).numpy(), classes_not_exhaustive(segments, things)
+    added = [(ignored, label) for label in things if label not in unsure] if ignored.any() else []
+    added += [(np.ones_like(ignored), label) for label in unsure]
+    for mask, label in added:
+        for name, value in (("masks", mask), ("label_ids", label), ("iscrowd", True), ("areas", None)):
+            reference[name].append(value)
+    return reference
 
 
 class TaskMetrics:
@@ -107,10 +118,12 @@ class TaskMetrics:
     def reference(self, kind: str, segments: Segments):
         """Ground truth as the metric of a kind reads it."""
         if kind == "instance":
-            return instance_reference(segments, self.labels.things)
+            return scored_instances(segments, self.labels.things)
         if kind == "semantic":
             return semantic_reference(segments)
-        return panoptic_reference(segments) | {"unchecked": unchecked_classes(segments, range(len(self.labels.names)))}
+        return panoptic_reference(segments) | {
+            "not_exhaustive": classes_not_exhaustive(segments, range(len(self.labels.names)))
+        }
 
     def add(self, predictions: dict, segments: Segments) -> float | None:
         """Add one image.

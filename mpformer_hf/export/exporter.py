@@ -211,19 +211,11 @@ def save_and_compare(model: Exportable, exported: Exported, file: Path, metadata
 
 
 def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, str]) -> dict[str, str]:
-    """What a program without transformers needs to know, as texts: labels, normalisation, size, task, thresholds."""
+    """What a program without transformers needs to know, as JSON: labels, and every field of the image processor."""
     size = {side: value for side, value in dict(processor.size).items() if value is not None}
-    content = {
-        "model": Path(name).name,
-        "labels": json.dumps(list(id2label.values())),
-        "stuff": json.dumps(list(processor.label_ids_to_fuse)),
-        "image_mean": json.dumps(processor.image_mean and list(processor.image_mean)),
-        "image_std": json.dumps(processor.image_std and list(processor.image_std)),
-        "size": json.dumps(size),
-    }
-    fields = ["task", "size_divisor", "threshold", "mask_threshold", "overlap_mask_area_threshold", "category_ids"]
-    fields += ["do_resize", "resample", "stretch_to_divisor", "do_rescale", "rescale_factor", "do_normalize"]
-    return content | {field: json.dumps(getattr(processor, field)) for field in fields}
+    fields = {**processor.to_dict(), "size": size, "category_ids": processor.category_ids, "palette": processor.palette}
+    fields |= {"labels": list(id2label.values())}
+    return {"model": Path(name).name, **{field: json.dumps(value) for field, value in fields.items()}}
 
 
 def export(

@@ -45,9 +45,9 @@ class InferenceOptions(CheckedArguments):
         scales: image sizes relative to the processor's; the first one is the reference.
         window: side of square windows in pixels of the image; None = the full image at once.
         overlap: overlap of neighbouring windows as a share of their side, in [0, 1).
-        threshold: smallest score; None = the processor's.
+        threshold: min_pixels score; None = the processor's.
         nms: instances with at least this IoU with a better one of their class are left out, see `find_duplicates`.
-        min_pixels: parts of segments below this size are removed and holes are filled, see `smooth_mask`.
+        min_pixels: parts of segments below this size are removed and holes are filled, see `clean_mask`.
 
     Raises:
         ValueError: an option is out of range.
@@ -61,9 +61,11 @@ class InferenceOptions(CheckedArguments):
     overlap: float = option(0.25, "Overlap of neighbouring windows, as a share of their side.", within="[0, 1)")
     threshold: float | None = option(None, "Smallest score; default: the processor's.", within="[0, 1]")
     nms: float | None = option(
-        None, "Leave out instances whose mask has this IoU with a better one of their class.", within="(0, 1]"
+        None,
+        "Instance: remove an instance whose mask has at least this IoU with a better one of its class.",
+        within="(0, 1]",
     )
-    min_pixels: int = option(0, "Remove parts and fill holes of segments below this size.", within="[0, inf)")
+    min_pixels: int = option(0, "Remove parts and fill holes of fewer pixels; 0: neither.", within="[0, inf)")
 
     def __post_init__(self):
         super().__post_init__()
@@ -95,7 +97,7 @@ class PredictionArguments(CheckedArguments):
         None, "Files for official and annotation tools; default: COCO's.", choices=(*FORMATS, "none")
     )
     polygons: float | None = option(
-        None, "cvat: polygons within this distance of the masks, in pixels, instead of RLE.", within="[0, inf)"
+        None, "cvat: polygons instead of RLE, at most this many pixels from the outlines.", within="[0, inf)"
     )
     image_ids: Path | None = option(None, "COCO JSON whose images give the ids by file name.")
     batch_size: int = option(4, "Images of equal size per forward pass.", within="[1, inf)")
@@ -123,5 +125,5 @@ class ServiceArguments(CheckedArguments):
     threshold: float | None = option(None, "Smallest score; default: the processor's.", within="[0, 1]")
     batch_size: int = option(4, "Waiting images of equal size that are predicted together.", within="[1, inf)")
     max_waiting: int = option(64, "Queue length; further requests get HTTP 503.", within="[1, inf)")
-    max_pixels: int = option(12_000_000, "Largest image in pixels.", within="[1, inf)")
+    max_pixels: int = option(16_000_000, "Largest image in pixels.", within="[1, inf)")
     max_bytes: int = option(32 << 20, "Largest request in bytes.", within="[1, inf)")

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..model.cleaning import smooth, without_duplicates
+from ..model.cleaning import remove_small_regions, without_duplicates
 from ..model.image_sizes import size_of
 from ..model.images import to_image_tensor
 from ..model.matcher import mask_costs
@@ -164,7 +164,7 @@ class Predictor:
         """A result without what the options leave out."""
         if self.options.nms is not None:
             result = without_duplicates(result, self.options.nms)
-        return smooth(result, self.options.min_pixels) if self.options.min_pixels else result
+        return remove_small_regions(result, self.options.min_pixels) if self.options.min_pixels else result
 
     # --- Prompts ---
 

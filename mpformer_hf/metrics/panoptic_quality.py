@@ -40,7 +40,7 @@ class PanopticQuality(ImageMetric):
     inputs = (
         "predictions and references: per image a dict of `segmentation`, a (height, width) map of segment ids (0 = "
         "void), and `segments_info`, a list of `id`, `label_id` and, in references, `iscrowd`; a reference may have "
-        "`unchecked`, classes of which it may not have all segments: predictions of them are never wrong"
+        "`not_exhaustive`, classes of which it may not have all segments: predictions of them are never wrong"
     )
     features = Features({"predictions": RESULT, "references": RESULT})
 
@@ -82,7 +82,7 @@ class PanopticQuality(ImageMetric):
                     f"The {name} has pixels of segments that have no segments_info: {sorted(unknown)[:5]}."
                 )
 
-        unchecked, left_out = set(reference.get("unchecked", ())), 0
+        not_exhaustive, left_out = set(reference.get("not_exhaustive", ())), 0
         ious = {}
         for (r, p), n in overlap.items():
             if not r or not p or r in crowd or reference_label[r] != predicted_label[p]:
@@ -108,7 +108,7 @@ class PanopticQuality(ImageMetric):
                 statistics[reference_label[r], 3] += 1
             for p in set(predicted_area) - {p for _, p in matched} - {0}:
                 ignored = overlap.get((0, p), 0) + overlap.get((crowd_of.get(predicted_label[p], -1), p), 0)
-                if predicted_label[p] not in unchecked and ignored / predicted_area[p] <= 0.5:
+                if predicted_label[p] not in not_exhaustive and ignored / predicted_area[p] <= 0.5:
                     statistics[predicted_label[p], 2] += 1
                 elif found is ious:
                     left_out += 1

@@ -55,12 +55,12 @@ def without_duplicates(result: dict, iou: float) -> dict:
     return {**result, "segmentation": result["segmentation"][kept], "segments_info": [rows[index] for index in kept]}
 
 
-def smooth_mask(mask: np.ndarray, smallest: int) -> np.ndarray:
-    """A mask without parts and without holes of fewer than `smallest` pixels; its largest part remains.
+def clean_mask(mask: np.ndarray, min_pixels: int) -> np.ndarray:
+    """A mask without parts and without holes of fewer than `min_pixels` pixels; its largest part remains.
 
     Args:
         mask: bool `[H, W]`.
-        smallest: in pixels. Parts and holes are connected across edges.
+        min_pixels: in pixels. Parts and holes are connected across edges.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
@@ -68,32 +68,32 @@ def smooth_mask(mask: np.ndarray, smallest: int) -> np.ndarray:
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     parts, count = ndimage.label(mask[window])
     areas = np.bincount(parts.ravel(), minlength=count + 1)
-    kept = areas >= smallest
+    kept = areas >= min_pixels
     kept[1 + areas[1:].argmax()], kept[0] = True, False
     holes, count = ndimage.label(np.pad(~kept[parts], 1, constant_values=True))
-    filled = np.bincount(holes.ravel(), minlength=count + 1) < smallest
+    filled = np.bincount(holes.ravel(), minlength=count + 1) < min_pixels
     filled[[0, holes[0, 0]]] = False  # the segment itself, and what is around it
     smoothed = np.zeros_like(mask)
     smoothed[window] = kept[parts] | filled[holes][1:-1, 1:-1]
     return smoothed
 
 
-def smooth(result: dict, smallest: int) -> dict:
-    """An instance or panoptic result with `smooth_mask` for each segment. In panoptic results crumbs become no segment,
+def remove_small_regions(result: dict, min_pixels: int) -> dict:
+    """An instance or panoptic result with `clean_mask` for each segment. In panoptic results crumbs become no segment,
     and only holes that are no other segment are filled.
 
     Args:
         result: post-processed, on the CPU.
-        smallest: in pixels.
+        min_pixels: in pixels.
     """
     maps = result["segmentation"]
     if maps.ndim == 3:
-        masks = [torch.from_numpy(smooth_mask(mask.numpy(), smallest)) for mask in maps]
+        masks = [torch.from_numpy(clean_mask(mask.numpy(), min_pixels)) for mask in maps]
         return {**result, "segmentation": torch.stack(masks) if masks else maps}
     ids = maps.numpy().copy()
     for row in 2 * result["segments_info"]:  # where a crumb was, there may be a hole
         before = ids == row["id"]
-        after = smooth_mask(before, smallest)
+        after = clean_mask(before, min_pixels)
         ids[before & ~after] = 0
         ids[after & (ids == 0)] = row["id"]
     return {**result, "segmentation": torch.from_numpy(ids)}

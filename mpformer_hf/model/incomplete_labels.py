@@ -45,7 +45,7 @@ def unmatched_weights(
 ) -> Tensor:
     """Factors on the loss of queries that have no target, by where their masks lie.
 
-    A mask that lies on void for the most part is no error, as in COCO's evaluation: 0. In an image that is not
+    A mask that lies on void for the most part is no error, as in panoptic quality: 0. In an image that is not
     complete, a mask off all labelled objects may be an object that was not labelled: `weight`. A mask on a labelled
     object is a duplicate, and an empty mask is no object: 1.
 

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..data.segments import Segments
+from ..evaluation.details import stated_void
 from ..evaluation.task_metrics import instance_reference
 from ..inference.predictor import Predictor
 from ..metrics.average_precision import as_rle
@@ -99,13 +100,16 @@ def predicted_objects(result: dict) -> list[PredictedObject]:
 
 def annotations_of(segments: Segments, things: set[int]) -> tuple[list[Annotation], np.ndarray]:
     """Annotated objects of an image, without crowds and those without pixels, and the pixels in which nothing can be
-    missing, bool `[H, W]`: those of annotations and crowds, and of void where the dataset states it."""
+    missing, bool `[H, W]`: those of annotations and crowds, and of void where the dataset states it; all pixels of an
+    image that is not complete."""
     reference = instance_reference(segments, things)
     ids = [segment for segment, label in (segments.classes | segments.crowds).items() if label in things]
     rows = list(zip(ids, reference["label_ids"], reference["masks"], reference["iscrowd"], strict=True))
     covered = np.logical_or.reduce([np.zeros(segments.map.shape[-2:], dtype=bool), *(mask for _, _, mask, _ in rows)])
-    if segments.ignored is not None:
-        covered |= reference["void"]
+    void = stated_void(reference, segments)
+    if void is not None:
+        covered |= void
+    covered |= not segments.complete
     return [Annotation(i, label, mask) for i, label, mask, crowd in rows if not crowd and mask.any()], covered
 
 
@@ -130,7 +134,7 @@ def audit_image(
         ious = coco_mask.iou(predictions, masks, [0] * len(masks))
     findings = find_moved_masks(predictor, image, annotations)
     findings += find_wrong_classes(annotations, objects, ious)
-    findings += find_missing(objects, ious, covered)
+    findings += [found for found in find_missing(objects, ious, covered) if not segments.not_exhaustive(found.label_id)]
     return annotations, findings + find_duplicates(annotations, masks)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a service in Prometheus' text format."""
+"""Metrics of a service in Prometheus' text format."""
 
 import time
 from collections import Counter
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
 
 
-class RequestFigures:
+class RequestMetrics:
     """Counts requests by path and status, and their seconds in buckets."""
 
     def __init__(self):
@@ -24,7 +24,7 @@ class RequestFigures:
             self.buckets.update(bound for bound in (*BOUNDS, float("inf")) if seconds <= bound)
 
     def text(self, waiting: int) -> str:
-        """All figures, see https://prometheus.io/docs/instrumenting/exposition_formats."""
+        """All metrics, see https://prometheus.io/docs/instrumenting/exposition_formats."""
         lines = ["# HELP mpformer_requests_total Answered requests.", "# TYPE mpformer_requests_total counter"]
         for (path, status), count in sorted(self.requests.items()):
             lines.append(f'mpformer_requests_total{{path="{path}",status="{status}"}} {count}')
@@ -39,11 +39,11 @@ class RequestFigures:
 
 
 class Monitor:
-    """Adds each request to the figures. Not a middleware of requests and responses: that would hide from the service
+    """Adds each request to the metrics. Not a middleware of requests and responses: that would hide from the service
     that a client has gone."""
 
-    def __init__(self, app: ASGIApp, figures: RequestFigures):
-        self.app, self.figures = app, figures
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics):
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,4 +60,4 @@ class Monitor:
             await self.app(scope, receive, watch)
         finally:
             route = scope.get("route")
-            self.figures.add(route.path if route else "other", status, time.perf_counter() - start)
+            self.metrics.add(route.path if route else "other", status, time.perf_counter() - start)

@@ -25,20 +25,21 @@ from ..inference.result import Result
 from ..model.cleaning import DUPLICATE_IOU
 from ..model.image_sizes import size_of
 from ..model.prompting import prompt_note
-from .monitoring import Monitor, RequestFigures
-from .uploads import GONE, Admission, Limits, decode, in_one_sentence, read_prompts, read_upload, size_in_pixels
+from .monitoring import Monitor, RequestMetrics
+from .uploads import GONE, Admission, Limits, decode, read_prompts, read_upload, size_in_pixels, with_http_errors
 from .worker import BatchWorker
 
 logger = logging.getLogger(__name__)
 KEEP_ALIVE, SHUTDOWN = 10, 30  # seconds
 CONNECTIONS = 1000  # open ones at least; beyond, uvicorn answers 503
 POLL = 0.25  # seconds between two looks whether a client is still there
+UNTRAINED = "This model was not trained for boxes, so masks may be poor."
 PAGE = Path(__file__).with_name("page")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-Form = Literal["json", "coco", "labelme", "overlay", "png"]
+AnswerFormat = Literal["json", "coco", "labelme", "overlay", "png"]
 PICTURE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 FILE = {"type": "string", "format": "binary"}
 PROMPTS = {"type": "string", "description": 'JSON, such as {"boxes": [[10, 10, 90, 80]]}'}
@@ -61,7 +62,13 @@ def body_of(**fields: dict) -> dict:
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """What a request asks of the model."""
+    """What a request asks of the model.
+
+    Attributes:
+        task: semantic, instance or panoptic.
+        threshold: smallest score, in [0, 1]; None: the processor's.
+        nms: IoU of duplicates, in (0, 1]; None: none are removed.
+    """
 
     task: str
     threshold: float | None
@@ -76,7 +83,7 @@ def label_map(result: Result) -> bytes:
     return buffer.getvalue()
 
 
-def answer_in(form: Form, result: Result) -> Response:
+def to_response(form: AnswerFormat, result: Result) -> Response:
     """A result in one of the forms."""
     if form in ("overlay", "png"):
         picture = result._repr_png_() if form == "overlay" else label_map(result)
@@ -136,8 +143,8 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
 
     `GET /` is a page. `POST /predict` with an image, as bytes or in the field `image` of a form, returns its height,
     width and segments (`Result.as_dict`), or another form. `POST /refine` with a form of `image` and `prompts` (see
-    `read_prompts`) returns refined masks in the order of the prompts. `GET /health` tells what the model can, `GET
-    /metrics` figures for Prometheus. Errors are JSON with `detail`, one sentence.
+    `read_prompts`) returns refined masks in the order of the prompts. `GET /health` tells task, labels and threshold,
+    `GET /metrics` figures for Prometheus. Errors are JSON with `detail`, one sentence.
 
     Args:
         predictor: of the model.
@@ -145,12 +152,12 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         work: what computes results; default: the predictor.
     """
     worker = BatchWorker(work or make_work(predictor), limits.batch)
-    admission, figures = Admission(limits), RequestFigures()
+    admission, metrics = Admission(limits), RequestMetrics()
     app = FastAPI(title="mpformer", description="Segmentation of images.", docs_url=None, redoc_url=None)
     config, palette = predictor.model.config, predictor.processor.palette
     id2label, ids = config.id2label, {name: label for label, name in config.id2label.items()}
 
-    app.add_middleware(Monitor, figures=figures)
+    app.add_middleware(Monitor, metrics=metrics)
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -167,7 +174,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
 
     @app.get("/health")
     def health() -> dict:
-        """What the model can: task, labels and their colours, whether it refines, and how many images wait."""
+        """Task, labels and their colours, threshold, whether the model refines, and how many images wait."""
         threshold = predictor.options.threshold
         return {
             "task": predictor.task,
@@ -175,24 +182,24 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
             "colors": [list(class_color(label, palette)) for label in range(len(id2label))],
             "threshold": predictor.processor.threshold if threshold is None else threshold,
             "refine": config.mask_piloting,
-            "refine_note": prompt_note(config) if config.mask_piloting else "",
+            "refine_note": UNTRAINED if config.mask_piloting and prompt_note(config) else "",
             "waiting": worker.waiting.qsize(),
         }
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    def metrics() -> str:
+    def prometheus() -> str:
         """Figures in Prometheus' text format."""
-        return figures.text(worker.waiting.qsize())
+        return metrics.text(worker.waiting.qsize())
 
     async def compute(request: Request, make_options: Callable[[str, Tensor], Any]) -> Result:
         admission.enter()
         pixels = 0
         try:
             content, prompts = await read_upload(request, limits)
-            size = min(in_one_sentence(size_in_pixels, content), limits.pixels)
+            size = min(with_http_errors(size_in_pixels, content), limits.pixels)
             admission.decode(size)
             pixels = size
-            image = await asyncio.to_thread(in_one_sentence, decode, content, limits.pixels)
+            image = await asyncio.to_thread(with_http_errors, decode, content, limits.pixels)
             options = await asyncio.to_thread(make_options, prompts, image)
             return await result_for(request, worker.submit(image, options))
         finally:
@@ -207,7 +214,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
     @app.post("/predict", responses=RESPONSES, openapi_extra=body_of())
     async def predict(
         request: Request,
-        format: Annotated[Form, Query(description="png: class ids of the pixels.")] = "json",
+        format: Annotated[AnswerFormat, Query(description="png: class ids of the pixels.")] = "json",
         task: Annotated[Task | None, Query(description="Default: the service's.")] = None,
         threshold: Annotated[float | None, Query(ge=0, le=1, description="Smallest score.")] = None,
         nms: Annotated[float | None, Query(gt=0, le=1, description="Instances: IoU of duplicates.")] = None,
@@ -221,7 +228,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         smallest = predictor.options.threshold if threshold is None else threshold
         options = RequestOptions(chosen, smallest, duplicates)
         result = await compute(request, lambda prompts, image: options)
-        return await asyncio.to_thread(answer_in, format, result)
+        return await asyncio.to_thread(to_response, format, result)
 
     @app.post("/refine", responses=RESPONSES, openapi_extra=body_of(prompts=PROMPTS))
     async def refine(request: Request) -> Response:

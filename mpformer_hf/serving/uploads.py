@@ -35,7 +35,7 @@ class Limits:
     """
 
     body: int = 32 << 20
-    pixels: int = 12_000_000
+    pixels: int = 16_000_000
     waiting: int = 64
     batch: int = 4
     seconds: float = 20.0
@@ -126,7 +126,7 @@ async def read_upload(request: Request, limits: Limits) -> tuple[bytes, str]:
         await form.close()
 
 
-def in_one_sentence(work, *args):
+def with_http_errors(work, *args):
     """`work(*args)` on the bytes of an image.
 
     Raises:

@@ -34,7 +34,7 @@ class BatchWorker:
     """A thread that computes waiting jobs, those that fit together.
 
     Args:
-        work: makes the results of some images, with the options of their jobs.
+        work: makes the results of some images, uint8 `[3, H, W]` of equal size, with the options of their jobs.
         batch: most images of a batch.
     """
 

@@ -25,11 +25,13 @@ class ModelArguments(CheckedArguments):
     )
     model_fields: str = option("{}", "Fields of MPFormerConfig as JSON (a mapping in a recipe), e.g. hidden_dim.")
     void_in_loss: str | None = option(
-        None, "Void pixels and crowds have no loss, or are background, as in the official code.", choices=VOID_IN_LOSS
+        None,
+        "ignored: void pixels and crowds have no loss (default); background: as in the official code.",
+        choices=VOID_IN_LOSS,
     )
     incomplete_no_object_weight: float | None = option(
         None,
-        "Images of which only some objects are labelled: factor on the loss of unmatched queries off these objects.",
+        "Incomplete images: factor on the no-object loss of unmatched queries off the labelled objects; default: 0.1.",
         within=RANGES["incomplete_no_object_weight"],
     )
 

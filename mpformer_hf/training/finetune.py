@@ -160,7 +160,12 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     census = None
     if not data.streaming:
         census = log_census(train_split, data.task, data.train_split)
-        log_census(eval_split, data.task, data.eval_split)
+        if log_census(eval_split, data.task, data.eval_split).incomplete:
+            logger.warning(
+                "%s: where labels are incomplete, unmatched predictions are no false positives; scores are too high, "
+                "and the stored threshold may be too low: evaluate on complete labels if there are any.",
+                data.eval_split,
+            )
         warn_of_common_images(train_split, eval_split)
     set_seed(run_args.seed)
     model = build_model(args.model, args.pilot, train_split.labels)

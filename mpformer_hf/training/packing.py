@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data.segments import MISSING, VOID, Segments, missing_labels
+from ..data.segments import COMPLETENESS, VOID, Segments, completeness_inputs
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.label_maps import split_ids
 
@@ -63,7 +63,7 @@ def pack(
         padded[index, :, : image.shape[1], : image.shape[2]] = image
         layers[index, : len(map_), : image.shape[1], : image.shape[2]] = map_
     counts = [len(labels) for labels in classes]
-    known = missing_labels(segments)
+    known = completeness_inputs(segments)
     if any(void is not None and void.any() for void in voids):
         known["void_mask"] = torch.zeros(len(images), height, width, dtype=torch.uint8)
         for padded_void, void in zip(known["void_mask"], voids, strict=True):
@@ -103,5 +103,5 @@ class Unpacker:
             "pixel_values": values,
             "mask_labels": masks,
             "class_labels": list(batch["classes"].split(batch["counts"])),
-            **{name: batch[name] for name in ("void_mask", *MISSING) if name in batch},
+            **{name: batch[name] for name in ("void_mask", *COMPLETENESS) if name in batch},
         }

@@ -12,8 +12,10 @@ from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.census import take_census
 from mpformer_hf.data.opening import open_dataset
+from mpformer_hf.evaluation.drawing import drawn_reference
 from mpformer_hf.evaluation.inputs import model_inputs
 from mpformer_hf.model.image_processing_mpformer import MPFormerImageProcessor
+from mpformer_hf.prompts.audit import annotations_of
 from mpformer_hf.training.arguments import TransformArguments
 from mpformer_hf.training.batches import TrainingDataset
 from mpformer_hf.training.packing import Unpacker
@@ -127,7 +129,7 @@ def test_columns_and_flags_of_annotated_classes(tmp_path):
         assert inputs["annotated_classes"].tolist() == [[True, False], [True, True], [True, True]]
         assert inputs["complete"].tolist() == [False, False, True]
     lines = list(take_census(opened(folder), "instance").table())
-    assert "partly    2 images may have objects of 2 to 3 classes without label" in lines
+    assert "incomplete 2 images may have unlabelled objects (of 2 to 3 classes)" in lines
     with pytest.raises(ValueError, match="annotated_classes has 'cow', which is not a class"):
         opened(folder, annotated_classes=["cow"])
 
@@ -195,3 +197,16 @@ def test_fields_of_a_coco_json(tmp_path, fields, text):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=text):
         opened(folder)
+
+
+def test_audit_of_incomplete_labels(tmp_path):
+    """An incomplete image has nothing missing; elsewhere it is not missing if its class was not annotated."""
+    rows = [[box(0, 0, 10, 5), box(20, 0, 10, 10, 2)]]
+    plain = opened(objects(tmp_path / "d", rows), ignore_labels=["dontcare"])[0][1]
+    annotations, covered = annotations_of(plain, {0, 1})
+    assert [(a.label_id, a.mask.sum()) for a in annotations] == [(0, 50)] and covered.sum() == 150
+    plain.complete = False
+    annotations, covered = annotations_of(plain, {0, 1})
+    assert len(annotations) == 1 and covered.all()
+    drawn = drawn_reference(plain, "instance", {0, 1})
+    assert len(drawn["segments_info"]) == 1 and drawn["void"].sum() == 100

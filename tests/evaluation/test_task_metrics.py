@@ -103,8 +103,8 @@ def test_predictions_that_may_be_right_are_not_wrong(complete):
     }
     rest = torch.where(map_ == 0, 2, map_)  # in panoptic segmentation, what has no segment is void
     for task, segments, wrong in (
-        ("instance", Segments(map_, {1: 0}, hidden=frozenset({7}), complete=complete), 0.5),
-        ("panoptic", Segments(rest, {1: 0, 2: 1}, hidden=frozenset({7}), complete=complete), 2 / 3),
+        ("instance", Segments(map_, {1: 0}, ignored_objects=frozenset({7}), complete=complete), 0.5),
+        ("panoptic", Segments(rest, {1: 0, 2: 1}, ignored_objects=frozenset({7}), complete=complete), 2 / 3),
     ):
         metrics = TaskMetrics(task, labels)
         metrics.add(predictions, segments)

@@ -8,7 +8,7 @@ from scipy import ndimage
 from mpformer_hf.inference.arguments import InferenceOptions
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.inference.result import Result
-from mpformer_hf.model.cleaning import find_duplicates, smooth, smooth_mask, without_duplicates
+from mpformer_hf.model.cleaning import clean_mask, find_duplicates, remove_small_regions, without_duplicates
 from mpformer_hf.model.image_processing_mpformer import MPFormerImageProcessor
 from tests.tiny import tiny_model
 
@@ -41,16 +41,16 @@ def test_crumbs_are_removed_and_holes_are_filled():
     mask[4:6, 4:6] = mask[8, 5:10] = False  # holes of 4 and 5 pixels
     mask[15, 15] = mask[17:19, 2:4] = True  # crumbs of 1 and 4
     mask[2, 6] = False  # a notch at the border is no hole
-    smoothed = smooth_mask(mask, 5)
+    smoothed = clean_mask(mask, 5)
     expected = np.zeros_like(mask)
     expected[2:12, 2:12] = True
     expected[8, 5:10] = expected[2, 6] = False
     assert (smoothed == expected).all()
-    assert (smooth_mask(mask, 1) == mask).all() and (
-        smooth_mask(mask, 10**6) == (expected | ndimage.binary_fill_holes(expected))
+    assert (clean_mask(mask, 1) == mask).all() and (
+        clean_mask(mask, 10**6) == (expected | ndimage.binary_fill_holes(expected))
     ).all()
     empty = np.zeros_like(mask)
-    assert not smooth_mask(empty, 5).any()
+    assert not clean_mask(empty, 5).any()
 
 
 def test_panoptic_crumbs_become_no_segment_and_other_segments_are_no_holes():
@@ -58,7 +58,7 @@ def test_panoptic_crumbs_become_no_segment_and_other_segments_are_no_holes():
     ids[2:12, 2:12], ids[5, 5], ids[8, 8], ids[15, 15] = 1, 2, 0, 1
     ids[14:19, 2:9] = 2
     result = {"segmentation": ids, "segments_info": [{"id": 1}, {"id": 2}]}
-    found = smooth(result, 4)["segmentation"]
+    found = remove_small_regions(result, 4)["segmentation"]
     assert found[8, 8] == 1 and found[15, 15] == 0 and found[5, 5] == 1 and (found[14:19, 2:9] == 2).all()
     assert ids[8, 8] == 0, "the given result stays"
 
@@ -86,4 +86,7 @@ def columns(result: Result):
 
 def test_a_result_without_instances():
     empty = {"segmentation": torch.zeros(0, 4, 4, dtype=torch.bool), "segments_info": []}
-    assert without_duplicates(empty, 0.5)["segments_info"] == [] and len(smooth(empty, 5)["segmentation"]) == 0
+    assert (
+        without_duplicates(empty, 0.5)["segments_info"] == []
+        and len(remove_small_regions(empty, 5)["segmentation"]) == 0
+    )

@@ -82,7 +82,7 @@ def test_the_answer_is_that_of_the_predictor(service):
     assert [row["area"] for row in found["segments"]] == [row["area"] for row in expected]
     health = httpx.get(f"{address}/health", trust_env=False).json()
     assert health["task"] == "instance" and health["labels"] == list(names.values()) and health["waiting"] == 0
-    assert health["threshold"] == 0 and health["refine"] and "clean masks only" in health["refine_note"]
+    assert health["threshold"] == 0 and health["refine"] and "not trained for boxes" in health["refine_note"]
     assert len(health["colors"]) == 4
 
 

@@ -79,8 +79,8 @@ class CocoPanoptic(PredictionFormat):
 
 
 class Cvat(PredictionFormat):
-    """`annotations/instances_default.json`: COCO annotations of the instances above the threshold, with boxes, for
-    import into CVAT, FiftyOne and other tools; with polygons, for Roboflow and others, if `tolerance` is set."""
+    """`annotations/instances_default.json`: COCO annotations of the instances above the threshold, with masks (RLE) and
+    boxes, for import into CVAT, FiftyOne and other tools; with polygons, without holes, if `tolerance` is set."""
 
     name = "cvat"
     tasks = ("instance",)
@@ -105,7 +105,7 @@ class Cvat(PredictionFormat):
                 **self.shape_of(segment, record),
             }
             for record in records
-            for segment, wanted in zip(record.segments, self.for_people(record.segments), strict=True)
+            for segment, wanted in zip(record.segments, self.is_exported(record.segments), strict=True)
             if wanted
         ]
         annotations = [{"id": number, **row} for number, row in enumerate(annotations, start=1)]

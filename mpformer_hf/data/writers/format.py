@@ -86,7 +86,7 @@ class PredictionFormat(ABC):
         """Write the files of all images and return their paths; called once, by one process."""
         return []
 
-    def for_people(self, segments: list[dict]) -> list[bool]:
+    def is_exported(self, segments: list[dict]) -> list[bool]:
         """Which instances of a record are handed on to people: those above the threshold that are no duplicates."""
         return [row["score"] >= self.threshold and not row.get("duplicate") for row in segments]
 

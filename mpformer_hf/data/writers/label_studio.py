@@ -14,7 +14,8 @@ CHANNELS = 4  # of the picture that Label Studio stores: RGBA
 
 
 def brush_rle(mask: np.ndarray) -> list[int]:
-    """The bytes of Label Studio's brush mask: run lengths of an RGBA picture, in bits (as thi.ng/rle-pack packs them).
+    """The bytes of Label Studio's brush mask, 0 to 255 each: run lengths of an RGBA picture, packed into bits as by
+    thi.ng/rle-pack.
 
     Args:
         mask: bool `[H, W]`.
@@ -56,7 +57,7 @@ class LabelStudio(PredictionFormat):
         size = {"original_width": record.width, "original_height": record.height, "image_rotation": 0}
         names = {"from_name": "label", "to_name": "image", "type": "brushlabels"}
         results = []
-        for segment, wanted in zip(record.segments, self.for_people(record.segments), strict=True):
+        for segment, wanted in zip(record.segments, self.is_exported(record.segments), strict=True):
             if wanted:
                 mask = decode_segmentation(segment["segmentation"], record.height, record.width)
                 value = {"format": "rle", "rle": brush_rle(mask), "brushlabels": [segment["label"]]}

@@ -47,7 +47,7 @@ class Labelme(PredictionFormat):
         return path_inside(self.folder, "labelme", f"{record.name}.json")
 
     def write(self, record: ImageRecord, result: dict) -> None:
-        wanted = self.for_people(record.segments)
+        wanted = self.is_exported(record.segments)
         found = [(row, mask) for (row, mask), keep in zip(segments_of(result), wanted, strict=True) if keep]
         boxes = [mask_boxes(mask[None])[0].tolist() for _, mask in found]
         segments = (

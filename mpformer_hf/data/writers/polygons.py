@@ -16,7 +16,8 @@ def require_polygons() -> None:
 
 
 def mask_outlines(mask: np.ndarray, tolerance: float = 0.0) -> list[np.ndarray]:
-    """Outlines of the parts of a mask, whose holes are filled: closed lines `[points, 2]` of (x, y) in pixels.
+    """Outlines of the parts of a mask, whose holes are filled: closed lines, float64 `[points, 2]`, of (x, y) in
+    pixels from 0 to width and height; the first point is the last one.
 
     Args:
         mask: bool `[H, W]`.
@@ -31,5 +32,7 @@ def mask_outlines(mask: np.ndarray, tolerance: float = 0.0) -> list[np.ndarray]:
 
 
 def mask_polygons(mask: np.ndarray, tolerance: float) -> list[list[float]]:
-    """COCO's polygons of a mask: x1 y1 x2 y2 ... of each part, see `mask_outlines`."""
-    return [ring[:-1].flatten().tolist() for ring in mask_outlines(mask, tolerance) if len(ring) > 3]
+    """COCO's polygons of a mask: x1 y1 x2 y2 ... of each part, see `mask_outlines`. What is too small to be simplified
+    keeps its outline."""
+    pairs = zip(mask_outlines(mask, tolerance), mask_outlines(mask), strict=True)
+    return [(simple if len(simple) > 3 else exact)[:-1].flatten().tolist() for simple, exact in pairs]

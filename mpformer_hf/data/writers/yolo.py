@@ -37,7 +37,7 @@ class Yolo(PredictionFormat):
     def write(self, record: ImageRecord, result: dict) -> None:
         lines = []
         rows = record.segments or result["segments_info"]
-        for segment, mask, wanted in zip(rows, result["segmentation"].numpy(), self.for_people(rows), strict=True):
+        for segment, mask, wanted in zip(rows, result["segmentation"].numpy(), self.is_exported(rows), strict=True):
             if wanted and mask.any():
                 points = self.outline(mask) / (record.width, record.height)
                 lines.append(f"{segment['label_id']} {' '.join(f'{value:.6f}' for value in points.flatten())}\n")

@@ -292,8 +292,8 @@ function choose(value) {
   box = paint = start = null;
   canvas.classList.toggle("draws", value !== "look");
   get("send").disabled = true;
-  const help = { look: "", box: "Draw with the pointer, or use the arrow keys on the picture; with Shift they move the other corner.",
-    scribble: "Paint over the object; it may be rough." };
+  const help = { look: "", box: "Drag a box. With the keyboard: focus the picture; arrow keys move the upper left corner, with Shift the lower right one; Enter refines.",
+    scribble: "Paint over the object roughly." };
   get("note").textContent = [help[value], value === "look" ? "" : service.refine_note].filter(Boolean).join(" ");
   if (photo) draw();
 }
@@ -353,7 +353,7 @@ async function send() {
   try {
     const result = await (await ask("refine", { method: "POST", body: form })).json();
     const found = result.segments.filter((row) => row.area).map((row) => segmentOf(row, true));
-    if (!found.length) throw new Error("The model finds no pixel there.");
+    if (!found.length) throw new Error("The model finds nothing there.");
     history.push(segments);
     segments = [...found, ...segments];
     choose(mode());
