@@ -61,6 +61,9 @@ class DataArguments(CheckedArguments):
         for name in ("validation_share", "skip_bad_images"):
             if self.streaming and getattr(self, name):
                 raise ValueError(f"{name} needs the whole dataset: leave out streaming.")
+        for name in ("annotated_classes", "incomplete"):
+            if self.task == "semantic" and getattr(self, name):
+                raise ValueError(f"{name} is for objects: in semantic maps, unknown pixels are void (255).")
         for name in ("streaming", "ignore_labels", "annotated_classes", "id2label"):
             if self.join and getattr(self, name):
                 raise ValueError(f"{name} is for one dataset: leave it out, or join.")

@@ -200,7 +200,8 @@ def take_census(dataset, task: str, sample: int | None = SAMPLED) -> Census:
 
     def suspicious() -> bool:
         found = {label for fact in census.facts for label, _ in fact.areas}
-        one_class = not listed and found == {0} and len(dataset.labels.names) == 2
+        ignores = dataset.labels.before_ignoring is not None
+        one_class = not listed and not ignores and found == {0} and len(dataset.labels.names) == 2
         return not found or (one_class and any(fact.void for fact in census.facts))
 
     with ThreadPoolExecutor() as pool, progress(total=len(first), desc="read", unit="image", leave=False) as bar:

@@ -25,6 +25,7 @@ class Labels:
         category_to_class: class id of each category id that annotations use.
         things: class ids that are things.
         ignored_categories: category ids that the task does not use, such as void, or stuff for instances.
+        ignored_names: names of these categories.
         palette: RGB colour of each class, 0 to 255, if the dataset has one.
         before_ignoring: all classes that annotations use, if the user ignores some of them.
     """
@@ -33,6 +34,7 @@ class Labels:
     category_to_class: dict[int, int]
     things: set[int]
     ignored_categories: frozenset[int] = frozenset()
+    ignored_names: frozenset[str] = frozenset()
     palette: list[tuple[int, int, int]] | None = None
     before_ignoring: "Labels | None" = None
 
@@ -173,7 +175,9 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
     things = find_things(args, rows, categories)
     ignored_categories = void
     colors = {category["id"]: read_color(category.get("color")) for category in categories or ()}
+    ignored_names = frozenset(category["name"] for category in categories or () if category["id"] not in names)
     if args.task == "instance" and things is not None:
+        ignored_names |= {name for category, name in names.items() if category not in things}
         ignored_categories = void | (set(names) - things)
         names = {category: name for category, name in names.items() if category in things}
     if not names:
@@ -198,6 +202,7 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         category_to_class=category_to_class,
         things={category_to_class[category] for category in things or () if category in category_to_class},
         ignored_categories=ignored_categories,
+        ignored_names=ignored_names,
         palette=None if None in palette else palette,
     )
 

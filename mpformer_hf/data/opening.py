@@ -80,7 +80,9 @@ def open_one(
         rows, image_column = load_split(args, source)
         label_column, categories = find_label_column(args, rows, image_column), None
     if labels is None or categories is not None:
-        own = without_classes(read_labels(args, rows, label_column, categories), args.ignore_labels)
+        own = without_classes(
+            read_labels(args, rows, label_column, categories), args.ignore_labels, args.task == "semantic"
+        )
     else:
         own = labels
     if labels is not None and not same_classes(own, labels, args):

@@ -1,7 +1,7 @@
 """Any dataset as parquet files in the Hub's layout, which are read faster than polygons and can be streamed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..model.label_maps import compress_counts, encode_rle
 from ..utils.progress import progress
-from .completeness import COLUMNS, columns_of, stated_columns
+from .completeness import COLUMNS, stated_by
 from .dataset import SegmentationDataset
 from .segments import Segments, as_png
 
@@ -63,7 +63,7 @@ def image_bytes(value: dict) -> bytes:
     return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
 
-def make_row(dataset: SegmentationDataset, task: str, index: int) -> dict:
+def make_row(dataset: SegmentationDataset, task: str, columns: Sequence[str], index: int) -> dict:
     """A row of the parquet file.
 
     Raises:
@@ -74,22 +74,23 @@ def make_row(dataset: SegmentationDataset, task: str, index: int) -> dict:
     image_id, file_name, _ = dataset.identity(index)
     image = {"bytes": image_bytes(row[dataset.image_column]), "path": Path(file_name).name}
     labels = label_columns(segments, task, dataset.labels.category_ids, dataset.labels.things)
-    known = columns_of(segments, dataset.labels)
-    stated = {name: known[name] for name in stated_columns(row)}
+    stated = stated_by(row, segments, dataset.labels, columns)
     return {"image": image, "image_id": image_id, "file_name": file_name, **labels, **stated}
 
 
-def make_rows(dataset: SegmentationDataset, task: str, workers: int) -> Iterator[dict]:
+def make_rows(dataset: SegmentationDataset, task: str, columns: Sequence[str], workers: int) -> Iterator[dict]:
     """All rows in order, read by several threads; few are kept in memory."""
     step = 4 * workers
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(dataset), step):
             indices = range(start, min(start + step, len(dataset)))
-            yield from pool.map(lambda index: make_row(dataset, task, index), indices)
+            yield from pool.map(lambda index: make_row(dataset, task, columns, index), indices)
 
 
-def write_parquet(dataset: SegmentationDataset, task: str, folder: Path, split: str, workers: int) -> int:
-    """Write a split as parquet files of about 300 MB in `folder/data`.
+def write_parquet(
+    dataset: SegmentationDataset, task: str, folder: Path, split: str, workers: int, columns: Sequence[str] = ()
+) -> int:
+    """Write a split as parquet files of about 300 MB in `folder/data`, with further `columns`, of completeness.
 
     Returns:
         number of files.
@@ -100,7 +101,7 @@ def write_parquet(dataset: SegmentationDataset, task: str, folder: Path, split: 
     (folder / "data").mkdir(parents=True, exist_ok=True)
     numbers = isinstance(dataset.identity(0)[0], int)
     identity = {"image_id": datasets.Value("int64" if numbers else "string"), "file_name": datasets.Value("string")}
-    stated = {name: COLUMNS[name] for name in stated_columns(dataset.rows.column_names)}
+    stated = {name: COLUMNS[name] for name in columns}
     features = datasets.Features({"image": datasets.Image(), **identity, **LABELS[task], **stated})
     files: list[Path] = []
     rows: list[dict] = []
@@ -111,7 +112,7 @@ def write_parquet(dataset: SegmentationDataset, task: str, folder: Path, split: 
         datasets.Dataset.from_list(rows, features=features).to_parquet(files[-1])
         rows.clear()
 
-    for row in progress(make_rows(dataset, task, workers), f"prepare {split}", len(dataset), unit="image"):
+    for row in progress(make_rows(dataset, task, columns, workers), f"prepare {split}", len(dataset), unit="image"):
         rows.append(row)
         size += len(row["image"]["bytes"])
         if size >= SHARD_BYTES:

@@ -7,6 +7,8 @@ import sys
 from ..utils.files import check_new_folder, write_json, write_new_folder
 from .arguments import DataArguments, PreparationArguments
 from .census import log_census
+from .completeness import stated_columns
+from .dataset import SegmentationDataset
 from .opening import open_dataset
 from .parquet import describe_categories, write_parquet
 from .splits import check_splits
@@ -33,12 +35,16 @@ def prepare(args: PreparationArguments) -> None:
     data = DataArguments(**fields, train_split=pairs[0][0], eval_split=pairs[0][1])
     labels = None
     categories: dict[str, object] = {}
+    opened: dict[str, SegmentationDataset] = {}
     with write_new_folder(args.output) as temporary:
         for split in args.splits:
-            dataset = open_dataset(data, split, labels=labels)
+            opened[split] = open_dataset(data, split, labels=labels)
+            labels = opened[split].labels
+        columns = stated_columns({name for dataset in opened.values() for name in dataset.rows.column_names})
+        for split, dataset in opened.items():
             log_census(dataset, args.task, split)
-            labels, categories = dataset.labels, categories or describe_categories(dataset, args.task)
-            write_parquet(dataset, args.task, temporary, split, args.workers)
+            categories = categories or describe_categories(dataset, args.task)
+            write_parquet(dataset, args.task, temporary, split, args.workers, columns)
         for name, content in categories.items():
             write_json(content, temporary / name)
     print(f"{', '.join(args.splits)} of {args.dataset} are in {args.output}")

@@ -36,7 +36,7 @@ class EvaluationDetails:
             things: classes whose segments are objects.
         """
         if self.objects is not None:
-            reference = scored_instances(segments, things)
+            reference = scored_instances(segments, things, predictions["instance"]["label_ids"])
             quality = self.objects.add(predictions["instance"], reference, stated_void(reference, segments))
             score = score if "panoptic" in predictions else quality
         self.image_scores.append((score, row, len(segments.classes)))

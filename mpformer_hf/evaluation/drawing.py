@@ -11,15 +11,16 @@ from ..data.segments import Segments
 from ..inference.drawing import draw_segmentation, result_segments
 from .details import stated_void
 from .object_matches import NOTHING, match_objects
-from .task_metrics import instance_reference, panoptic_reference, semantic_reference
+from .task_metrics import classes_not_exhaustive, instance_reference, panoptic_reference, semantic_reference
 
 
 def drawn_reference(segments: Segments, task: str, things: set[int]):
     """Ground truth in the form of a result, see `draw_segmentation`; rows of crowds have `iscrowd`."""
     if task == "semantic":
         return semantic_reference(segments)
+    unsure = {"not_exhaustive": classes_not_exhaustive(segments, sorted(things))}
     if task == "panoptic":
-        return panoptic_reference(segments)
+        return panoptic_reference(segments) | unsure
     reference = instance_reference(segments, things)
     pairs = enumerate(zip(reference["label_ids"], reference["iscrowd"], strict=True))
     rows = [{"id": i, "label_id": label, "iscrowd": crowd} for i, (label, crowd) in pairs]
@@ -27,13 +28,14 @@ def drawn_reference(segments: Segments, task: str, things: set[int]):
         "segmentation": np.array(reference["masks"]).reshape(-1, *segments.map.shape[-2:]),
         "segments_info": rows,
         "void": stated_void(reference, segments),
+        **unsure,
     }
 
 
 def mark_errors(reference: dict, result: dict, id2label: dict[int, str]) -> tuple[dict, dict]:
     """Copies of ground truth and prediction, results of instance or panoptic segmentation. What is missed in the one
     and false in the other, or of another class, is marked; not what lies on void (`void` of the ground truth, or the
-    pixels of no segment of a map) or on a crowd of its class."""
+    pixels of no segment of a map), on a crowd of its class, or is of a class whose objects may have no label."""
     truth, found = result_segments(reference, id2label), result_segments(result, id2label)
     maps = np.asarray(reference["segmentation"])
     matches = match_objects(
@@ -51,7 +53,7 @@ def mark_errors(reference: dict, result: dict, id2label: dict[int, str]) -> tupl
         if other != NOTHING:
             row["mark"] = f"is {id2label[truth[other].label_id]}"
             marks[int(other)] = f"taken for {id2label[segment.label_id]}"
-        elif same == NOTHING:
+        elif same == NOTHING and segment.label_id not in reference.get("not_exhaustive", ()):
             row["mark"] = "false"
     truth_rows = [
         {**row, **({"mark": marks[index]} if index in marks else {})}

@@ -8,7 +8,7 @@ import torch
 from ..data.dataset import SegmentationDataset
 from ..data.labels import Labels
 from ..data.segments import VOID, Segments, among, merge_by_class
-from ..metrics.average_precision import AveragePrecision
+from ..metrics.average_precision import AveragePrecision, as_rle
 from ..metrics.cityscapes_ap import CityscapesAveragePrecision
 from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
@@ -74,15 +74,17 @@ def instance_reference(segments: Segments, things: set[int]) -> dict:
     }
 
 
-def scored_instances(segments: Segments, things: set[int]) -> dict:
-    """`instance_reference` with crowds on which no prediction is wrong: of ignored objects for all classes; and of the
-    whole image for classes that were not annotated, for all classes if the image is not complete."""
+def scored_instances(segments: Segments, things: set[int], predicted: Iterable[int]) -> dict:
+    """`instance_reference` with crowds of the `predicted` classes, on which no prediction is wrong: of ignored objects;
+    and of the whole image for classes that were not annotated, for all classes if the image is not complete."""
     reference = instance_reference(segments, things)
     layers = segments.map.view(-1, *segments.map.shape[-2:])
-    ignored, unsure = among(layers, segments.ignored_objects).numpy(), classes_not_exhaustive(segments, things)
-    added = [(ignored, label) for label in things if label not in unsure] if ignored.any() else []
-    added += [(np.ones_like(ignored), label) for label in unsure]
-    for mask, label in added:
+    ignored = among(layers, segments.ignored_objects).numpy()
+    every, part = as_rle(np.ones_like(ignored)), as_rle(ignored)
+    for label in sorted(set(predicted) & things):
+        mask = every if segments.not_exhaustive(label) else part
+        if mask is part and not ignored.any():
+            continue
         for name, value in (("masks", mask), ("label_ids", label), ("iscrowd", True), ("areas", None)):
             reference[name].append(value)
     return reference
@@ -115,10 +117,10 @@ class TaskMetrics:
         if task != "instance":
             self.metrics["semantic"] = MeanIoU(num_labels=count, ignore_index=VOID)
 
-    def reference(self, kind: str, segments: Segments):
-        """Ground truth as the metric of a kind reads it."""
+    def reference(self, kind: str, segments: Segments, predictions: dict):
+        """Ground truth as the metric of a kind reads it, for these predictions."""
         if kind == "instance":
-            return scored_instances(segments, self.labels.things)
+            return scored_instances(segments, self.labels.things, predictions[kind]["label_ids"])
         if kind == "semantic":
             return semantic_reference(segments)
         return panoptic_reference(segments) | {
@@ -136,7 +138,7 @@ class TaskMetrics:
             the main score of this image alone; None if it is not defined.
         """
         scores = [
-            metric.add(prediction=predictions[kind], reference=self.reference(kind, segments))
+            metric.add(prediction=predictions[kind], reference=self.reference(kind, segments, predictions))
             for kind, metric in self.metrics.items()
         ]
         return scores[0]

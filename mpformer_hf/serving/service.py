@@ -124,18 +124,11 @@ def make_work(predictor: Predictor) -> Callable[[list[Tensor], Any], list]:
             asked = replace(predictor.options, threshold=options.threshold, nms=options.nms)
             return Predictor(predictor.model, predictor.processor, options.task, asked)(images)
         (image,) = images
-        refined = predictor.refine(image, **options.given)
+        refined = predictor.refine(image, **options.given(size_of(image)))
         about = (predictor.model.config.id2label, predictor.processor.category_ids, predictor.processor.palette)
         return [Result(image, "instance", refined, *about)]
 
     return work
-
-
-@dataclass(eq=False)
-class Prompts:
-    """Arguments of `Predictor.refine`; different from those of every other request."""
-
-    given: dict[str, Any]
 
 
 def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor], Any], list] | None = None) -> FastAPI:
@@ -191,16 +184,16 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         """Figures in Prometheus' text format."""
         return metrics.text(worker.waiting.qsize())
 
-    async def compute(request: Request, make_options: Callable[[str, Tensor], Any]) -> Result:
+    async def compute(request: Request, make_options: Callable[[str, int], Any]) -> Result:
         admission.enter()
         pixels = 0
         try:
             content, prompts = await read_upload(request, limits)
             size = min(with_http_errors(size_in_pixels, content), limits.pixels)
+            options = make_options(prompts, size)
             admission.decode(size)
             pixels = size
             image = await asyncio.to_thread(with_http_errors, decode, content, limits.pixels)
-            options = await asyncio.to_thread(make_options, prompts, image)
             return await result_for(request, worker.submit(image, options))
         finally:
             admission.requests -= 1
@@ -227,7 +220,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         duplicates = (nms or predictor.options.nms or DUPLICATE_IOU) if chosen == "instance" else None
         smallest = predictor.options.threshold if threshold is None else threshold
         options = RequestOptions(chosen, smallest, duplicates)
-        result = await compute(request, lambda prompts, image: options)
+        result = await compute(request, lambda prompts, pixels: options)
         return await asyncio.to_thread(to_response, format, result)
 
     @app.post("/refine", responses=RESPONSES, openapi_extra=body_of(prompts=PROMPTS))
@@ -236,7 +229,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         check_query(request)
         if not config.mask_piloting:
             raise HTTPException(422, "the model has no pilot, so it cannot refine masks")
-        result = await compute(request, lambda text, image: Prompts(read_prompts(text, size_of(image), ids)))
+        result = await compute(request, lambda text, pixels: read_prompts(text, pixels, ids))
         return JSONResponse({**result.as_dict(), "segments": [s.as_dict() for s in result.in_order()]})
 
     return app

@@ -21,7 +21,9 @@ from ..model.images import ImageTooLarge, open_image, read_size, to_rgb
 GONE = 499  # status of requests whose client has gone, which nobody sees
 DECODED = 10  # images of the largest size that may be decoded and wait
 FIELDS = ("image", "file")  # of a form, that may have the image
-LARGEST_PROMPTS = 200  # of one request
+MOST_PROMPTS = 200  # of one request
+MASK_PIXELS = 100_000_000  # of all masks of one request, at the size of the image
+MASK_SIZE = 1 << 24  # pixels of a mask that is sent
 
 
 @dataclass
@@ -120,8 +122,12 @@ async def read_upload(request: Request, limits: Limits) -> tuple[bytes, str]:
         image = next((value for value in given if isinstance(value, UploadFile)), None)
         if image is None:
             raise HTTPException(422, f"the form has no file in a field {' or '.join(FIELDS)}")
+        unknown = sorted(set(form) - {*FIELDS, "prompts"})
+        if unknown:
+            raise HTTPException(422, f"the form has the unknown field {unknown[0]!r}; options are given in the address")
         prompts = form.get("prompts", "")
-        return await image.read(), prompts if isinstance(prompts, str) else ""
+        text = prompts if isinstance(prompts, str) else (await prompts.read()).decode(errors="replace")
+        return await image.read(), text
     finally:
         await form.close()
 
@@ -151,38 +157,70 @@ def decode(content: bytes, largest: int) -> Tensor:
     return to_rgb(open_image(io.BytesIO(content), largest))
 
 
-def read_prompts(text: str, size: tuple[int, int], labels: dict[str, int]) -> dict[str, Any]:
-    """Arguments of `Predictor.refine` from JSON: `boxes`, a list of [x0, y0, x1, y1] in pixels of the image; or
-    `masks`, a list of COCO's RLE of any size, which is resized; and perhaps `labels`, a class name or null for each.
+@dataclass(eq=False)
+class Prompts:
+    """Boxes or masks of a request, as they came: tensors are made when it is their turn. Equal to no other ones.
+
+    Attributes:
+        boxes: a list of [x0, y0, x1, y1] in pixels of the image; or None.
+        masks: a list of COCO's RLE of any size, which are resized; or None.
+        labels: class of each, -1 if it is not known; or None.
+    """
+
+    boxes: list | None
+    masks: list | None
+    labels: list[int] | None
+
+    def given(self, size: tuple[int, int]) -> dict[str, Any]:
+        """Arguments of `Predictor.refine` for an image of (height, width) `size`.
+
+        Raises:
+            ValueError: a prompt is of another form.
+        """
+        try:
+            if self.masks is None:
+                given = {"boxes": torch.tensor(self.boxes, dtype=torch.float32).reshape(len(self.boxes or ()), 4)}
+            else:
+                given = {"masks": torch.stack([resized_mask(mask, size) for mask in self.masks])}
+        except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"the prompts cannot be read: {' '.join(str(error).split())}") from error
+        return {**given, "labels": self.labels}
+
+
+def read_prompts(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
+    """Prompts from JSON: `boxes` or `masks`, see `Prompts`, and perhaps `labels`, a class name or null for each.
+
+    Args:
+        text: the JSON.
+        pixels: of the image, each of which a mask has.
+        labels: class ids by name.
 
     Raises:
-        HTTPException: it is of another form.
+        HTTPException: it is of another form, or has too many prompts.
     """
     try:
         content = json.loads(text)
+        if not isinstance(content, dict) or set(content) - {"boxes", "masks", "labels"}:
+            raise ValueError("they must be JSON with boxes or masks, and perhaps labels")
         boxes, masks, names = (content.get(key) for key in ("boxes", "masks", "labels"))
         prompts = boxes if masks is None else masks
         if (boxes is None) == (masks is None) or not isinstance(prompts, list) or not prompts:
             raise ValueError("give boxes or masks, one of them, as a list")
-        if len(prompts) > LARGEST_PROMPTS:
-            raise ValueError(f"there are {len(prompts)} prompts, at most {LARGEST_PROMPTS} are allowed")
+        most = min(MOST_PROMPTS, max(1, MASK_PIXELS // pixels))
+        if len(prompts) > most:
+            raise ValueError(f"there are {len(prompts)} prompts, at most {most} are allowed in an image of this size")
         unknown = [name for name in names or () if name is not None and name not in labels]
         if unknown or (names is not None and len(names) != len(prompts)):
             raise ValueError(f"labels must be a class name or null for each prompt, got {names!r}"[:200])
-        classes = None if names is None else [-1 if name is None else labels[name] for name in names]
-        if masks is None:
-            given = {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(len(boxes), 4)}
-        else:
-            given = {"masks": torch.stack([resized_mask(mask, size) for mask in masks])}
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise HTTPException(422, f"the prompts cannot be read: {' '.join(str(error).split())}") from error
-    return {**given, "labels": classes}
+    return Prompts(boxes, masks, None if names is None else [-1 if x is None else labels[x] for x in names])
 
 
 def resized_mask(rle: dict, size: tuple[int, int]) -> Tensor:
     """A mask as RLE, bool `[H, W]` of the image's (height, width)."""
     height, width = (int(side) for side in rle["size"])
-    if not 0 < height * width <= 1 << 24:
+    if not 0 < height * width <= MASK_SIZE:
         raise ValueError(f"a mask is {height}x{width}")
     mask = torch.from_numpy(decode_segmentation(rle, height, width)).float()
     return F.interpolate(mask[None, None], size=size, mode="nearest")[0, 0] > 0

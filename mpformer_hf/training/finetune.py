@@ -157,13 +157,14 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
     if data.streaming:
         eval_split = materialize_stream(eval_split)
-    census = None
+    census, incomplete = None, False
     if not data.streaming:
         census = log_census(train_split, data.task, data.train_split)
-        if log_census(eval_split, data.task, data.eval_split).incomplete:
+        incomplete = log_census(eval_split, data.task, data.eval_split).incomplete > 0
+        if incomplete:
             logger.warning(
-                "%s: where labels are incomplete, unmatched predictions are no false positives; scores are too high, "
-                "and the stored threshold may be too low: evaluate on complete labels if there are any.",
+                "%s: where labels are incomplete, unmatched predictions are no false positives: scores are too high, "
+                "and no threshold is chosen: evaluate on complete labels if there are any.",
                 data.eval_split,
             )
         warn_of_common_images(train_split, eval_split)
@@ -197,7 +198,9 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     recipe = (optimization, args.speed, run_args)
     given = (model, processor, *recipe, accelerator, *loaders, output, total, checkpoint, run)
     tuner = FineTuner(
-        *given, finds_threshold=args.transforms.eval_threshold is None, own_metrics=lambda: own_metrics(args.own)
+        *given,
+        finds_threshold=args.transforms.eval_threshold is None and not incomplete,
+        own_metrics=lambda: own_metrics(args.own),
     )
     if run_args.report_to and not accelerator.trackers:
         scalars = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}

@@ -48,6 +48,11 @@ class CheckedArguments:
 
     def __post_init__(self):
         for f in fields(self):
+            value = getattr(self, f.name)
+            if f.default is MISSING and f.default_factory is not MISSING and not isinstance(value, (list, tuple)):
+                raise ValueError(f"{f.name} must be a list, got {value!r}.")
+            if isinstance(f.default, bool) and not isinstance(value, bool):
+                raise ValueError(f"{f.name} must be true or false, got {value!r}.")
             if interval := f.metadata.get("within"):
                 check_range(f.name, getattr(self, f.name), interval)
 

@@ -12,7 +12,8 @@ from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.census import take_census
 from mpformer_hf.data.opening import open_dataset
-from mpformer_hf.evaluation.drawing import drawn_reference
+from mpformer_hf.data.segments import Segments
+from mpformer_hf.evaluation.drawing import drawn_reference, mark_errors
 from mpformer_hf.evaluation.inputs import model_inputs
 from mpformer_hf.model.image_processing_mpformer import MPFormerImageProcessor
 from mpformer_hf.prompts.audit import annotations_of
@@ -168,7 +169,7 @@ def test_prepared_files_say_the_same(tmp_path):
     for split in ("train", "val"):
         file = folder / f"lvis_v1_{split}.json"
         content = json.loads(file.read_text())
-        content["images"][0] |= {"annotated_classes": ["car"], "complete": False}
+        content["images"][0] |= {"annotated_classes": ["car"], "complete": False} if split == "train" else {}
         file.write_text(json.dumps(content))
     mpformer(["prepare", str(folder), str(tmp_path / "p"), "--task", "instance", "--workers", "1"])
     before, after = opened(folder), opened(tmp_path / "p")
@@ -176,14 +177,24 @@ def test_prepared_files_say_the_same(tmp_path):
         (_, ours), (_, theirs) = before[index], after[index]
         assert (ours.annotated, ours.complete) == (theirs.annotated, theirs.complete)
     assert after[0][1].annotated == (False, True) and not after[0][1].complete and after[1][1].annotated is None
+    other = open_dataset(
+        DataArguments(dataset_name=str(tmp_path / "p"), task="instance", incomplete=True), "validation"
+    )
+    assert not other[0][1].complete, "what a row does not state, the flag says"
 
 
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"annotated_classes": ["cow"]}, "has the annotated class 'cow', which is no category"),
-        ({"annotated_classes": "car"}, "has annotated_classes 'car' and complete False, expected a list"),
-        ({"complete": 1}, "expected a list and true or false"),
+        ({"annotated_classes": ["cow"]}, "annotated_classes has 'cow', which is no category"),
+        ({"annotated_classes": [99]}, "annotated_classes has 99, which is no category"),
+        ({"annotated_classes": "car"}, "annotated_classes is 'car', expected a list of names or category ids"),
+        ({"annotated_classes": [True]}, "expected a list of names or category ids"),
+        ({"annotated_classes": [["car"]]}, "expected a list of names or category ids"),
+        ({"complete": "no"}, "complete is 'no', expected true or false"),
+        ({"neg_category_ids": 3}, "annotated_classes is given beside neg_category_ids"),
+        ({"neg_category_ids": ["car"], "annotated_classes": None}, "image 397133"),
+        ({"neg_category_ids": [99], "annotated_classes": None}, "has 99, which is no category"),
     ],
 )
 def test_fields_of_a_coco_json(tmp_path, fields, text):
@@ -210,3 +221,75 @@ def test_audit_of_incomplete_labels(tmp_path):
     assert len(annotations) == 1 and covered.all()
     drawn = drawn_reference(plain, "instance", {0, 1})
     assert len(drawn["segments_info"]) == 1 and drawn["void"].sum() == 100
+
+
+def test_values_of_other_kinds_are_refused(tmp_path):
+    columns = {"complete": (Value("string"), ["false"])}
+    dataset = opened(objects(tmp_path / "d", [[box(0, 0, 10, 5)]], **columns))
+    with pytest.raises(ValueError, match="Row 0: complete is 'false', expected true or false"):
+        dataset[0]
+    for fields, text in (
+        ({"ignore_labels": "dog"}, "ignore_labels must be a list"),
+        ({"incomplete": "false"}, "incomplete must be true or false"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            opened(tmp_path / "d", **fields)
+    for fields in ({"incomplete": True}, {"annotated_classes": ["cat"]}):
+        with pytest.raises(ValueError, match="is for objects: in semantic maps, unknown pixels are void"):
+            opened(tmp_path / "d", "semantic", **fields)
+
+
+def test_ids_of_several_files_and_names_of_the_user(tmp_path):
+    """Ids in a file mean the categories of that file; they hold whatever the classes are called."""
+    folder = tmp_path / "coco"
+    for number, names in enumerate((["zebra", "ant"], ["zebra", "moth"])):
+        official_folders.save_photo(folder / "train" / f"{number}.jpg")
+        content = {
+            "images": [{"id": 1, "file_name": f"{number}.jpg", "annotated_classes": [0]}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0, **box(0, 0, 9, 9, 1)}
+            ],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+        }
+        official_folders.write_json(content, folder / "annotations" / f"part{number}_train.json")
+    dataset = opened(folder)
+    assert dataset.labels.names == ["ant", "moth", "zebra"]
+    assert [dataset[i][1].annotated for i in (0, 1)] == [(False, False, True)] * 2
+    lvis = official_folders.lvis(tmp_path / "lvis")
+    file, content = lvis_content(lvis)
+    ids = [row["id"] for row in content["categories"]]
+    for image in content["images"]:
+        image["annotated_classes"] = [2]
+    file.write_text(json.dumps(content))
+    renamed = opened(lvis, id2label=json.dumps({i: f"Klasse {i}" for i in ids}))
+    assert renamed[0][1].annotated == (False, True) and "Klasse 2" in renamed.labels.names
+
+
+def test_background_is_void_where_objects_may_be_missing(tmp_path):
+    folder = official_folders.lvis(tmp_path)
+    file, content = lvis_content(folder)
+    content["images"][0]["complete"] = False
+    file.write_text(json.dumps(content))
+    dataset = opened(folder, "semantic")
+    shares = [dataset[i][1].void("semantic").float().mean() for i in (0, 1)]
+    assert shares[0] > 0.3 and shares[1] == 0
+
+
+def test_ignoring_may_not_leave_one_semantic_class(tmp_path):
+    map_ = np.zeros((40, 60), np.uint8)
+    map_[:10] = 1
+    folder = make.semantic(tmp_path / "s", [map_])
+    names = opened(folder, "semantic").labels.names
+    with pytest.raises(ValueError, match="ignore_labels leaves one class"):
+        opened(folder, "semantic", ignore_labels=names[1:])
+
+
+def test_pictures_mark_nothing_as_false_that_may_be_right():
+    mask = np.zeros((2, 40, 40), dtype=bool)
+    mask[0, :10, :10] = mask[1, 20:30, :10] = True
+    rows = [{"id": i, "label_id": 0, "score": 0.9} for i in (0, 1)]
+    result = {"segmentation": torch.from_numpy(mask), "segments_info": rows}
+    for complete, marks in ((True, [None, "false"]), (False, [None, None])):
+        segments = Segments(torch.from_numpy(mask[0]).int(), {1: 0}, complete=complete)
+        _, found = mark_errors(drawn_reference(segments, "instance", {0}), result, {0: "a"})
+        assert [row.get("mark") for row in found["segments_info"]] == marks

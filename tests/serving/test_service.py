@@ -27,7 +27,7 @@ from mpformer_hf.model.cleaning import without_duplicates
 from mpformer_hf.model.images import to_rgb
 from mpformer_hf.model.label_maps import encode_rle
 from mpformer_hf.serving.service import make_app
-from mpformer_hf.serving.uploads import Admission, Limits, read_body
+from mpformer_hf.serving.uploads import Admission, Limits, read_body, read_prompts
 from mpformer_hf.serving.worker import BatchWorker
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
@@ -154,6 +154,8 @@ def test_answers_in_other_forms(service):
         assert form.json() == found
     form = httpx.post(f"{address}/predict", files={"picture": photo}, trust_env=False)
     assert form.status_code == 422 and "no file in a field image or file" in form.json()["detail"]
+    form = httpx.post(f"{address}/predict", files={"image": photo}, data={"task": "semantic"}, trust_env=False)
+    assert form.status_code == 422 and "unknown field 'task'" in form.json()["detail"]
     broken = {"content-type": "multipart/form-data; boundary=x"}
     form = httpx.post(f"{address}/predict", content=b"junk", headers=broken, trust_env=False)
     assert form.status_code == 422
@@ -187,12 +189,23 @@ def test_boxes_and_masks_are_refined(service):
         ({"boxes": [[1, 2, 3]]}, "the prompts cannot be read"),
         ({"boxes": [[1, 2, 3, "a"]]}, "the prompts cannot be read"),
         ({"boxes": [[0, 0, 9, 9]] * 201}, "there are 201 prompts, at most 200"),
+        ({"boxes": boxes, "lables": ["LABEL_1", None]}, "JSON with boxes or masks, and perhaps labels"),
+        (f'{{"boxes": [[1, 1, {"9" * 400}, 20]]}}', "the prompts cannot be read"),
+        ('{"masks": [{"size": [Infinity, 1], "counts": [1]}]}', "the prompts cannot be read"),
+        ("[" * 50_000, "the prompts cannot be read"),
         ({"boxes": [[70, 70, 90, 90]]}, "outside"),
         ({"boxes": boxes, "labels": ["cow", None]}, "labels must be a class name or null"),
         ({"masks": [{"size": [10**6, 10**6], "counts": [1]}]}, "a mask is 1000000x1000000"),
     ):
         answer = refine(prompts)
         assert answer.status_code == 422 and message in answer.json()["detail"], answer.text
+
+
+def test_large_images_have_few_prompts():
+    text = json.dumps({"boxes": [[0, 0, 9, 9]] * 9})
+    assert len(read_prompts(text, 10**7, {}).boxes) == 9
+    with pytest.raises(HTTPException, match="there are 9 prompts, at most 8 are allowed in an image of this size"):
+        read_prompts(text, 12_000_000, {})
 
 
 def test_figures_and_description(service):

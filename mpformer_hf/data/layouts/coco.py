@@ -81,6 +81,13 @@ def choose_annotations(folder: Path, files: list[Path], split: str, task: str) -
     return candidates
 
 
+def renumbered(ids, new: dict[int, int]):
+    """A list of category ids with those of merged files; what is no id of a category becomes a text, to be noticed."""
+    if not isinstance(ids, list):
+        return ids
+    return [new.get(i, f"id {i}") if isinstance(i, int) and not isinstance(i, bool) else i for i in ids]
+
+
 def merge_contents(contents: list[dict], files: list[Path]) -> dict:
     """Annotations of several files as of one; categories are joined by name, in alphabetical order.
 
@@ -107,7 +114,7 @@ def merge_contents(contents: list[dict], files: list[Path]) -> dict:
                 raise ValueError(f"{where} both have the image {row['file_name']}; leave one of the files.")
             seen[row["file_name"]] = file
             images[row["id"]] = len(merged["images"])
-            classes = {key: [own[i] for i in row[key]] for key in LVIS if key in row}
+            classes = {key: renumbered(row[key], own) for key in (*LVIS, "annotated_classes") if key in row}
             merged["images"].append({**row, **classes, "id": images[row["id"]]})
         for row in content["annotations"]:
             if "segments_info" in row:
@@ -284,15 +291,16 @@ def add_background(categories: list[dict]) -> list[dict]:
 
 
 def painted_reader(labels: Labels, categories: list[dict]) -> Reader:
-    """Objects painted in their order on the background."""
+    """Objects painted in their order on the background, which is void where labels are incomplete."""
     objects = objects_reader("image", labels)
     background = next(row["id"] for row in categories if row["name"].strip("_").lower() == BACKGROUND)
 
     def read(row: dict) -> Segments:
         painted = merge_by_class(objects(row))
         label = labels.category_to_class[background]
-        painted.map[painted.map == VOID] = label
-        return Segments(painted.map, {int(i): int(i) for i in painted.map.unique()})
+        if row.get("annotated_classes") is None and row.get("complete") in (None, True):
+            painted.map[painted.map == VOID] = label  # else it may be an object without label
+        return Segments(painted.map, {int(i): int(i) for i in painted.map.unique() if i != VOID})
 
     return read
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, Value
 
 from ...utils.files import IMAGE_SUFFIXES, read_text
-from ..completeness import COLUMNS as COMPLETENESS
 from ..labels import Labels
 from ..segments import Reader
 from ..split_names import names_of_split, words_of
@@ -23,7 +22,8 @@ COLUMNS = {
     "file_name": Value("string"),  # as the dataset names the image
     "label": Image(),
     "instances": Image(),
-    **COMPLETENESS,
+    "annotated_classes": [Value("int64")],  # category ids
+    "complete": Value("bool"),
 }
 
 

@@ -87,8 +87,10 @@ class PredictionFormat(ABC):
         return []
 
     def is_exported(self, segments: list[dict]) -> list[bool]:
-        """Which instances of a record are handed on to people: those above the threshold that are no duplicates."""
-        return [row["score"] >= self.threshold and not row.get("duplicate") for row in segments]
+        """Which instances of a record annotation tools get: those with pixels, above the threshold, no duplicates."""
+        return [
+            row["score"] >= self.threshold and not row.get("duplicate") and row.get("area") != 0 for row in segments
+        ]
 
     def file_of(self, record: ImageRecord) -> Path | None:
         """The last file of an image that `write` writes, or None."""

@@ -27,6 +27,8 @@ def labelme_content(
     """
     shapes: list[dict] = []
     for label, score, mask, (x0, y0, x1, y1) in segments:
+        if x0 == x1:  # no pixels
+            continue
         buffer = io.BytesIO()
         Image.fromarray(mask[y0:y1, x0:x1].astype(np.uint8) * 255).convert("1").save(buffer, format="PNG")
         encoded = base64.b64encode(buffer.getvalue()).decode()

@@ -241,7 +241,7 @@ function hover(event) {
 
 // A photo
 
-async function open(file) {
+async function open(file, threshold = null) {
   if (!file) return;
   try {
     service ??= await (await ask("health")).json();
@@ -252,7 +252,8 @@ async function open(file) {
       bitmap = null; // a format that the browser does not show: the service tells what it is
     }
     say("Looking for segments ...");
-    const lowest = Math.min(LOWEST, service.threshold);
+    const panoptic = service.task === "panoptic"; // there a lower score takes pixels from other segments
+    const chosen = threshold ?? service.threshold, lowest = panoptic ? chosen : Math.min(LOWEST, chosen);
     const answer = await ask(`predict?threshold=${lowest}`, { method: "POST", body: file });
     const result = await answer.json();
     if (!bitmap) {
@@ -263,8 +264,8 @@ async function open(file) {
     const scale = Math.min(1, LARGEST_SIDE / Math.max(result.width, result.height));
     canvas.width = Math.max(1, Math.round(result.width * scale));
     canvas.height = Math.max(1, Math.round(result.height * scale));
-    get("threshold").min = lowest;
-    get("threshold").value = service.threshold;
+    get("threshold").min = panoptic ? 0 : lowest;
+    get("threshold").value = chosen;
     get("threshold").parentElement.hidden = result.task === "semantic";
     segments = result.segments.map((row) => segmentOf(row, false));
     history = [];
@@ -389,6 +390,9 @@ get("file").addEventListener("change", (event) => {
 });
 get("another").addEventListener("click", () => get("file").click());
 get("threshold").addEventListener("input", rows);
+get("threshold").addEventListener("change", (event) => {
+  if (service.task === "panoptic") open(photo.file, Number(event.target.value));
+});
 get("send").addEventListener("click", send);
 get("undo").addEventListener("click", () => { segments = history.pop(); list(); say("Undone."); });
 for (const button of document.querySelectorAll("#downloads button")) button.addEventListener("click", () => download(button));
