@@ -45,9 +45,9 @@ def unmatched_weights(
 ) -> Tensor:
     """Factors on the loss of queries that have no target, by where their masks lie.
 
-    A mask that lies on void for the most part is no error, as in panoptic quality: 0. In an image that is not
-    complete, a mask off all labelled objects may be an object that was not labelled: `weight`. A mask on a labelled
-    object is a duplicate, and an empty mask is no object: 1.
+    A mask that lies on void for the most part is no error, as in panoptic quality: 0. In an image that is not complete,
+    a mask on a labelled object is a duplicate: 1. Any other query may be one of an object that was not labelled:
+    `weight`.
 
     Args:
         logits: mask logits `[B, R, P]` at points that are uniform in the image.
@@ -67,8 +67,7 @@ def unmatched_weights(
 
     factors = torch.ones_like(area)
     if complete is not None:
-        uncertain = ~complete[:, None] & ~lies_on(covered) & (area > 0)
-        factors = torch.where(uncertain, weight, factors)
+        factors = torch.where(~complete[:, None] & ~lies_on(covered), weight, factors)
     if void is not None:
         factors = torch.where(lies_on(void), 0.0, factors)
     return factors

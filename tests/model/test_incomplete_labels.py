@@ -134,10 +134,10 @@ def test_where_the_mask_of_an_unmatched_query_lies():
     none, incomplete = torch.tensor([True]), torch.tensor([False])
     assert unmatched_weights(logits, covered, None, none, 0.1).tolist() == [[1, 1, 1, 1]]
     on_object, off, half, empty = unmatched_weights(logits, covered, None, incomplete, 0.25)[0].tolist()
-    assert (on_object, off, half, empty) == (1, 0.25, 0.25, 1)
+    assert (on_object, off, half, empty) == (1, 0.25, 0.25, 0.25)
     void[:, 4:] = True
     assert unmatched_weights(logits, covered, void, None, 0.25).tolist() == [[1, 0, 0, 1]]
-    assert unmatched_weights(logits, covered, void, incomplete, 0.25).tolist() == [[1, 0, 0, 1]]
+    assert unmatched_weights(logits, covered, void, incomplete, 0.25).tolist() == [[1, 0, 0, 0.25]]
 
 
 @pytest.mark.parametrize("pilot", [True, False])
