@@ -189,7 +189,7 @@ def test_boxes_and_masks_are_refined(service):
         ({"boxes": [[1, 2, 3]]}, "the prompts cannot be read"),
         ({"boxes": [[1, 2, 3, "a"]]}, "the prompts cannot be read"),
         ({"boxes": [[0, 0, 9, 9]] * 201}, "there are 201 prompts, at most 200"),
-        ({"boxes": boxes, "lables": ["LABEL_1", None]}, "JSON with boxes or masks, and perhaps labels"),
+        ({"boxes": boxes, "names": ["LABEL_1", None]}, "JSON with boxes or masks, and perhaps labels"),
         (f'{{"boxes": [[1, 1, {"9" * 400}, 20]]}}', "the prompts cannot be read"),
         ('{"masks": [{"size": [Infinity, 1], "counts": [1]}]}', "the prompts cannot be read"),
         ("[" * 50_000, "the prompts cannot be read"),

@@ -14,8 +14,8 @@ CHANNELS = 4  # of the picture that Label Studio stores: RGBA
 
 
 def brush_rle(mask: np.ndarray) -> list[int]:
-    """The bytes of Label Studio's brush mask, 0 to 255 each: run lengths of an RGBA picture, packed into bits as by
-    thi.ng/rle-pack.
+    """The bytes of Label Studio's brush mask, 0 to 255 each: run lengths of an RGBA picture, packed into bits as by the
+    JavaScript package rle-pack.
 
     Args:
         mask: bool `[H, W]`.
