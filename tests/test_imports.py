@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["model", "utils", "metrics", "data", "inference", "hub", "export", "evaluation", "prompts", "training", "cli"]
+ROOMS = [
+    "model",
+    "utils",
+    "metrics",
+    "data",
+    "inference",
+    "hub",
+    "export",
+    "evaluation",
+    "prompts",
+    "serving",
+    "training",
+    "cli",
+]
 LAYERS = [*(f"mpformer_hf.{room}" for room in ROOMS), "mpformer_hf", "training", "scripts"]
 FILES = [file for folder in ("mpformer_hf", "training", "scripts") for file in (ROOT / folder).rglob("*.py")]
 OPTIONAL = {"datasets", "evaluate", "pycocotools", "matplotlib", "psutil"}
