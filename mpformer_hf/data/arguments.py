@@ -18,7 +18,7 @@ class DataArguments(CheckedArguments):
     _argument_group_name = "data"
     _advanced: ClassVar[tuple[str, ...]] = (
         *("dataset_config_name", "image_column", "label_column", "void_label"),
-        *("allow_outside_files", "ignore_labels", "annotated_classes", "incomplete", "join", "synonyms"),
+        *("allow_outside_files", "synonyms"),
     )
 
     dataset_name: str = argument("data", "dataset: Hub name, or local folder of any layout", "")
@@ -77,7 +77,7 @@ class DataArguments(CheckedArguments):
 class TrainingDataArguments(DataArguments):
     """The dataset, and which of its images are trained on."""
 
-    _advanced: ClassVar[tuple[str, ...]] = (*DataArguments._advanced, "shuffle_buffer", "join_weights")
+    _advanced: ClassVar[tuple[str, ...]] = (*DataArguments._advanced, "shuffle_buffer")
 
     shuffle_buffer: int = option(1000, "streaming: size of the shuffle buffer, in images.", within="[1, inf)")
     join_weights: list[float] = option(

@@ -31,7 +31,7 @@ class EvaluationArguments(CheckedArguments):
     all_scores: bool = option(
         True, "Also score boundaries of instances and segments, and in panoptic segmentation the AP of things."
     )
-    save_predictions: list[str] = option([], "Formats to write the predictions in.", choices=FORMATS)
+    save_predictions: list[str] = option([], "Formats to write.", choices=FORMATS)
     predictions_dir: str = option("", "save_predictions: new folder.")
 
     def __post_init__(self):

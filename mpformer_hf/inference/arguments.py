@@ -53,7 +53,7 @@ class InferenceOptions(CheckedArguments):
         ValueError: an option is out of range.
     """
 
-    _argument_group_name = "large images, test-time augmentation, cleaning"
+    _argument_group_name = "large images and cleaning"
 
     flip: bool = option(False, "Also predict the mirrored image.")
     scales: list[float] = option([1.0], "Relative image sizes to predict.", within="(0, 16]")

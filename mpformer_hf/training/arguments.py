@@ -17,7 +17,7 @@ class ModelArguments(CheckedArguments):
     """Where the model comes from."""
 
     _argument_group_name = "model"
-    _advanced = ("void_in_loss", "incomplete_no_object_weight")
+    _advanced = ("incomplete_no_object_weight",)
 
     model_name_or_path: str | None = option(None, "MP-Former or Mask2Former to start from: Hub name or folder.")
     backbone: str | None = option(

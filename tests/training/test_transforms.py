@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.image_utils import SizeDict
 
-from mpformer_hf.data.segments import VOID
+from mpformer_hf.data.segments import PADDING, VOID
 from mpformer_hf.training.arguments import TransformArguments
 from mpformer_hf.training.transforms import augment, build_transform, choose_augmentation, largest_share
 
@@ -30,17 +30,17 @@ def test_image_and_map_stay_together(augmentation, size):
         image, segments = augment(transform, *scene(), TABLE)
         assert image.shape == (3, *size) and segments.shape == tuple(size) and segments.dtype == torch.int32
         seen |= set(segments.unique().tolist())
-        for segment, red in ((1, 40), (2, 80), (VOID, 128)):
+        for segment, red in ((1, 40), (2, 80), (PADDING, 128)):
             values = image[0][segments == segment].float()
             if len(values) > 200:
                 assert values.median() == red
-    assert seen == {1, 2, VOID} if augmentation == "lsj" else {1, 2} <= seen
+    assert seen == {1, 2, PADDING} if augmentation == "lsj" else {1, 2} <= seen
 
 
 def test_scale_range_acts():
     def covered(low, high):
         args = TransformArguments(crop_size=[64, 64], scale_range=[low, high])
-        return (augment(build_transform(args), *scene(64, 64), TABLE)[1] != VOID).float().mean().item()
+        return (augment(build_transform(args), *scene(64, 64), TABLE)[1] != PADDING).float().mean().item()
 
     assert covered(0.25, 0.25) == pytest.approx(1 / 16, abs=0.02) and covered(1.5, 1.5) == 1.0
 
@@ -59,7 +59,7 @@ def test_flip_and_colour_jitter_can_be_switched():
 def test_longest_edge_limits_the_scale():
     args = TransformArguments(augmentation="crop", crop_size=[200, 200], shortest_edges=[120], longest_edge=90)
     segments = augment(build_transform(args), *scene(), TABLE)[1]
-    assert (segments != VOID).sum() == 60 * 90
+    assert (segments != PADDING).sum() == 60 * 90
 
 
 def test_category_cap_rejects_uniform_crops():
