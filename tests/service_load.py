@@ -21,7 +21,7 @@ from mpformer_hf import MPFormerImageProcessor
 from tests.datasets_on_disk import photo
 from tests.tiny import tiny_model
 
-BLOCKS = 4  # of requests, after each of which the memory is read
+BLOCKS = 4  # of requests; the memory is read after each
 BUSY = 503
 
 

@@ -17,7 +17,6 @@ from .names import check_texts
 from .segments import Segments
 
 logger = logging.getLogger(__name__)
-PART = "dataset_of_row"  # column: number of the dataset that a row is from
 
 
 @dataclass
@@ -45,7 +44,7 @@ class JoinedRows:
     def __getitem__(self, index: int) -> dict:
         number, own = self.place(index)
         row = self.parts[number].rows[own]
-        return {**row, "image": row[self.parts[number].image_column], PART: number}
+        return {**row, "image": row[self.parts[number].image_column]}
 
 
 @dataclass
@@ -82,8 +81,8 @@ class JoinedDataset(SegmentationDataset):
         known = {new[label] for label in range(len(new)) if segments.annotated is None or segments.annotated[label]}
         annotated = tuple(label in known for label in range(len(self.labels.names)))
         classes, crowds = ({i: new[label] for i, label in x.items()} for x in (segments.classes, segments.crowds))
-        annotated_or_all = None if all(annotated) else annotated
-        return image, replace(segments, classes=classes, crowds=crowds, annotated=annotated_or_all)
+        known_all = all(annotated)
+        return image, replace(segments, classes=classes, crowds=crowds, annotated=None if known_all else annotated)
 
     def row_weights(self, weights: Sequence[float]) -> Tensor | None:
         """How often each row is drawn, float32 `[rows]`, if the parts are drawn in proportion to their weights; None if

@@ -48,28 +48,16 @@ def open_dataset(
         ValueError: a dataset or the split does not exist, its columns do not fit the task, or the classes of this split
             are not `labels`.
     """
-    if not args.join:
-        return open_one(args, split, max_samples, labels, drop_empty, sample_seed)
-    names = (args.dataset_name, *args.join)
-    parts = [open_one(of_one(args, name), split, max_samples, None, drop_empty, sample_seed) for name in names]
-    joined = join(parts, args)
-    if labels is not None and joined.labels.names != labels.names:
-        raise ValueError(
-            f"The classes of split {split!r} are not those of {args.train_split!r}: "
-            f"{describe_difference(joined.labels, labels)}."
-        )
-    return joined
-
-
-def open_one(
-    args: DataArguments,
-    split: str,
-    max_samples: int | None = None,
-    labels: Labels | None = None,
-    drop_empty: bool = False,
-    sample_seed: int | None = None,
-) -> SegmentationDataset:
-    """Load a split of one dataset and choose the reader of its annotation layout, see `open_dataset`."""
+    if args.join:
+        names = (args.dataset_name, *args.join)
+        parts = [open_dataset(of_one(args, name), split, max_samples, None, drop_empty, sample_seed) for name in names]
+        joined = join(parts, args)
+        if labels is not None and joined.labels.names != labels.names:
+            raise ValueError(
+                f"The classes of split {split!r} are not those of {args.train_split!r}: "
+                f"{describe_difference(joined.labels, labels)}."
+            )
+        return joined
     divided = args.validation_share is not None and split in (args.train_split, args.eval_split)
     source = args.train_split if divided else split
     folder = open_folder(args, source)

@@ -40,7 +40,7 @@ class PanopticQuality(ImageMetric):
     inputs = (
         "predictions and references: per image a dict of `segmentation`, a (height, width) map of segment ids (0 = "
         "void), and `segments_info`, a list of `id`, `label_id` and, in references, `iscrowd`; a reference may have "
-        "`not_exhaustive`, classes of which it may not have all segments: predictions of them are never wrong"
+        "`not_exhaustive`: classes that may have unlabelled segments; predictions of them are never wrong"
     )
     features = Features({"predictions": RESULT, "references": RESULT})
 

@@ -1,5 +1,5 @@
-"""Results that people hand on: without duplicates, crumbs and small holes. Scores such as AP need all instances, so
-nothing of this is done unless it is asked for."""
+"""Results that people hand on: without duplicates, small parts and small holes. Scores such as AP need all instances,
+so nothing of this is done unless it is asked for."""
 
 from collections.abc import Sequence
 
@@ -60,7 +60,7 @@ def clean_mask(mask: np.ndarray, min_pixels: int) -> np.ndarray:
 
     Args:
         mask: bool `[H, W]`.
-        min_pixels: in pixels. Parts and holes are connected across edges.
+        min_pixels: at least 0. Parts and holes are connected across edges.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
@@ -73,25 +73,25 @@ def clean_mask(mask: np.ndarray, min_pixels: int) -> np.ndarray:
     holes, count = ndimage.label(np.pad(~kept[parts], 1, constant_values=True))
     filled = np.bincount(holes.ravel(), minlength=count + 1) < min_pixels
     filled[[0, holes[0, 0]]] = False  # the segment itself, and what is around it
-    smoothed = np.zeros_like(mask)
-    smoothed[window] = kept[parts] | filled[holes][1:-1, 1:-1]
-    return smoothed
+    cleaned = np.zeros_like(mask)
+    cleaned[window] = kept[parts] | filled[holes][1:-1, 1:-1]
+    return cleaned
 
 
 def remove_small_regions(result: dict, min_pixels: int) -> dict:
-    """An instance or panoptic result with `clean_mask` for each segment. In panoptic results crumbs become no segment,
-    and only holes that are no other segment are filled.
+    """An instance or panoptic result with `clean_mask` for each segment. In panoptic results removed parts have no
+    segment, and only holes without another segment are filled.
 
     Args:
         result: post-processed, on the CPU.
-        min_pixels: in pixels.
+        min_pixels: see `clean_mask`.
     """
     maps = result["segmentation"]
     if maps.ndim == 3:
         masks = [torch.from_numpy(clean_mask(mask.numpy(), min_pixels)) for mask in maps]
         return {**result, "segmentation": torch.stack(masks) if masks else maps}
     ids = maps.numpy().copy()
-    for row in 2 * result["segments_info"]:  # where a crumb was, there may be a hole
+    for row in 2 * result["segments_info"]:  # where a part was removed, there may be a hole
         before = ids == row["id"]
         after = clean_mask(before, min_pixels)
         ids[before & ~after] = 0

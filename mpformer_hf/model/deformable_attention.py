@@ -72,9 +72,8 @@ def weighted_row_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     Returns:
         `[M, D]`.
     """
-    if (
-        torch.compiler.is_exporting()
-    ):  # `embedding_bag` would become a loop, and `grid_sample` is wrong in some runtimes
+    # `embedding_bag` would be exported as a loop, and `grid_sample` is wrong in some runtimes.
+    if torch.compiler.is_exporting():
         return (table.index_select(0, rows.flatten()).view(*rows.shape, -1) * weights[..., None]).sum(1)
     differentiable = torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)
     if differentiable and table.device.type == "cpu" and not torch.compiler.is_compiling():

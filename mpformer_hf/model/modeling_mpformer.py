@@ -266,7 +266,7 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
                 and loss points per mask (`mask_loss_points="mask"`) use PyTorch's default generator.
             void_mask: `[B, H, W]`, non-zero = not labelled: such pixels have no loss. None: all are labelled.
             annotated_classes: bool `[B, num_labels]`, classes whose objects are all labelled in the image. None: all.
-            complete: bool `[B]`, False for images of which only some objects are labelled. None: all are complete.
+            complete: bool `[B]`, False if objects of the image may have no label. None: all are complete.
 
         Raises:
             ValueError: only one kind of label is given, or labels and images do not fit.

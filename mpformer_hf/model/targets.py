@@ -17,7 +17,7 @@ class Targets:
         counts: number of targets of each image; their sum is T.
         void: uint8 `[B, H, W]`, 1 where the image is not labelled; masks are 0 there. None: nowhere.
         annotated: bool `[B, K]`, classes whose objects are all labelled in the image. None: all classes.
-        complete: bool `[B]`, False for images of which only some objects are labelled. None: all are complete.
+        complete: bool `[B]`, False if objects of the image may have no label. None: all are complete.
     """
 
     masks: Tensor

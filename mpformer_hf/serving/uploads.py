@@ -192,7 +192,7 @@ def read_prompts(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
 
     Args:
         text: the JSON.
-        pixels: of the image, each of which a mask has.
+        pixels: number of pixels of the image, and so of each mask.
         labels: class ids by name.
 
     Raises:
