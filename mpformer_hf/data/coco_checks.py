@@ -1,5 +1,6 @@
 """Checks of the content of COCO files, before any image is read."""
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -21,15 +22,37 @@ def check_coco(content, file: Path, masks_required: bool = True) -> None:
     Raises:
         ValueError: there are problems; the message has their number and the first ten.
     """
-    problems = list(find_problems(content, masks_required))
+    refuse(file, [*find_problems(content), *(text for _, text in find_annotation_problems(content, masks_required))])
+
+
+def mark_bad_images(content, file: Path) -> None:
+    """Check annotations. Images that have invalid ones lose all of them and get a text `problem`.
+
+    Raises:
+        ValueError: there are problems that are not of one image's annotations, or no image has valid ones.
+    """
+    refuse(file, list(find_problems(content)))
+    problems: dict = {}
+    for image, text in find_annotation_problems(content):
+        problems.setdefault(image, []).append(text)
+    for image in content["images"]:
+        if image["id"] in problems:
+            image["problem"] = "; ".join(problems[image["id"]][:LISTED])
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] not in problems]
+    if not content["annotations"]:
+        refuse(file, [text for texts in problems.values() for text in texts])
+
+
+def refuse(file: Path, problems: list[str]) -> None:
+    """Raise a ValueError that has the number of problems and the first ten, if there are any."""
     if problems:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ValueError(f"{file} has {number}: {'; '.join(problems[:LISTED])}{more}.")
 
 
-def find_problems(content, masks_required: bool = True) -> Iterator[str]:
-    """Yield a description of each problem."""
+def find_problems(content) -> Iterator[str]:
+    """Yield a description of each problem that is not of an image's annotations."""
     if not isinstance(content, dict):
         yield "it is not a mapping of images, annotations and categories"
         return
@@ -44,27 +67,36 @@ def find_problems(content, masks_required: bool = True) -> Iterator[str]:
             return
     yield from find_category_problems(content["categories"])
     yield from find_image_problems(content["images"])
-    categories = {row.get("id") for row in content["categories"] if is_id(row.get("id"))}
     images = {row.get("id") for row in content["images"] if is_hashable(row.get("id"))}
     mixed = any("segments_info" in row for row in content["annotations"])
     for index, row in enumerate(content["annotations"]):
         if not is_hashable(row.get("image_id")) or row.get("image_id") not in images:
             yield f"annotations[{index}] has image_id {row.get('image_id')!r}, which is not in images"
-        if "segments_info" in row:
-            yield from find_panoptic_problems(row, index, categories)
-        elif mixed:
+        if mixed and "segments_info" not in row:
             yield f"annotations[{index}] has no segments_info, but other annotations have"
-        else:
-            yield from find_object_problems(row, f"annotations[{index}]", categories)
-            if not masks_required and not row.get("segmentation"):
-                continue
-            if "segmentation" not in row:
-                yield f"annotations[{index}] has no segmentation"
-            elif isinstance(row["segmentation"], list):
-                yield from (f"annotations[{index}] has {text}" for text in find_polygon_problems(row["segmentation"]))
     ids = [row.get("image_id") for row in content["annotations"] if "segments_info" in row]
     panoptic = Counter(value for value in ids if is_hashable(value))
     yield from (f"image {value!r} has {n} panoptic annotations" for value, n in panoptic.items() if n > 1)
+
+
+def find_annotation_problems(content, masks_required: bool = True) -> Iterator[tuple[int | str, str]]:
+    """Yield the image id and a description of each problem of an annotation; none of what is not lists of mappings."""
+    lists = [content.get(key) if isinstance(content, dict) else None for key in ("annotations", "categories")]
+    if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
+        return
+    categories = {row.get("id") for row in content["categories"] if is_id(row.get("id"))}
+    for index, row in enumerate(content["annotations"]):
+        name = f"annotations[{index}]"
+        if "segments_info" in row:
+            problems = find_panoptic_problems(row, index, categories)
+        else:
+            problems = find_object_problems(row, name, categories)
+            if "segmentation" not in row and masks_required:
+                problems = itertools.chain(problems, [f"{name} has no segmentation"])
+            elif isinstance(row.get("segmentation"), list) and (masks_required or row["segmentation"]):
+                found = (f"{name} has {text}" for text in find_polygon_problems(row["segmentation"]))
+                problems = itertools.chain(problems, found)
+        yield from ((row.get("image_id"), text) for text in problems)
 
 
 def check_coordinates(content: dict, file: Path) -> None:

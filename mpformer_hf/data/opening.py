@@ -106,10 +106,10 @@ def open_dataset(
     logger.info("%s[%s]: %s images, %s, %d classes", args.dataset_name, split, count, description, len(labels.names))
     if args.skip_bad_images:
         dataset = without_bad_images(dataset)
-        missing = folder.missing if folder else []
-        for error in missing:
+        problems = folder.problems if folder else []
+        for error in problems:
             logger.warning("Left out: %s", error)
-        dataset.skipped += missing
+        dataset.skipped += problems
     return dataset
 
 
@@ -148,8 +148,8 @@ def read_folder(args: DataArguments, split: str) -> FolderSplit | None:
             "out, or write it in the Hub's layout first (mpformer prepare)."
         )
     folder = layout.read(Path(args.dataset_name), split, args.task, args.dataset_config_name)
-    rows, missing = leave_out_missing(folder.rows, args.skip_bad_images)
-    return replace(folder, rows=rows, missing=missing, description=folder.description or layout.name)
+    folder = leave_out_missing(folder, args.skip_bad_images)
+    return replace(folder, description=folder.description or layout.name)
 
 
 def find_label_column(args: DataArguments, rows: Dataset, image_column: str) -> str:

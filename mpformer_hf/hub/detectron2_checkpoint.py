@@ -59,4 +59,9 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         raise ValueError(f"{path} is not a detectron2 checkpoint: it has no entry 'model'.")
+    other = next(
+        (key for key, value in model.items() if not isinstance(value, (np.ndarray, np.generic, torch.Tensor))), None
+    )
+    if other is not None:  # as a tensor, a few nested lists may have no end
+        raise ValueError(f"{path}: {other} of its entry 'model' is no array.")
     return {key: torch.as_tensor(value) for key, value in model.items()}

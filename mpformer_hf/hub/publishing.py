@@ -141,7 +141,7 @@ def push(folder: Path, repo: str, with_code: bool = False, private: bool = False
         ValueError: the folder or the name is invalid, the user is not logged in, or the upload failed.
     """
     files_to_publish(folder)
-    load_model(str(folder))  # nothing incomplete is published
+    load_model(str(folder), quantized=True)  # nothing incomplete is published
     api = HfApi()
     try:
         with tempfile.TemporaryDirectory() as temporary:

@@ -11,6 +11,7 @@ from transformers.utils.hub import cached_file
 
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
+from ..utils.files import file_start
 
 
 def load_pretrained(cls, name: str, **kwargs):
@@ -41,39 +42,52 @@ def reason_of(error: BaseException) -> str:
     return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
 
 
-def load_weights(name: str, new: tuple[str, ...] = (), **kwargs) -> MPFormerForUniversalSegmentation:
+def load_weights(
+    name: str, new: tuple[str, ...] = (), quantized: bool = False, **kwargs
+) -> MPFormerForUniversalSegmentation:
     """Load an MP-Former or Mask2Former. No weight may be missing, except the pilot's class embedding and what changes
     no output.
 
     Args:
         name: folder or Hub name.
         new: parts of the names of other weights that may be newly initialised.
+        quantized: whether the weights may be quantised.
         kwargs: arguments of `from_pretrained`; default dtype: float32.
 
     Raises:
-        ValueError: it cannot be loaded, weights are missing, have other shapes or are not finite.
+        ValueError: it cannot be loaded, weights are missing, have other shapes, are not finite, or are quantised and
+            may not be.
     """
     check_stored_types(name)
     kwargs = {"dtype": torch.float32, **kwargs}  # that of the images; autocast lowers it where it is used
     model, info = load_pretrained(MPFormerForUniversalSegmentation, name, output_loading_info=True, **kwargs)
+    if getattr(model.config, "quantization_config", None) and not quantized:
+        raise ValueError(f"The weights of {name} are quantised, for predictions only: give the model it was made of.")
     missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     lost = sorted(key for key in missing if not any(part in key for part in new))
     if lost:
         raise ValueError(
             f"Cannot load {name}: {len(lost)} weights are missing or have other shapes, such as {lost[0]}."
         )
-    broken = [key for key, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    broken = [
+        key
+        for key, weight in model.state_dict().items()
+        if not is_quantized(weight) and not torch.isfinite(weight).all()
+    ]
     if broken:
         raise ValueError(f"Cannot load {name}: {len(broken)} weights are not finite, such as {broken[0]}.")
     return model
 
 
 def check_stored_types(name: str) -> None:
-    """Check that the weights of a folder are floats; transformers would convert integers.
+    """Check that the weights of a folder are floats, unless its configuration says that they are quantised;
+    transformers would convert integers.
 
     Raises:
         ValueError: some are not.
     """
+    if '"quantization_config"' in file_start(Path(name) / "config.json", 1 << 20):
+        return
     for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
         with contextlib.suppress(SafetensorError, OSError), safe_open(file, "pt") as weights:  # reported later
             for key in weights.keys():  # noqa: SIM118 - it is no mapping
@@ -82,19 +96,25 @@ def check_stored_types(name: str) -> None:
                     raise ValueError(f"Cannot load {name}: {key} has values of type {kind}, expected floats.")
 
 
-def load_model(name: str, **kwargs) -> MPFormerForUniversalSegmentation:
+def load_model(name: str, quantized: bool = False, **kwargs) -> MPFormerForUniversalSegmentation:
     """Load a complete MP-Former or Mask2Former from a folder or the Hub, in evaluation mode.
 
     Args:
-        name, kwargs: see `load_weights`.
+        name, quantized, kwargs: see `load_weights`.
 
     Raises:
         ValueError: see `load_weights`.
     """
-    model = load_weights(name, **kwargs).eval()
+    model = load_weights(name, quantized=quantized, **kwargs).eval()
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()  # else a view of the file, whose later changes would change the model
+        if not is_quantized(tensor):
+            tensor.data = tensor.data.clone()  # else a view of the file, whose later changes would change the model
     return model
+
+
+def is_quantized(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of torchao."""
+    return type(tensor.data) is not torch.Tensor
 
 
 def fingerprint(name: str, revision: str | None = None) -> str:

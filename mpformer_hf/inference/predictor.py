@@ -107,7 +107,9 @@ class Predictor:
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-        model = load_model(name, dtype=dtype, **kwargs).to(PartialState().device if device is None else device)
+        model = load_model(name, quantized=True, dtype=dtype, **kwargs).to(
+            PartialState().device if device is None else device
+        )
         compile_model(model, "blocks" if compile else "none")
         return cls(model, load_processor(name, **kwargs), task, options)
 

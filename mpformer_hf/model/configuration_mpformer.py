@@ -11,6 +11,8 @@ BACKBONES = (  # tested; others get a warning
     *("resnet", "swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "pvt_v2", "hgnet_v2", "textnet"),
     *("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet", "beit", "hiera", "timm_backbone"),
 )
+LARGEST_NUM_LABELS = 65536  # label maps have 16 bits
+LARGEST_DEPTH = 1000  # layers of a stage of the backbone
 
 
 def is_calibration(knots) -> bool:
@@ -22,6 +24,22 @@ def is_calibration(knots) -> bool:
         return False
     numbers = all(isinstance(x, (int, float)) and 0 <= x <= 1 for values in knots for x in values)
     return numbers and all(low < high for low, high in zip(knots[0], knots[0][1:], strict=False))
+
+
+def check_sizes(fields: dict) -> None:
+    """Check the numbers of classes and backbone layers in a file, before anything is made of them.
+
+    Raises:
+        ValueError: one is far too large.
+    """
+    backbone = fields.get("backbone_config")
+    depths = backbone.get("depths") if isinstance(backbone, dict) else None
+    for name, value, largest in (
+        ("num_labels", fields.get("num_labels"), LARGEST_NUM_LABELS),
+        *(("backbone_config.depths", depth, LARGEST_DEPTH) for depth in (depths if isinstance(depths, list) else ())),
+    ):
+        if isinstance(value, int) and value > largest:
+            raise ValueError(f"{name} must be at most {largest}, got {value}.")
 
 
 def ranged(name: str, default):
@@ -170,6 +188,7 @@ class MPFormerConfig(Mask2FormerConfig):
         backbone = fields.get("backbone_config")
         if isinstance(backbone, dict) and backbone.get("use_pretrained_backbone"):  # its weights are in the file
             fields = {**fields, "backbone_config": {**backbone, "use_pretrained_backbone": False}}
+        check_sizes(fields)
         if fields.get("model_type") == Mask2FormerConfig.model_type:
             fields = {**fields, "model_type": cls.model_type}
         return fields, unused

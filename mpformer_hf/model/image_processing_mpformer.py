@@ -5,7 +5,6 @@ Label convention: class ids are 0..K-1; 255 (`ignore_index`) is void in label ma
 
 import logging
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,9 +30,8 @@ from .postprocessing import (
     semantic_inference,
     valid_sizes,
 )
-from .ranges import check_range, is_color
+from .processor_fields import check_fields, check_threshold
 
-TASKS = ("semantic", "instance", "panoptic")
 # Of saved files; and num_labels, which Mask2Former's processor has and does not use either.
 METADATA = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "num_labels"}
 OLD = ("max_size", "reduce_labels")
@@ -105,47 +103,7 @@ class MPFormerImageProcessorMixin(Backend):
         if unknown:
             logger.warning("%s has no fields %s; they have no effect.", type(self).__name__, ", ".join(unknown))
         super().__init__(**kwargs)
-        if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
-        fused: list = list(self.label_ids_to_fuse or ())
-        if isinstance(self.label_ids_to_fuse, str) or not all(isinstance(label, Integral) for label in fused):
-            raise ValueError(f"label_ids_to_fuse must be a list of class ids, got {self.label_ids_to_fuse!r}.")
-        self.label_ids_to_fuse = sorted(int(label) for label in fused)
-        if self.category_ids is not None:
-            ids = self.category_ids
-            if not isinstance(ids, (list, tuple)) or not all(isinstance(x, Integral) for x in ids):
-                raise ValueError(f"category_ids must be a list of the dataset's ids, got {ids!r}.")
-            self.category_ids = [int(category) for category in ids]
-        if self.palette is not None:
-            valid = isinstance(self.palette, (list, tuple)) and all(is_color(color) for color in self.palette)
-            if not valid or not self.palette:
-                raise ValueError(f"palette must be a list of RGB colours, 0 to 255, got {self.palette!r}.")
-            self.palette = [[int(channel) for channel in color] for color in self.palette]
-        for name in (
-            "do_resize",
-            "do_rescale",
-            "do_normalize",
-            "do_convert_rgb",
-            "do_reduce_labels",
-            "stretch_to_divisor",
-        ):
-            if not isinstance(getattr(self, name), (bool, type(None))):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
-        for name, interval in (("size_divisor", "[0, inf)"), ("rescale_factor", "(0, inf)")):
-            check_range(name, getattr(self, name), interval)
-        if not isinstance(self.ignore_index, (Integral, type(None))):
-            raise ValueError(f"ignore_index must be an integer, got {self.ignore_index!r}.")
-        for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
-            self._threshold(None, name)
-        for name, interval in (("image_mean", "(-inf, inf)"), ("image_std", "(0, inf)")):
-            values = getattr(self, name)
-            if values is None and not self.do_normalize:
-                continue
-            if not isinstance(values, (list, tuple)) or not values or None in values:
-                raise ValueError(f"{name} must be a list of numbers, got {values!r}.")
-            check_range(name, values, interval)
-        for side, value in dict(self.size).items():
-            check_range(f"size: {side}", value, "[1, inf)")
+        check_fields(self)
 
     @classmethod
     def from_dict(cls, fields: dict, **kwargs):
@@ -292,9 +250,7 @@ class MPFormerImageProcessorMixin(Backend):
             ValueError: it is not a number in [0, 1].
         """
         value = getattr(self, name) if value is None else value
-        if value is None or isinstance(value, (list, tuple)):
-            raise ValueError(f"{name} must be a number, got {value}.")
-        check_range(name, value, "[0, 1]")
+        check_threshold(name, value)
         return value
 
     def post_process_semantic_segmentation(

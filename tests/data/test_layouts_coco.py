@@ -181,8 +181,24 @@ def test_boxes_in_coco_files_are_refused_before_training(tmp_path):
     content = json.loads(file.read_text())
     content["annotations"][0]["segmentation"] = []
     file.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"train2017\.json has 1 problem: annotations\[0\] has an empty segmentation"):
+    message = r"1 of 2 images are invalid: .*train2017\.json: annotations\[0\] has an empty segmentation.*--skip_bad_im"
+    with pytest.raises(ValueError, match=message):
         opened(folder, "instance")
+
+
+@pytest.mark.parametrize("change", [{"segmentation": [[1, 2, 3]]}, {"category_id": 99}, {"iscrowd": 2}])
+def test_an_image_with_an_invalid_object_can_be_left_out(tmp_path, change):
+    folder = official_folders.coco_instances(tmp_path)
+    file = folder / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    bad = content["annotations"][0]["image_id"]
+    content["annotations"][0] |= change
+    file.write_text(json.dumps(content))
+    data = DataArguments(dataset_name=str(folder), task="instance", skip_bad_images=True)
+    dataset = open_dataset(data, "train")
+    assert bad not in dataset.rows["image_id"] and len(dataset) == len(content["images"]) - 1
+    (error,) = dataset.skipped
+    assert "annotations[0]" in error and {row["id"]: row for row in content["images"]}[bad]["file_name"] in error
 
 
 def test_other_categories_in_the_evaluation_split_are_refused(tmp_path):

@@ -63,6 +63,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (BOMB + "names: [cat]\ntrain: *a9\n", "train must be a path or a list of paths"),
         ("names: [cat]\ntrain: /dev/zero\n", "train is /dev/zero, which does not exist"),
         ("names: " + 2000 * "[" + 2000 * "]", "cannot be read as YAML"),
+        ("names: [cat]\ntrain: images\nkpt_shape: [17, 3]\n", "its labels are poses, expected polygons"),
         ("names: [cat]\ntrain: images\n#" + (1 << 20) * " ", "not a file of at most 1 MiB"),
     ],
 )

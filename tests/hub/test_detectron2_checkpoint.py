@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from mpformer_hf.hub.detectron2_checkpoint import read_checkpoint
 from mpformer_hf.inference.loading import load_model
 from tests.tiny import tiny_model
 
@@ -44,3 +45,13 @@ def test_weights_in_pickles_are_not_executed(name, tmp_path, sign):
     torch.save({"a": Runs(sign)}, folder / name)
     with pytest.raises(ValueError, match="Cannot load"):
         load_model(str(folder))
+
+
+def test_a_pickle_of_shared_lists_ends(tmp_path):
+    lists: list = []
+    for _ in range(40):
+        lists = [lists, lists]
+    file = tmp_path / "model.pkl"
+    file.write_bytes(pickle.dumps({"model": {"weight": lists}}))
+    with pytest.raises(ValueError, match=r"model\.pkl: weight of its entry 'model' is no array"):
+        read_checkpoint(file)

@@ -1,5 +1,7 @@
 """Tests of `configuration_mpformer`."""
 
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
@@ -33,3 +35,11 @@ def test_the_configuration_refuses_numbers_out_of_range(field):
 def test_fields_of_the_wrong_type_are_refused(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         MPFormerConfig(**fields)
+
+
+@pytest.mark.parametrize("fields", [{"num_labels": 10**8}, {"backbone_config": {"depths": [10**6, 1, 1, 1]}}])
+def test_absurd_sizes_in_a_file_are_refused_at_once(fields, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(MPFormerConfig().to_dict() | fields))
+    with pytest.raises(ValueError, match=r"(num_labels|backbone_config\.depths) must be at most"):
+        MPFormerConfig.from_pretrained(tmp_path)

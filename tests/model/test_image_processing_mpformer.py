@@ -301,9 +301,16 @@ def test_unknown_task():
         {"label_ids_to_fuse": [1.7]},
         {"ignore_index": "255"},
         {"size_divisor": -32},
+        {"resample": 99},
         {"rescale_factor": float("nan")},
     ],
 )
 def test_fields_of_the_processor_are_checked(fields):
     with pytest.raises(ValueError, match=f"^{next(iter(fields))} must be"):
         MPFormerImageProcessor(**fields)
+
+
+def test_sizes_without_end_are_refused():
+    with pytest.raises(ValueError, match="size: height must be at least 1 and at most 65536"):
+        MPFormerImageProcessor(size={"height": 10**6, "width": 64})
+    assert MPFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 10**6}).size["longest_edge"] == 10**6

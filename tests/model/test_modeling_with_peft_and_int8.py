@@ -7,10 +7,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
-from transformers import Trainer, TrainingArguments
+from transformers import TorchAoConfig, Trainer, TrainingArguments
 
-from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf import MPFormerForUniversalSegmentation, MPFormerImageProcessor, Predictor
 from mpformer_hf.evaluation.trainer import SegmentationCollator
+from mpformer_hf.inference.loading import load_weights
 from tests.evaluation.test_trainer import opened
 from tests.tiny import batch_of, tiny_model
 
@@ -65,6 +66,22 @@ def test_lora_under_trainer(shapes, tmp_path):
     Trainer(model, arguments, train_dataset=opened(shapes, "train"), data_collator=collator).train()
     names = {file.name for file in (tmp_path / "checkpoint-2").iterdir()}
     assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+
+
+def test_a_saved_int8_model_predicts_the_same_and_is_not_trained(tmp_path):
+    tiny_model("swin").save_pretrained(tmp_path / "plain")
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    model = MPFormerForUniversalSegmentation.from_pretrained(
+        tmp_path / "plain", quantization_config=config, device_map="cpu"
+    )
+    model.save_pretrained(tmp_path / "int8")
+    MPFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "int8")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("int8", "plain")]
+    assert sizes[0] < 0.8 * sizes[1]
+    predictor = Predictor.from_pretrained(str(tmp_path / "int8"))
+    assert torch.equal(masks_of(predictor.model), masks_of(model))
+    with pytest.raises(ValueError, match=r"The weights of .*int8 are quantised, for predictions only"):
+        load_weights(str(tmp_path / "int8"))
 
 
 def saved_bytes(model):

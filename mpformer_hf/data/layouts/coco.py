@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from datasets import Value
 
 from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, file_start, files_below, read_json
-from ..coco_checks import check_coco, check_coordinates
+from ..coco_checks import check_coco, check_coordinates, mark_bad_images
 from ..completeness import LVIS, columns_of_images
 from ..labels import Labels
 from ..segments import VOID, Reader, Segments, merge_by_class
@@ -124,9 +124,13 @@ def merge_contents(contents: list[dict], files: list[Path]) -> dict:
     return merged
 
 
-def read_coco_json(file: Path, masks_required: bool = True) -> dict:
+def read_coco_json(file: Path, masks_required: bool = True, mark_bad: bool = False) -> dict:
     """Content of a JSON of annotations, checked. Images of LVIS, which have a `coco_url` only, get a `file_name`.
-    Without `masks_required` annotations may have boxes only.
+
+    Args:
+        file: the JSON.
+        masks_required: whether an annotation must have a mask, or may have a box only.
+        mark_bad: mark images that have invalid annotations, see `mark_bad_images`, instead of raising an error.
 
     Raises:
         ValueError: it cannot be read or is invalid.
@@ -138,11 +142,21 @@ def read_coco_json(file: Path, masks_required: bool = True) -> dict:
     for image in images if isinstance(images, list) else []:
         if isinstance(image, dict) and "file_name" not in image and isinstance(image.get("coco_url"), str):
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
-    check_coco(content, file, masks_required)
+    if mark_bad:
+        mark_bad_images(content, file)
+    else:
+        check_coco(content, file, masks_required)
     check_coordinates(content, file)
     if not content["images"]:
         raise ValueError(f"{file} has no images.")
     return content
+
+
+def take_bad_images(content: dict, file: Path) -> list[str]:
+    """Remove the images that `mark_bad_images` marked; returns a sentence for each."""
+    bad = [image for image in content["images"] if "problem" in image]
+    content["images"] = [image for image in content["images"] if "problem" not in image]
+    return [f"{image['file_name']} in {file.name}: {image['problem']}" for image in bad]
 
 
 def check_crowds(annotations: list[dict], file: Path) -> None:
@@ -323,7 +337,7 @@ class Coco(FolderLayout):
 
     def load(self, folder: Path, files: list[Path], split: str) -> list[dict]:
         """Content of each file, in the form of COCO's JSON."""
-        return [read_coco_json(file) for file in files]
+        return [read_coco_json(file, mark_bad=True) for file in files]
 
     def load_all(self, folder: Path, files: list[Path], split: str) -> dict:
         """Content of the files of a split. Of files for all splits, the images in folders of the split, if all images
@@ -344,6 +358,7 @@ class Coco(FolderLayout):
         files = choose_annotations(folder, self.files(folder), split, task)
         content = self.load_all(folder, files, split)
         file = files[0]
+        problems = take_bad_images(content, file)
         completeness = columns_of_images(content["images"], content["annotations"], content["categories"], file)
         finder = FileFinder(folder, file)
 
@@ -395,4 +410,4 @@ class Coco(FolderLayout):
 
         kind = "panoptic id map with segments_info" if panoptic else f"{self.name.split(' (')[0]} objects"
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        return FolderSplit(rows, categories, make_reader, description=f"{kind}, {file.name}{more}")
+        return FolderSplit(rows, categories, make_reader, description=f"{kind}, {file.name}{more}", problems=problems)

@@ -4,7 +4,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
@@ -38,7 +38,8 @@ class FolderSplit:
         make_reader: reader of the rows for given labels.
         score: official average precision of the dataset: `coco` or `cityscapes`.
         description: the layout in the log, if it is not the name of the layout alone.
-        missing: sentences about the images that were left out, since they or their labels do not exist.
+        problems: sentences about the images that are not among the rows, since they or their labels are invalid or do
+            not exist.
     """
 
     rows: Dataset
@@ -46,7 +47,7 @@ class FolderSplit:
     make_reader: Callable[[Labels], Reader]
     score: str = "coco"
     description: str = ""
-    missing: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 class FolderLayout(ABC):
@@ -141,16 +142,22 @@ def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Pat
     return pairs
 
 
-def leave_out_missing(rows: Dataset, skip: bool) -> tuple[Dataset, list[str]]:
-    """Rows whose files all exist, and a sentence for each of the others.
+def leave_out_missing(folder: FolderSplit, skip: bool) -> FolderSplit:
+    """The rows whose files all exist, with a sentence for each of the others.
 
     Args:
-        rows: of a split.
-        skip: whether files may be missing.
+        folder: a split.
+        skip: whether images may be left out.
 
     Raises:
-        ValueError: files are missing and may not be, or all are.
+        ValueError: images are invalid or files are missing and may not be, or all are.
     """
+    rows = folder.rows
+    if folder.problems and not skip:
+        number, shown = len(folder.problems), "; ".join(folder.problems[:MISSING_LISTED])
+        more = "; ..." if number > MISSING_LISTED else ""
+        total = len(rows) + number
+        raise ValueError(f"{number} of {total} images are invalid: {shown}{more}; --skip_bad_images leaves them out.")
     columns = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     plain = rows
     for name in columns:
@@ -164,12 +171,13 @@ def leave_out_missing(rows: Dataset, skip: bool) -> tuple[Dataset, list[str]]:
         else:
             missing.append(lost)
     if not missing:
-        return rows, []
+        return folder
     shown = ", ".join(missing[:MISSING_LISTED]) + (", ..." if len(missing) > MISSING_LISTED else "")
     if not skip or not kept:
         hint = "" if skip else "; --skip_bad_images leaves out their images"
         raise ValueError(f"{len(missing)} of {len(rows)} images or labels do not exist: {shown}{hint}.")
-    return rows.select(kept), [f"{path} does not exist." for path in missing]
+    problems = [*folder.problems, *(f"{path} does not exist." for path in missing)]
+    return replace(folder, rows=rows.select(kept), problems=problems)
 
 
 def make_rows(rows: list[dict], **features) -> Dataset:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...model.label_maps import encode_rle
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json, read_text
-from ..coco_checks import check_coco
+from ..coco_checks import mark_bad_images
 from ..split_names import names_of_split, words_of
 from .coco import Coco, FileFinder, plain, tool_of
 
@@ -64,7 +64,7 @@ class Collected:
         )
 
     def content(self, classes: Iterable[str]) -> dict:
-        """All of it, checked.
+        """All of it, checked; see `mark_bad_images`.
 
         Args:
             classes: of all files of the dataset, in their order.
@@ -77,7 +77,7 @@ class Collected:
         annotations = [{**row, "category_id": order[row["category_id"]]} for row in self.annotations]
         categories = [{"id": i, "name": name, "by_name": True} for i, name in enumerate(names)]
         content = {"images": self.images, "annotations": annotations, "categories": categories}
-        check_coco(content, self.file)
+        mark_bad_images(content, self.file)
         if self.ignored:
             logger.warning("%s: %d shapes without an area (points, lines) are ignored.", self.file, self.ignored)
         if self.boxes:

@@ -199,6 +199,8 @@ class Yolo(FolderLayout):
         return files
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
+        if "kpt_shape" in self.content(folder):
+            raise ValueError(f"{self.configuration(folder)} has kpt_shape: its labels are poses, expected polygons.")
         places = self.sources(folder, split)
         images = [image for place in places for image in self.images(place, folder)]
         if not images:
