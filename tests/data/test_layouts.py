@@ -254,7 +254,7 @@ def test_a_parent_category_of_roboflow_is_left_out_and_others_are_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "images, masks", [("img_dir", "ann_dir"), ("imgs", "masks"), ("images", "labels"), ("img", "mask")]
+    "images, masks", [("img_dir", "ann_dir"), ("imgs", "masks"), ("images", "labels"), ("Images", "Masks")]
 )
 @pytest.mark.parametrize("splits_above", [False, True])
 def test_other_names_of_the_folders_of_label_images(images, masks, splits_above, tmp_path):
@@ -271,6 +271,22 @@ def test_other_names_of_the_folders_of_label_images(images, masks, splits_above,
                 part.rename(folder / part.name / kind)
             (folder / kind).rmdir()
     found = open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "val")
+    assert len(found) == len(expected) > 0
+    assert all(torch.equal(found[i][1].map, expected[i][1].map) for i in range(len(found)))
+
+
+@pytest.mark.parametrize("beside, ending", [("_labels", "_L"), ("annot", ""), ("_Masks", "_mask")])
+def test_folders_of_label_images_beside_those_of_splits(beside, ending, tmp_path):
+    folder = official_folders.mask_images(tmp_path / "a")
+    expected = open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "val")
+    other = tmp_path / "b"
+    for kind, end in (("images", ""), ("masks", beside)):
+        for part in (folder / kind).iterdir():
+            shutil.copytree(part, other / f"{part.name}{end}")
+            for file in (other / f"{part.name}{end}").iterdir() if end else ():
+                file.rename(file.with_stem(file.stem.removesuffix("_mask") + ending))
+    shutil.copy(folder / "id2label.json", other)
+    found = open_dataset(DataArguments(dataset_name=str(other), task="semantic"), "val")
     assert len(found) == len(expected) > 0
     assert all(torch.equal(found[i][1].map, expected[i][1].map) for i in range(len(found)))
 

@@ -13,12 +13,22 @@ from ..segments import ObjectMask, Reader, Segments, from_objects, read_map
 from ..split_names import ALL_SPLITS, words_of
 from ..tables import semantic_reader
 from .class_tables import COLORS, VALUES, color_reader, find_table, read_colors, read_values
-from .folder import FolderLayout, FolderSplit, folder_of_split, images_in, make_rows, pair_by_stem, row_of
+from .folder import (
+    FolderLayout,
+    FolderSplit,
+    folder_of_split,
+    images_in,
+    make_rows,
+    pair_by_stem,
+    path_of_split,
+    row_of,
+)
 
 IMAGES = ("images", "imgs", "img_dir", "image", "img")
 MASKS = ("masks", "annotations", "ann_dir", "labels", "mask", "label")
 INSTANCES = ("instances", "instance_masks", "instance_maps", "instance_ids", "instance_labels")
-ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "-mask", "_gt")  # of the names of label images
+ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "-mask", "_gt", "_L")  # of the names of label images
+BESIDE = ("_labels", "_masks", "_label", "_mask", "_annot", "annot")  # of the names of folders of label images
 OBJECT = [{"id": 0, "name": "object", "isthing": 1}]
 logger = logging.getLogger(__name__)
 
@@ -52,18 +62,25 @@ class MaskImages(FolderLayout):
     def pairs(self, folder: Path, split: str, task: str, names: tuple[str, ...] = MASKS) -> list[dict]:
         """Rows of the images of a split and their label images in a folder of one of several names."""
         images = self.source(folder, split, task)
-        divided = images.parent != folder and images.name not in IMAGES  # folders of splits in the folder of images
+        divided = (
+            images.parent != folder and images.name.lower() not in IMAGES
+        )  # folders of splits in the folder of images
         root = images.parent.parent if divided else images.parent
         masks = first_folder(root, names)
         if masks is None:
             raise ValueError(f"{root} has no {' or '.join(names)}/.")
         masks = folder_of_split(masks, split) if divided else masks
-        stems = {path.stem for path in images_in(masks)}
-        ending = next((e for e in ENDINGS if any(path.stem + e in stems for path in images_in(images))), "")
-        return [row_of(image, label=label) for image, label in pair_by_stem(images, masks, ending)]
+        return rows_of(images, masks)
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         return with_table(folder, self.pairs(folder, split, task))
+
+
+def rows_of(images: Path, masks: Path) -> list[dict]:
+    """Rows of the images in a folder and their label images in another one."""
+    stems = {path.stem for path in images_in(masks)}
+    ending = next((e for e in ENDINGS if any(path.stem + e in stems for path in images_in(images))), "")
+    return [row_of(image, label=label) for image, label in pair_by_stem(images, masks, ending)]
 
 
 def with_table(folder: Path, rows: list[dict]) -> FolderSplit:
@@ -111,6 +128,32 @@ def base_of(stem: str, ending: str) -> str | None:
     return stem.removesuffix(ending) if stem.endswith(ending) else None
 
 
+class SplitPairs(MaskImages):
+    """Folders of images that are named after splits, each with a folder of label images beside it: `train` and
+    `train_labels`, as CamVid is often shared. Names and colours as for `MaskImages`."""
+
+    name = "label images beside folders of splits (train, train_labels)"
+
+    def folders(self, folder: Path) -> dict[Path, Path]:
+        """Folders of label images by those of their images."""
+        places = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+        pairs = ((path, places.get(name + end)) for name, path in places.items() for end in BESIDE)
+        return {
+            path: labels for path, labels in pairs if labels and images_in(labels) and words_of(path.name) & ALL_SPLITS
+        }
+
+    def parts(self, folder: Path) -> dict[str, bool]:
+        return {"train/ beside train_labels/": bool(self.folders(folder))}
+
+    def source(self, folder: Path, split: str, task: str) -> Path:
+        requirement = f"{folder} must have one pair of folders such as train and train_labels"
+        return path_of_split(list(self.folders(folder)), split, requirement)
+
+    def pairs(self, folder: Path, split: str, task: str, names: tuple[str, ...] = MASKS) -> list[dict]:
+        images = self.source(folder, split, task)
+        return rows_of(images, self.folders(folder)[images])
+
+
 class InstanceMaps(MaskImages):
     """Images, and maps of instance ids (of 8 or 16 bits or RGB; 0 = no object) with the same names in `instances` or a
     folder of a similar name. There is one class: that of `id2label.json`, else `object`."""
@@ -155,8 +198,9 @@ def check_one_class(labels: Labels) -> None:
 
 
 def first_folder(place: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of several names that is a folder in `place`."""
-    return next((place / name for name in names if (place / name).is_dir()), None)
+    """The first of several names, in letters of any case, that is a folder in `place`."""
+    found = {path.name.lower(): path for path in sorted(place.iterdir(), reverse=True) if path.is_dir()}
+    return next((found[name] for name in names if name in found), None)
 
 
 def files_reader(labels: Labels) -> Reader:

@@ -10,7 +10,7 @@ from .coco_stuff import CocoStuff
 from .folder import FolderLayout
 from .labelme import Labelme
 from .mapillary import Mapillary
-from .mask_images import InstanceFiles, InstanceMaps, MaskFiles, MaskImages
+from .mask_images import InstanceFiles, InstanceMaps, MaskFiles, MaskImages, SplitPairs
 from .nuinsseg import NuInsSeg
 from .pascal_voc import PascalVoc
 from .tools import CvatXml, LabelStudio, Via
@@ -33,6 +33,7 @@ LAYOUTS: tuple[FolderLayout, ...] = (  # the first that fits is taken: the parti
     InstanceFiles(),
     InstanceMaps(),
     MaskFiles(),
+    SplitPairs(),
     MaskImages(),
 )
 
