@@ -5,4 +5,4 @@ if [ ! -d .venv ]; then
 fi
 source .venv/bin/activate
 python -m pip install --quiet --upgrade pip
-python -m pip install --quiet -e ".[$1]"
+python -m pip install --quiet -e ".[$1]" || python -m pip install -e ".[$1]" # --quiet does not say what conflicts

@@ -21,6 +21,7 @@ class Hub:
         branches: per repository the commit of each branch.
         objects: content of large files by SHA-256.
         drop_uploads: number of uploads of large files whose connection is cut in the middle.
+        page: what every POST is answered with, such as the login page of a proxy; None: the Hub's answers.
         unknown: requests that it does not know.
     """
 
@@ -29,6 +30,7 @@ class Hub:
         self.branches: dict[str, dict[str, str]] = {}
         self.objects: dict[str, bytes] = {}
         self.drop_uploads = 0
+        self.page: str | None = None
         self.unknown: list[str] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -107,6 +109,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         hub, path, body = self.hub, urlsplit(self.path).path, self.read()
+        if hub.page is not None:
+            return self.answer(200, hub.page.encode(), Content_Type="text/html")
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'somebody'}/{asked['name']}"

@@ -1,5 +1,6 @@
 """Export of the inference model to ONNX or torch.export, alone or from 8-bit images to results."""
 
+import io
 import json
 import logging
 import math
@@ -205,7 +206,9 @@ def save_and_compare(model: Exportable, exported: Exported, file: Path, metadata
     if file.suffix == ".onnx":
         save_onnx(model, exported.program, file, metadata)
     else:
-        torch.export.save(exported.program, file, extra_files=metadata)
+        buffer = io.BytesIO()  # its writer of files aborts the process on a full disk
+        torch.export.save(exported.program, buffer, extra_files=metadata)
+        file.write_bytes(buffer.getbuffer())
     images = exported.other_images(model.dtype)
     return largest_difference(model, images, run_exported(file, images))
 

@@ -105,9 +105,8 @@ def convert_to_mask2former(args: ConversionArguments) -> None:
     check_new_folder(args.destination)
     plain = load_model(args.source).to_mask2former()
     own = load_processor(args.source)
-    shared = ["size", "resample", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std"]
-    shared += ["do_reduce_labels", "ignore_index", "rescale_factor", "size_divisor"]
-    fields = {name: getattr(own, name) for name in shared}
+    values = {name: getattr(own, name, None) for name in Mask2FormerImageProcessor.valid_kwargs.__annotations__}
+    fields = {name: value for name, value in values.items() if value is not None}
     with write_new_folder(args.destination) as folder:
         plain.save_pretrained(folder)
         Mask2FormerImageProcessor(**fields).save_pretrained(folder)

@@ -3,6 +3,7 @@
 A push is one commit: a failed push leaves the repository unchanged.
 """
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -40,6 +41,7 @@ PIPELINE = {
 }
 # A lost connection raises the error class of the httpx that the installed huggingface_hub uses.
 HTTP_ERRORS: tuple[Any, ...] = tuple(cls for cls in HfHubHTTPError.__mro__ if cls.__name__ == "HTTPError")
+NOT_OF_THE_HUB = (json.JSONDecodeError, KeyError, TypeError)  # what a login page instead of an answer leads to
 REQUIRED = ("config.json", "preprocessor_config.json")
 
 
@@ -121,6 +123,13 @@ def prepare_upload(folder: Path, repo: str, with_code: bool, target: Path) -> No
     write_text(replace_use_section(card.read_text(encoding="utf-8"), use_section(repo, with_code)), card)
 
 
+def why_not_pushed(error: Exception) -> str:
+    """Why the Hub's client failed, in one line."""
+    if isinstance(error, NOT_OF_THE_HUB):
+        return f"what answered is not a Hub; is there a proxy that asks for a login? ({type(error).__name__}: {error})"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def check_login() -> None:
     """Check that the Hub can be reached and the user is logged in, before a long run that ends with a push.
 
@@ -129,9 +138,8 @@ def check_login() -> None:
     """
     try:
         HfApi().whoami()
-    except (LocalTokenNotFoundError, *HTTP_ERRORS, OSError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"push_to_hub: {reason}") from error
+    except (LocalTokenNotFoundError, *HTTP_ERRORS, OSError, RuntimeError, *NOT_OF_THE_HUB) as error:
+        raise ValueError(f"push_to_hub: {why_not_pushed(error)}") from error
 
 
 def push(folder: Path, repo: str, with_code: bool = False, private: bool = False, revision: str | None = None) -> str:
@@ -152,6 +160,5 @@ def push(folder: Path, repo: str, with_code: bool = False, private: bool = False
             message = f"MP-Former{' with its code' if with_code else ''}"
             commit = api.upload_folder(repo_id=repo, folder_path=temporary, commit_message=message, revision=revision)
             return commit.commit_url
-    except (HFValidationError, LocalTokenNotFoundError, *HTTP_ERRORS, OSError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{folder} was not pushed to {repo}: {reason}") from error
+    except (HFValidationError, LocalTokenNotFoundError, *HTTP_ERRORS, OSError, RuntimeError, *NOT_OF_THE_HUB) as error:
+        raise ValueError(f"{folder} was not pushed to {repo}: {why_not_pushed(error)}") from error

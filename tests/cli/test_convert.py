@@ -4,8 +4,10 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForUniversalSegmentation,
@@ -102,13 +104,18 @@ def test_own_names_and_task(tmp_path):
 def test_to_mask2former(tmp_path):
     model = tiny_model("swin", id2label={0: "a", 1: "b", 2: "c", 3: "d"})
     model.save_pretrained(tmp_path / "own")
-    MPFormerImageProcessor(size={"height": 64, "width": 96}, resample=3).save_pretrained(tmp_path / "own")
+    fields = {"resample": 3, "pad_size": {"height": 128, "width": 128}, "rescale_factor": 1 / 128, "size_divisor": 64}
+    own = MPFormerImageProcessor(size={"height": 64, "width": 96}, **fields)
+    own.save_pretrained(tmp_path / "own")
     mpformer(["convert", "to-mask2former", str(tmp_path / "own"), str(tmp_path / "plain")])
     plain, info = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "plain", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and plain.config.id2label[3] == "d"
     same(model, plain)
     processor = Mask2FormerImageProcessor.from_pretrained(tmp_path / "plain")
     assert processor.size["height"] == 64 and processor.resample == 3
+    photo = Image.fromarray(np.arange(90 * 100 * 3, dtype=np.uint8).reshape(90, 100, 3))
+    theirs, ours = (kind(photo, return_tensors="pt")["pixel_values"] for kind in (processor, own))
+    assert theirs.shape == (1, 3, 128, 128) and torch.allclose(theirs, ours, atol=1e-6)
 
 
 def test_from_mask2former(tmp_path, capfd):

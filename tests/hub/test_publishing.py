@@ -125,6 +125,14 @@ def test_a_broken_upload_publishes_nothing_and_the_retry_succeeds(hub, saved, tm
     assert not hub.unknown
 
 
+@pytest.mark.parametrize("page", ["<html>Log in</html>", "{}"])
+def test_a_page_that_is_not_of_the_hub_is_named(hub, saved, tmp_path, page):
+    hub.page = page
+    done = push(saved, "somebody/one", hub=hub, home=tmp_path)
+    assert done.returncode == 1 and "was not pushed to somebody/one: what answered is not a Hub" in done.stderr
+    assert "Traceback" not in done.stderr and not hub.revisions
+
+
 def test_with_code_it_runs_where_the_package_is_not(hub, saved, tmp_path):
     done = push(saved, "somebody/two", "--with-code", hub=hub, home=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
