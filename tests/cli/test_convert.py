@@ -104,7 +104,7 @@ def test_own_names_and_task(tmp_path):
 def test_to_mask2former(tmp_path):
     model = tiny_model("swin", id2label={0: "a", 1: "b", 2: "c", 3: "d"})
     model.save_pretrained(tmp_path / "own")
-    fields = {"resample": 3, "pad_size": {"height": 128, "width": 128}, "rescale_factor": 1 / 128, "size_divisor": 64}
+    fields = {"resample": 3, "pad_size": {"height": 128, "width": 128}, "rescale_factor": 1 / 128}
     own = MPFormerImageProcessor(size={"height": 64, "width": 96}, **fields)
     own.save_pretrained(tmp_path / "own")
     mpformer(["convert", "to-mask2former", str(tmp_path / "own"), str(tmp_path / "plain")])
