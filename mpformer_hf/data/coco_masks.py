@@ -11,7 +11,16 @@ from pycocotools import mask as coco_mask
 
 
 def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
-    """Polygons `[[x, y, x, y, ...], ...]`, an RLE `{"size": [height, width], "counts": ...}` or a bitmap to a mask.
+    """Polygons `[[x, y, x, y, ...], ...]`, an RLE `{"size": [height, width], "counts": ...}` or a bitmap to a mask of
+    the image, bool `[height, width]`; arguments and errors as of `decode_part`."""
+    part, top, left = decode_part(segmentation, height, width)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return mask
+
+
+def decode_part(segmentation, height: int, width: int) -> tuple[np.ndarray, int, int]:
+    """The part of a mask outside of which it is empty, so that the cost is that of the object and not of the image.
 
     Args:
         segmentation: polygons in pixels, which may reach beyond the image by its longer side, or an RLE with a list of
@@ -19,7 +28,7 @@ def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
         height, width: size of the image.
 
     Returns:
-        bool `[height, width]`.
+        bool `[h, w]`, and the row and the column of the image where it begins.
 
     Raises:
         ValueError: it is neither, or invalid; the message begins with a verb ("has ...").
@@ -31,10 +40,11 @@ def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
         if bitmap.shape != (height, width):
             sizes = ["x".join(map(str, size)) for size in (bitmap.shape, (height, width))]
             raise ValueError(f"has a bitmap of {sizes[0]}, the image is {sizes[1]} (height x width)")
-        return bitmap
+        return bitmap, 0, 0
     if isinstance(segmentation, (list, tuple, np.ndarray)) and len(segmentation):
         polygons = [check_polygon(polygon, height, width) for polygon in segmentation]
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(bool)
+        drawn = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        return part_of_runs(decompress_counts(drawn["counts"]), height)
     raise ValueError("has a segmentation that is neither polygons nor RLE")
 
 
@@ -46,8 +56,8 @@ def is_bitmap(segmentation) -> bool:
     return rows and all(value in (0, 1) for row in segmentation for value in row)
 
 
-def decode_rle(rle: dict, height: int, width: int) -> np.ndarray:
-    """RLE to a mask, see `decode_segmentation`."""
+def decode_rle(rle: dict, height: int, width: int) -> tuple[np.ndarray, int, int]:
+    """RLE to a mask, see `decode_part`."""
     size, counts = rle.get("size"), rle.get("counts")
     if size is None or counts is None or len(size) != 2:
         raise ValueError("has an RLE without size and counts")
@@ -58,9 +68,20 @@ def decode_rle(rle: dict, height: int, width: int) -> np.ndarray:
         raise ValueError("has an RLE whose counts are not integers of at least 0")
     if sum(runs) != height * width:
         raise ValueError(f"has an RLE of {sum(runs)} pixels, the image has {height * width}")
-    values = np.zeros(len(runs), dtype=bool)
-    values[1::2] = True
-    return np.repeat(values, runs).reshape(height, width, order="F")
+    return part_of_runs(runs, height)
+
+
+def part_of_runs(runs: list[int], height: int) -> tuple[np.ndarray, int, int]:
+    """Run lengths of a mask, by columns, empty ones first, to its part, see `decode_part`."""
+    ends, drawn = np.cumsum(runs), 2 * np.flatnonzero(runs[1::2]) + 1
+    if not len(drawn):
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    left = int(ends[drawn[0] - 1]) // height
+    right = (int(ends[drawn[-1]]) - 1) // height + 1
+    ends = (ends - left * height).clip(0, (right - left) * height)
+    columns = np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(ends, prepend=0)).reshape(right - left, height).T
+    rows = np.flatnonzero(columns.any(1))
+    return columns[rows[0] : rows[-1] + 1], int(rows[0]), left
 
 
 def decompress_counts(counts: str | bytes) -> list[int]:

@@ -5,7 +5,7 @@ A map of segment ids and the class of each id. Pixels whose id has no class are 
 
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -122,20 +122,33 @@ class ObjectMask:
     """One object of an image.
 
     Attributes:
-        mask: bool `[H, W]`.
+        mask: bool `[h, w]`, the image or a part of it, outside of which the object has no pixel.
         label: class id.
         crowd: whether it is a crowd.
         area: area in pixels as the dataset states it, or None.
+        top, left: row and column of the image where `mask` begins.
     """
 
     mask: np.ndarray
     label: int
     crowd: bool = False
     area: float | None = None
+    top: int = 0
+    left: int = 0
+
+    def joined(self, other: "ObjectMask") -> "ObjectMask":
+        """This object with the pixels of another one."""
+        top, left = min(self.top, other.top), min(self.left, other.left)
+        ends = [(item.top + item.mask.shape[0], item.left + item.mask.shape[1]) for item in (self, other)]
+        mask = np.zeros((max(end[0] for end in ends) - top, max(end[1] for end in ends) - left), dtype=bool)
+        for item, (bottom, right) in zip((self, other), ends, strict=True):
+            mask[item.top - top : bottom - top, item.left - left : right - left] |= item.mask
+        return replace(self, mask=mask, top=top, left=left)
 
 
 def from_objects(objects: Iterable[ObjectMask], height: int, width: int) -> Segments:
-    """Segments of objects that may overlap; segment ids are 1, 2, ... in their order."""
+    """Segments of objects that may overlap; segment ids are 1, 2, ... in their order. Each is in the first layer where
+    it overlaps no other."""
     segments = Segments(torch.empty(0), {})
     layers: list[np.ndarray] = []
     for number, item in enumerate(objects, start=1):
@@ -143,19 +156,15 @@ def from_objects(objects: Iterable[ObjectMask], height: int, width: int) -> Segm
         (segments.crowds if item.crowd else segments.classes)[number] = item.label
         if item.area is not None:
             segments.areas[number] = item.area
-        add_to_layers(layers, item.mask, number)
+        place = np.s_[item.top : item.top + item.mask.shape[0], item.left : item.left + item.mask.shape[1]]
+        layer = next((layer for layer in layers if not layer[place][item.mask].any()), None)
+        if layer is None:
+            layer = np.zeros((height, width), dtype=np.int32)
+            layers.append(layer)
+        layer[place][item.mask] = number
     layers = layers or [np.zeros((height, width), dtype=np.int32)]
     segments.map = torch.from_numpy(layers[0] if len(layers) == 1 else np.stack(layers))
     return segments
-
-
-def add_to_layers(layers: list[np.ndarray], mask: np.ndarray, number: int) -> None:
-    """Write a segment into the first layer where it overlaps no other, or into a new layer."""
-    for layer in layers:
-        if not layer[mask].any():
-            layer[mask] = number
-            return
-    layers.append(np.where(mask, np.int32(number), np.int32(0)))
 
 
 def merge_by_class(segments: Segments) -> Segments:

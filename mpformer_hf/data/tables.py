@@ -8,7 +8,7 @@ import torch
 
 from ..model.images import displayed_size
 from .coco_checks import is_flag
-from .coco_masks import decode_segmentation
+from .coco_masks import decode_part
 from .labels import Labels, as_rows
 from .segments import ObjectMask, Reader, Segments, from_objects, read_map
 
@@ -125,10 +125,10 @@ def objects_reader(image_column: str, labels: Labels, column: str = "objects") -
                 category = first_value(item, ("category_id", "category", "label"))
                 if category not in labels.category_to_class:
                     raise ValueError(f"has category {category}, which is not in id2label")
-                mask = decode_segmentation(first_value(item, ("segmentation", "mask")), height, width)
+                mask, top, left = decode_part(first_value(item, ("segmentation", "mask")), height, width)
             except ValueError as error:
                 raise ValueError(f"object {number} {error}") from error
-            return ObjectMask(mask, labels.category_to_class[category], is_crowd(item), item.get("area"))
+            return ObjectMask(mask, labels.category_to_class[category], is_crowd(item), item.get("area"), top, left)
 
         return from_objects((decode(number, item) for number, item in enumerate(objects)), height, width)
 

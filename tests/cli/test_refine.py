@@ -15,6 +15,7 @@ from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.layouts.coco import read_coco_json
 from mpformer_hf.data.layouts.yolo import read_labels_file
 from mpformer_hf.data.layouts.yolo_boxes import read_class_names
+from mpformer_hf.data.segments import from_objects
 from mpformer_hf.inference.loading import load_model, load_processor
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.images import read_image
@@ -205,10 +206,11 @@ def test_boxes_of_yolo_become_polygons(yolo, capsys):
     expected = predictor.refine(read_image(yolo / "photos" / "a.png"), boxes=boxes, labels=[0, -1])["segmentation"]
     assert [row["segmentation"] for row in content["annotations"][:2]] == [encode_rle(x.numpy()) for x in expected]
     rows = read_labels_file(yolo / "out" / "labels" / "a.txt", 40, 60)
-    assert [category for category, _ in rows] == [0, 1]
-    for (_, mask), refined in zip(rows, expected, strict=True):
+    assert [item.label for item in rows] == [0, 1]
+    for item, refined in zip(rows, expected, strict=True):
+        mask = from_objects([item], 40, 60).map.numpy() > 0
         filled = binary_fill_holes(refined.numpy())
-        assert (mask.astype(bool) & filled).sum() > 0.9 * (mask.astype(bool) | filled).sum()
+        assert (mask & filled).sum() > 0.9 * (mask | filled).sum()
     assert len(read_labels_file(yolo / "out" / "labels" / "b.txt", 40, 60)) == 1
     assert "unicorn" in (yolo / "out" / "data.yaml").read_text()
 
@@ -271,7 +273,7 @@ def test_other_forms_of_yolo(yolo, caplog):
     assert "lost.txt has no image; there are 1 of these" in caplog.text
     names = yaml.safe_load((yolo / "out" / "data.yaml").read_text())["names"]
     assert names == {0: "unicorn", 7: "cat"}
-    assert [category for category, _ in read_labels_file(yolo / "out" / "labels" / "a.txt", 40, 60)] == [7]
+    assert [item.label for item in read_labels_file(yolo / "out" / "labels" / "a.txt", 40, 60)] == [7]
     (yolo / "data.yaml").unlink()
     (yolo / "classes.txt").write_text("\ufeffcat \ndog\n\n", encoding="utf-8")
     assert read_class_names(labels) == {0: "cat", 1: "dog"}

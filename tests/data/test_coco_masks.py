@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mpformer_hf.data.coco_masks import decode_segmentation
+from mpformer_hf.data.coco_masks import decode_part, decode_segmentation
 from mpformer_hf.model.label_maps import encode_rle
 
 HUGE = [[1.0, 1.0, 1e9, 1.0, 1e9, 1e9]]
@@ -24,12 +24,24 @@ def test_rle_equals_pycocotools(seed):
         assert np.array_equal(decode_segmentation(rle, *mask.shape), mask)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_polygons_equal_pycocotools(seed):
-    rng = np.random.default_rng(seed)
-    polygons = [(rng.random(2 * rng.integers(3, 8)) * 50 - 5).tolist() for _ in range(2)]
-    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 40, 60))).astype(bool)
-    assert np.array_equal(decode_segmentation(polygons, 40, 60), expected)
+@pytest.mark.parametrize("decimals", [0, 1, 2, 9])
+def test_polygons_equal_pycocotools(decimals):
+    rng = np.random.default_rng(decimals)
+    for _ in range(150):
+        scale, offset = rng.choice([5, 20, 80]), rng.choice([-20, 0, 15])
+        polygons = [(rng.random(2 * rng.integers(3, 8)) * scale + offset).round(decimals).tolist() for _ in range(2)]
+        expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 40, 60))).astype(bool)
+        assert np.array_equal(decode_segmentation(polygons, 40, 60), expected)
+
+
+def test_the_cost_of_an_object_does_not_grow_with_the_image():
+    small = np.zeros((4000, 3000), np.uint8)
+    small[3000:3010, 2000:2020] = 1
+    square = [2000, 3000, 2020, 3000, 2020, 3010, 2000, 3010]
+    for segmentation in ([square], coco_mask.encode(np.asfortranarray(small))):
+        part, top, left = decode_part(segmentation, *small.shape)
+        assert part.all() and part.shape == (10, 20) and (top, left) == (3000, 2000)
+    assert decode_part([[-9, -9, -5, -9, -5, -5]], 40, 60)[0].size == 0
 
 
 @pytest.mark.parametrize(

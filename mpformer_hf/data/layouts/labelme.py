@@ -13,7 +13,7 @@ from datasets import Value
 
 from ...model.images import displayed_size, open_image
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
-from ..coco_masks import decode_segmentation
+from ..coco_masks import decode_part
 from ..labels import Labels
 from ..segments import VOID, ObjectMask, Reader, Segments, from_objects
 from ..split_names import ALL_SPLITS, words_of
@@ -26,8 +26,8 @@ CIRCLE = np.linspace(0, 2 * np.pi, 65)[:-1]
 IGNORED, BACKGROUND = "__ignore__", "_background_"  # labelme's names of what is no class
 
 
-def shape_mask(shape: dict, height: int, width: int) -> np.ndarray:
-    """Mask of a shape, bool `[H, W]`.
+def shape_part(shape: dict, height: int, width: int) -> tuple[np.ndarray, int, int]:
+    """Mask of a shape, see `decode_part`.
 
     Raises:
         ValueError: it is invalid.
@@ -35,17 +35,17 @@ def shape_mask(shape: dict, height: int, width: int) -> np.ndarray:
     kind = shape.get("shape_type") or "polygon"
     points = np.array(shape["points"], dtype=float).reshape(-1, 2)
     if kind == "mask":
-        return pasted_mask(shape, points, height, width)
+        return pasted_part(shape, points, height, width)
     if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
         points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     if kind == "circle" and len(points) == 2:
         radius = np.hypot(*(points[1] - points[0]))
         points = points[0] + radius * np.stack((np.cos(CIRCLE), np.sin(CIRCLE)), 1)
-    return decode_segmentation([points.flatten().tolist()], height, width)
+    return decode_part([points.flatten().tolist()], height, width)
 
 
-def pasted_mask(shape: dict, points: np.ndarray, height: int, width: int) -> np.ndarray:
+def pasted_part(shape: dict, points: np.ndarray, height: int, width: int) -> tuple[np.ndarray, int, int]:
     """Mask of a shape of type `mask`: a PNG of the box whose corners are its two points."""
     try:
         part = np.array(open_image(io.BytesIO(base64.b64decode(shape["mask"], validate=True)))) > 0
@@ -54,13 +54,11 @@ def pasted_mask(shape: dict, points: np.ndarray, height: int, width: int) -> np.
     x, y = points.min(0).round().astype(int).tolist()
     if part.ndim != 2 or x < 0 or y < 0 or y + part.shape[0] > height or x + part.shape[1] > width:
         raise ValueError(f"has a mask of {part.shape} at ({x}, {y}), which is not inside of the image")
-    mask = np.zeros((height, width), dtype=bool)
-    mask[y : y + part.shape[0], x : x + part.shape[1]] = part
-    return mask
+    return part, y, x
 
 
-def masks_of(row: dict, height: int, width: int) -> Iterator[tuple[dict, np.ndarray]]:
-    """Each shape of a row that has an area, and its mask.
+def parts_of(row: dict, height: int, width: int) -> Iterator[tuple[dict, np.ndarray, int, int]]:
+    """Each shape of a row that has an area, and its mask, see `decode_part`.
 
     Raises:
         ValueError: a shape is invalid; the message names it.
@@ -68,7 +66,7 @@ def masks_of(row: dict, height: int, width: int) -> Iterator[tuple[dict, np.ndar
     for number, shape in enumerate(read_json(Path(row["text"]))["shapes"]):
         if (shape.get("shape_type") or "polygon") in AREAS:
             try:
-                yield shape, shape_mask(shape, height, width)
+                yield shape, *shape_part(shape, height, width)
             except ValueError as error:
                 raise ValueError(f"shape {number} of {row['text']} {error}") from error
 
@@ -82,8 +80,9 @@ def semantic_shapes_reader(labels: Labels, names: dict[str, int]) -> Reader:
     def read(row: dict) -> Segments:
         width, height = displayed_size(row["image"])
         map_ = np.full((height, width), rest, dtype=np.int32)
-        for shape, mask in masks_of(row, height, width):
-            map_[mask] = VOID if shape["label"] == IGNORED else classes.get(shape["label"], rest)
+        for shape, mask, top, left in parts_of(row, height, width):
+            place = map_[top : top + mask.shape[0], left : left + mask.shape[1]]
+            place[mask] = VOID if shape["label"] == IGNORED else classes.get(shape["label"], rest)
         return Segments(torch.from_numpy(map_), {int(i): int(i) for i in np.unique(map_) if i != VOID})
 
     return read
@@ -95,15 +94,13 @@ def object_shapes_reader(labels: Labels, names: dict[str, int]) -> Reader:
     def read(row: dict) -> Segments:
         width, height = displayed_size(row["image"])
         objects: dict[object, ObjectMask] = {}
-        for number, (shape, mask) in enumerate(masks_of(row, height, width)):
+        for number, (shape, mask, top, left) in enumerate(parts_of(row, height, width)):
             if shape["label"] in (IGNORED, BACKGROUND):
                 continue
             group = shape.get("group_id")
             key = number if group is None else (shape["label"], group)
-            if key in objects:
-                objects[key].mask |= mask
-            else:
-                objects[key] = ObjectMask(mask, labels.category_to_class[names[shape["label"]]])
+            item = ObjectMask(mask, labels.category_to_class[names[shape["label"]]], top=top, left=left)
+            objects[key] = objects[key].joined(item) if key in objects else item
         return from_objects(objects.values(), height, width)
 
     return read

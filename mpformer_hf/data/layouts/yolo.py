@@ -8,7 +8,7 @@ from datasets import Value
 
 from ...model.images import displayed_size
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_yaml
-from ..coco_masks import decode_segmentation
+from ..coco_masks import decode_part
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects
 from ..split_names import names_of_split
@@ -55,8 +55,8 @@ def polygon_of(values: list[float], number: int, file: Path, height: int, width:
     return (np.array(values).clip(0, 1).reshape(-1, 2) * (width, height)).flatten().tolist()
 
 
-def read_labels_file(file: Path, height: int, width: int) -> list[tuple[int, np.ndarray]]:
-    """Class and mask of each line `class x1 y1 x2 y2 ...`, relative to width and height.
+def read_labels_file(file: Path, height: int, width: int) -> list[ObjectMask]:
+    """The object of each line `class x1 y1 x2 y2 ...`, relative to width and height; its label is the class.
 
     Raises:
         ValueError: a line is a box or not such numbers.
@@ -66,7 +66,8 @@ def read_labels_file(file: Path, height: int, width: int) -> list[tuple[int, np.
         if len(values) == 4:
             raise ValueError(f"line {number} of {file} is a box, expected a polygon: class x1 y1 x2 y2 x3 y3 ...")
         polygon = polygon_of(values, number, file, height, width)
-        objects.append((category, decode_segmentation([polygon], height, width)))
+        mask, top, left = decode_part([polygon], height, width)
+        objects.append(ObjectMask(mask, category, top=top, left=left))
     return objects
 
 
@@ -75,11 +76,12 @@ def polygons_reader(labels: Labels) -> Reader:
 
     def read(row: dict) -> Segments:
         width, height = displayed_size(row["image"])
-        file, objects = Path(row["text"]), []
-        for category, mask in read_labels_file(file, height, width) if file.is_file() else ():
-            if category not in labels.category_to_class:
-                raise ValueError(f"{file} has class {category}, which is not in data.yaml")
-            objects.append(ObjectMask(mask, labels.category_to_class[category]))
+        file = Path(row["text"])
+        objects = read_labels_file(file, height, width) if file.is_file() else []
+        for item in objects:
+            if item.label not in labels.category_to_class:
+                raise ValueError(f"{file} has class {item.label}, which is not in data.yaml")
+            item.label = labels.category_to_class[item.label]
         return from_objects(objects, height, width)
 
     return read
