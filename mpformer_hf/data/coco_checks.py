@@ -32,7 +32,7 @@ def mark_bad_images(content, file: Path) -> None:
         ValueError: there are problems that are not of one image's annotations, or no image has valid ones.
     """
     refuse(file, list(find_problems(content)))
-    problems: dict = {}
+    problems: dict = {image["id"]: [image["problem"]] for image in content["images"] if "problem" in image}
     for image, text in find_annotation_problems(content):
         problems.setdefault(image, []).append(text)
     for image in content["images"]:

@@ -70,7 +70,8 @@ def describe_difference(own: Labels, other: Labels) -> str:
     """What is different in the classes of two splits."""
     missing, more = ([n for n in a.names if n not in b.names] for a, b in ((other, own), (own, other)))
     parts = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{', '.join(more)} added"] * bool(more)
-    return " and ".join(parts) or "their ids or their order differ"
+    difference = " and ".join(parts) or "their ids or their order differ"
+    return f"{difference}; if they are the same classes, give all names in one order with --id2label"
 
 
 def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:

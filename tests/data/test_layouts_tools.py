@@ -98,10 +98,28 @@ def test_via_attributes_of_which_none_is_a_class(tmp_path):
     photos(tmp_path / "train", "a.jpg")
     rows = {"a": {"filename": "a.jpg", "regions": [via_polygon(TRIANGLE, colour="red", size="big")]}}
     (tmp_path / "train" / "via_region_data.json").write_text(json.dumps(rows))
+    for attributes in ({"colour": "red", "size": "big"}, {"type": "polygon", "name": "cat"}):
+        rows["a"]["regions"] = [via_polygon(TRIANGLE, **attributes)]
+        (tmp_path / "train" / "via_region_data.json").write_text(json.dumps(rows))
+        with pytest.raises(
+            ValueError, match=f"has the attributes {', '.join(attributes)}; name the one of the classes"
+        ):
+            read(tmp_path)
+
+
+def test_all_files_of_via_have_one_attribute_of_classes(tmp_path):
+    regions = {"train": via_polygon(TRIANGLE, name="cat"), "val": via_polygon(TRIANGLE, name="cat", label="sick")}
+    for split, region in regions.items():
+        photos(tmp_path / split, "a.jpg", "b.jpg")
+        good = via_polygon(TRIANGLE, label="dog")
+        rows = {"a": {"filename": "a.jpg", "regions": [region]}, "b": {"filename": "b.jpg", "regions": [good]}}
+        (tmp_path / split / "via_region_data.json").write_text(json.dumps(rows))
     with pytest.raises(
-        ValueError, match=r"via_region_data\.json has the attributes colour, size; name the one of the classes `class`"
+        ValueError, match=r"1 of 2 images are invalid: a\.jpg in .*no value of the attribute label; --skip"
     ):
         read(tmp_path)
+    assert len(read(tmp_path, skip_bad_images=True)) == 1
+    assert [label for label, _ in masks_of(read(tmp_path, split="val"))] == ["sick"]
 
 
 def label_studio_task(name, results, **more):
@@ -115,7 +133,7 @@ def label_studio_result(kind, value, label):
     return {"type": f"{kind}labels", "from_name": "label", "to_name": "image", "value": value, **size}
 
 
-def test_label_studio(tmp_path):
+def test_label_studio(tmp_path, caplog):
     percent = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in TRIANGLE]
     box = {"x": 50, "y": 25, "width": 100 / 6, "height": 50, "rotation": 0}
     results = [
@@ -127,9 +145,16 @@ def test_label_studio(tmp_path):
     (tmp_path / "project-1.json").write_text(json.dumps([label_studio_task("a.jpg", results)]))
     split = read(tmp_path)
     assert_masks(masks_of(split), [("dog", INSIDE), ("cat", box_mask(30, 10, 40, 30))], 0.1)
-    results[1]["value"]["rotation"] = 30
-    (tmp_path / "project-1.json").write_text(json.dumps([label_studio_task("a.jpg", results)]))
-    with pytest.raises(ValueError, match=r"project-1\.json: task 7 cannot be read .*a shape is rotated"):
+    results[1]["value"]["rotation"] = 90
+    task = label_studio_task("a.jpg", results)
+    task["data"]["image"] = "https://bucket.example/a.jpg?X-Signature=1%2F2"
+    task["annotations"].insert(0, {"completed_by": 2, "result": []})
+    (tmp_path / "project-1.json").write_text(json.dumps([task, {"id": 8, "data": {}, "annotations": []}]))
+    assert_masks(masks_of(read(tmp_path)), [("dog", INSIDE), ("cat", box_mask(10, 10, 30, 20))], 0.1)
+    assert "1 tasks have several annotations" in caplog.text and "1 tasks have no annotation" in caplog.text
+    del results[1]["value"]["rectanglelabels"]
+    (tmp_path / "project-1.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match="a region has no label"):
         read(tmp_path)
 
 
@@ -170,6 +195,15 @@ def test_cvat_xml(tmp_path, caplog):
         assert len(opened) == 1 and opened.labels.names == ["dog", "cat"]
         assert_masks(masks_of(opened), expected, 0.1)
     assert "1 shapes without an area" in caplog.text
+    turned = CVAT.format(images=images.replace('ybr="30"', 'ybr="30" rotation="90"').replace('name="Train/', 'name="'))
+    (tmp_path / "annotations.xml").write_text(
+        turned.replace('name="Validation/1', 'name="0')
+    )  # one name in both subsets
+    (tmp_path / "images" / "Validation" / "1.jpg").rename(tmp_path / "images" / "Validation" / "0.jpg")
+    for split in ("train", "validation"):
+        assert_masks(
+            masks_of(read(tmp_path, split=split)), [expected[0], ("dog", box_mask(25, 15, 45, 25)), expected[2]], 0.1
+        )
     (tmp_path / "annotations.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]>' + CVAT.format(images=images))
     with pytest.raises(ValueError, match="has a document type"):
         read(tmp_path)
@@ -445,6 +479,7 @@ def test_label_studio_chooses_the_image_and_compares_its_size(tmp_path):
         {**label_studio_result("polygon", {"points": percent}, "dog"), "type": "labels"},
     ]
     del pair[0]["value"]["polygonlabels"]
+    pair[0]["id"] = pair[1]["id"] = "Zb9"
     pair[1]["value"]["labels"] = pair[1]["value"].pop("polygonlabels")
     task = label_studio_task("a.jpg", pair)
     task["data"] = {

@@ -10,14 +10,26 @@ from ..labels import Labels
 from ..segments import Reader, Segments
 from .folder import read_lines
 
-COLORS = ("labelmap.txt", "class_dict.csv")  # of CVAT; name, r, g, b
+COLORS = ("labelmap.txt", "class_dict.csv", "label_colors.txt")  # of CVAT; name, r, g, b; r g b name
 VALUES = ("_classes.csv", "class_names.txt", "labels.txt", "classes.txt")  # of Roboflow; labelme2voc; a name a line
 
 
 def find_table(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of several files that lies in a folder or in a folder of it."""
-    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+    """The first of several files that lies in a folder, or else in folders of it.
+
+    Raises:
+        ValueError: those in folders of it differ.
+    """
+    own = [folder / name for name in names if (folder / name).is_file()]
+    below = [file for name in names for file in sorted(folder.glob(f"*/{name}"))]
+    other = next(
+        (file for file in below if file.name == below[0].name and read_lines(file) != read_lines(below[0])), None
+    )
+    if other is not None and not own:
+        raise ValueError(
+            f"{below[0]} and {other} differ: one table must be right for all splits; put it into {folder}."
+        )
+    return next(iter(own or below), None)
 
 
 def read_values(file: Path) -> list[dict]:
@@ -38,14 +50,16 @@ def read_values(file: Path) -> list[dict]:
 
 
 def read_colors(file: Path) -> list[dict]:
-    """Categories of a table of colours: CVAT's `labelmap.txt` (`name:red,green,blue:...`), or a csv of `name,r,g,b`,
-    perhaps with a line of titles. Ids are R + 256 G + 65536 B.
+    """Categories of a table of colours: CVAT's `labelmap.txt` (`name:red,green,blue:...`), CamVid's `label_colors.txt`
+    (`red green blue name`), or a csv of `name,r,g,b`, perhaps with a line of titles. Ids are R + 256 G + 65536 B.
 
     Raises:
         ValueError: a line has no colour.
     """
     lines = [line for line in read_lines(file) if not line.startswith("#")]
-    if file.suffix == ".txt":
+    if file.name == "label_colors.txt":
+        rows = [[*words[3:], *words[:3]] for words in (line.split(maxsplit=3) for line in lines)]
+    elif file.suffix == ".txt":
         rows = [[name, *color.split(",")] for name, color, *_ in (f"{line}::".split(":") for line in lines)]
     else:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
@@ -53,7 +67,8 @@ def read_colors(file: Path) -> list[dict]:
     categories = []
     for row, line in zip(rows, lines[len(lines) - len(rows) :], strict=True):
         if not is_color_row(row):
-            form = "name:red,green,blue" if file.suffix == ".txt" else "name,red,green,blue"
+            form = {"labelmap.txt": "name:red,green,blue", "label_colors.txt": "red green blue name"}
+            form = form.get(file.name, "name,red,green,blue")
             raise ValueError(f"{file} has the line {line!r}, expected {form}.")
         red, green, blue = (int(value) for value in row[1:4])
         code, name = red + 256 * green + 65536 * blue, row[0].strip()

@@ -27,10 +27,11 @@ LABEL_FOLDERS = {"mask", "masks", "label", "labels", "annotations"}
 
 
 def annotation_files(folder: Path) -> list[Path]:
-    """JSON files other than those of class names."""
-    files = [*folder.glob("*.json"), *folder.glob("annotations/*.json"), *folder.glob(f"*/{ROBOFLOW}")]
+    """JSON files other than those of class names, in a folder, in folders of it and in their `annotations`."""
     others = ("id2label.json", "panoptic_categories.json")
-    return sorted(file for file in files if file.name not in others and not file.name.startswith("."))
+    files = [file for file in files_below(folder) if file.suffix == ".json" and file.name not in others]
+    depths = {file: len(file.relative_to(folder).parts) - (file.parent.name == "annotations") for file in files}
+    return sorted(file for file, depth in depths.items() if depth <= 2)
 
 
 LABELME = re.compile(r'"shapes"\s*:\s*\[|"imagePath"\s*:|"imageData"\s*:')
@@ -267,6 +268,8 @@ class FileFinder:
             found = [path for path in found if words_of(str(path.parent)) & self.of_split] or found
         if len(found) > 1 and not is_map:
             found = [path for path in found if not words_of(str(path.parent)) & LABEL_FOLDERS] or found
+        if len(found) > 1:
+            found = [path for path in found if Path(plain(str(path))).parts == parts] or found
         if len(found) != 1:
             if found:
                 raise ValueError(f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}.")
@@ -277,10 +280,14 @@ class FileFinder:
 SIGNATURES = {  # texts at the beginning of JSON files of annotation tools that are not COCO
     "VGG Image Annotator": ('"_via_', '"regions"'),
     "Label Studio": ('"completed_by"', '"from_name"', '"brushlabels"', '"polygonlabels"'),
-    "SuperAnnotate": ('"pixelClassification"', '"isClosed"'),
+    "SuperAnnotate": ('"pixelClassification"', '"isClosed"', '"annotatorEmail"'),
     "Darwin V7": ("darwin-json", '"source_files"'),
     "ISAT": ('"description": "ISAT"',),
     "SA-1B": ('"file_name": "sa_',),
+    "Supervisely": ('"projectType"', '"classTitle"'),
+    "Hasty": ('"label_classes"',),
+    "Segments.ai": ('"task_type": "segmentation', '"segmentation_bitmap_file"'),
+    "Scale": ('"callback_url"',),
 }
 
 
@@ -292,7 +299,7 @@ def tool_of(file: Path) -> str | None:
     return next((tool for tool, texts in SIGNATURES.items() if any(text in start for text in texts)), None)
 
 
-BACKGROUND = "background"
+BACKGROUND, IMAGES = "background", "images"
 
 
 def add_background(categories: list[dict]) -> list[dict]:
@@ -329,7 +336,7 @@ class Coco(FolderLayout):
         # archives (the downloads), logs and tables are allowed beside images
         suffixes = {file.suffix.lower() for file in files_below(folder)}
         images = suffixes.isdisjoint(TABLE_SUFFIXES) or not suffixes.isdisjoint(IMAGE_SUFFIXES)
-        return {self.needs: bool(self.files(folder)), "images": images}
+        return {self.needs: bool(self.files(folder)), IMAGES: images}
 
     def files(self, folder: Path) -> list[Path]:
         """Files of annotations of this layout."""

@@ -27,7 +27,7 @@ from .folder import (
 IMAGES = ("images", "imgs", "img_dir", "image", "img")
 MASKS = ("masks", "annotations", "ann_dir", "labels", "mask", "label")
 INSTANCES = ("instances", "instance_masks", "instance_maps", "instance_ids", "instance_labels")
-ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "-mask", "_gt", "_L")  # of the names of label images
+ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "-mask", "_gt", "_L", "_masks", "_cp_masks")  # of label images
 BESIDE = ("_labels", "_masks", "_label", "_mask", "_annot", "annot")  # of the names of folders of label images
 OBJECT = [{"id": 0, "name": "object", "isthing": 1}]
 logger = logging.getLogger(__name__)
@@ -137,7 +137,9 @@ class SplitPairs(MaskImages):
     def folders(self, folder: Path) -> dict[Path, Path]:
         """Folders of label images by those of their images."""
         places = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
-        pairs = ((path, places.get(name + end)) for name, path in places.items() for end in BESIDE)
+        pairs = (
+            (path, places.get(name.removesuffix("_images") + end)) for name, path in places.items() for end in BESIDE
+        )
         return {
             path: labels for path, labels in pairs if labels and images_in(labels) and words_of(path.name) & ALL_SPLITS
         }

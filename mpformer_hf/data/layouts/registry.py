@@ -5,7 +5,7 @@ from pathlib import Path
 from ...utils.files import TABLE_SUFFIXES, files_below
 from .ade20k import Ade20k
 from .cityscapes import Cityscapes
-from .coco import Coco, annotation_files, tool_of
+from .coco import IMAGES, Coco, annotation_files, tool_of
 from .coco_stuff import CocoStuff
 from .folder import FolderLayout
 from .labelme import Labelme
@@ -16,7 +16,12 @@ from .pascal_voc import PascalVoc
 from .tools import CvatXml, LabelStudio, Via
 from .yolo import Yolo
 
-FILES = {"___objects.json": "SuperAnnotate", "___fuse.png": "SuperAnnotate"}
+FILES = {
+    "___objects.json": "SuperAnnotate",
+    "___fuse.png": "SuperAnnotate",
+    ".ndjson": "Labelbox",
+    ".geojson": "QuPath",
+}
 LAYOUTS: tuple[FolderLayout, ...] = (  # the first that fits is taken: the particular ones first
     Cityscapes(),
     Ade20k(),
@@ -61,7 +66,13 @@ def find_layout(name: str, task: str) -> FolderLayout | None:
     if any(file.suffix in TABLE_SUFFIXES for file in files):
         return None
     if other is not None:
-        raise ValueError(f"{name} is {other.name}, which is for task {' and '.join(other.tasks)}, not for task {task}.")
+        hint = (
+            "; maps of instance ids must be in instances/"
+            if isinstance(other, MaskImages) and task == "instance"
+            else ""
+        )
+        tasks = " and ".join(other.tasks)
+        raise ValueError(f"{name} is {other.name}, which is for task {tasks}, not for task {task}{hint}.")
     tools = {tool for file in annotation_files(folder) if (tool := tool_of(file))}
     tools |= {tool for ending, tool in FILES.items() if any(file.name.endswith(ending) for file in files)}
     if tools:
@@ -73,6 +84,7 @@ def find_layout(name: str, task: str) -> FolderLayout | None:
 def describe_nearest(folder: Path) -> str:
     """All layouts, and what is missing for the one with the most parts."""
     present = {layout: layout.parts(folder) for layout in LAYOUTS}
+    present = {layout: {p: there for p, there in parts.items() if p != IMAGES} for layout, parts in present.items()}
     layouts = ", ".join(layout.name for layout in LAYOUTS)
     nearest = max(present, key=lambda layout: sum(present[layout].values()) / len(present[layout]))
     text = f"it has no file of type {', '.join(TABLE_SUFFIXES)} and fits no layout of {layouts}."

@@ -4,6 +4,7 @@ import logging
 import re
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +20,8 @@ from .coco import Coco, FileFinder, plain, tool_of
 logger = logging.getLogger(__name__)
 CIRCLE = np.linspace(0, 2 * np.pi, 65)[:-1]
 LARGEST = 1 << 30  # pixels of an image
-CLASS_ATTRIBUTES = ("class", "label", "category", "type", "name")  # of VIA, where regions have several
+CLASS_ATTRIBUTES = ("class", "label", "category")  # of VIA, where regions have several; the first that is there
+OTHER_CLASS_ATTRIBUTES = ("type", "name")  # if only one of them is there
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the names of uploaded files
 
 
@@ -34,6 +36,15 @@ def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
     return [x, y, x + width, y, x + width, y + height, x, y + height]
 
 
+def turned(polygon: list[float], degrees: float, x: float, y: float) -> list[float]:
+    """A polygon after a clockwise turn about (x, y)."""
+    if not degrees:
+        return polygon
+    angle = np.deg2rad(float(degrees))
+    matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return ((np.array(polygon).reshape(-1, 2) - (x, y)) @ matrix + (x, y)).flatten().tolist()
+
+
 class Collected:
     """Images, objects and classes in the form of COCO's JSON, as they are read.
 
@@ -46,7 +57,7 @@ class Collected:
         self.images: list[dict] = []
         self.annotations: list[dict] = []
         self.classes: dict[str, int] = {}
-        self.boxes = self.ignored = 0
+        self.boxes = self.ignored = self.without_annotation = self.several = 0
 
     def add_image(self, name: str, size: tuple[int, int] | None = None) -> int:
         """Add an image; returns its id. `size`: (height, width)."""
@@ -62,6 +73,11 @@ class Collected:
         self.annotations.append(
             {"id": number, "image_id": image, "category_id": category, "segmentation": segmentation, "iscrowd": 0}
         )
+
+    def mark_bad(self, image: int, error: Exception) -> None:
+        """Mark an image as invalid, see `mark_bad_images`."""
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        self.images[image].setdefault("problem", f"{kind}{error}")
 
     def content(self, classes: Iterable[str]) -> dict:
         """All of it, checked; see `mark_bad_images`.
@@ -82,6 +98,11 @@ class Collected:
             logger.warning("%s: %d shapes without an area (points, lines) are ignored.", self.file, self.ignored)
         if self.boxes:
             logger.warning("%s: %d rectangles are read as masks that fill them.", self.file, self.boxes)
+        if self.without_annotation:
+            logger.warning("%s: %d tasks have no annotation and are left out.", self.file, self.without_annotation)
+        if self.several:
+            text = "%s: %d tasks have several annotations; the ground truth is used, or else the first with regions."
+            logger.warning(text, self.file, self.several)
         return content
 
 
@@ -108,7 +129,7 @@ class ToolLayout(Coco):
 
 class Via(ToolLayout):
     """`via_region_data.json` or a project of VIA 1 and 2. Classes are the values of one attribute of the regions: the
-    only one, or the one that is called class, label, category, type or name."""
+    only one, or the one that is called class, label or category, or else type or name."""
 
     name = "VIA (VGG Image Annotator, via_region_data.json)"
     needs = "a JSON of VIA"
@@ -117,42 +138,55 @@ class Via(ToolLayout):
     def files(self, folder: Path) -> list[Path]:
         return sorted(f for f in files_below(folder) if f.suffix == ".json" and tool_of(f) == self.tool)
 
-    def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
+    def regions(self, file: Path) -> tuple[dict, list[tuple[str, list[dict]]]]:
+        """Content of a file, and the file name and the regions of each of its images.
+
+        Raises:
+            ValueError: it is not of VIA.
+        """
         content = read_json(file)
         metadata = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
         rows = list(metadata.values()) if isinstance(metadata, dict) else []
         if not all(isinstance(row, dict) and isinstance(row.get("filename"), str) for row in rows):
             raise ValueError(f"{file} is not of VIA: its images must be mappings with filename and regions.")
-        collected = Collected(file)
         try:
-            regions = [(row["filename"], list(regions_of(row))) for row in rows]
-            attribute, names = self.class_attribute(content, [region for _, found in regions for region in found], file)
-            for file_name, found in regions:
-                image = collected.add_image(file_name)
+            return content, [(row["filename"], list(regions_of(row))) for row in rows]
+        except UNREADABLE as error:
+            raise unreadable(file, "a region", error) from error
+
+    def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
+        content, images = self.regions(file)
+        collected, attribute = Collected(file), self.class_attribute(folder)
+        options = (content.get("_via_attributes") or {}).get("region") or {}
+        names = (options.get(attribute) or {}).get("options") or {}
+        for file_name, found in images:
+            image = collected.add_image(file_name)
+            try:
                 for region in found:
                     shape, polygon = region["shape_attributes"], via_polygon(region["shape_attributes"])
                     if polygon is None:
                         collected.ignored += 1
                         continue
-                    label = label_of(region, attribute, names, f"{file}, {file_name}")
-                    collected.add_object(image, label, [polygon], shape["name"] == "rect")
-        except UNREADABLE as error:
-            raise error if str(error).startswith(str(file)) else unreadable(file, "a region", error) from error
+                    collected.add_object(image, label_of(region, attribute, names), [polygon], shape["name"] == "rect")
+            except UNREADABLE as error:
+                collected.mark_bad(image, error)
         return collected
 
-    def class_attribute(self, content: dict, regions: list[dict], file: Path) -> tuple[str | None, dict]:
-        """Name of the attribute that has the classes, None if regions have none; and names of its options by id.
+    def class_attribute(self, folder: Path) -> str | None:
+        """Name of the attribute that has the classes in all files of a folder; None if regions have none.
 
         Raises:
-            ValueError: there are several attributes and none is named as a class.
+            ValueError: there are several attributes, and none or several are named as a class.
         """
-        options = (content.get("_via_attributes") or {}).get("region") or {}
-        keys = list(dict.fromkeys(key for region in regions for key in region.get("region_attributes") or {}))
-        named = [key for name in CLASS_ATTRIBUTES for key in keys if key.lower() == name]
-        if len(keys) > 1 and not named:
-            raise ValueError(f"{file} has the attributes {', '.join(keys)}; name the one of the classes `class`.")
-        attribute = (named or keys or [None])[0]
-        return attribute, (options.get(attribute) or {}).get("options") or {}
+        found = [region for file in self.files(folder) for _, regions in self.regions(file)[1] for region in regions]
+        attributes = [region.get("region_attributes") for region in found if isinstance(region, dict)]
+        keys = list(dict.fromkeys(key for values in attributes if isinstance(values, dict) for key in values))
+        named = [key for name in CLASS_ATTRIBUTES for key in keys if key.lower() == name] or [
+            key for key in keys if key.lower() in OTHER_CLASS_ATTRIBUTES
+        ]
+        if len(keys) > 1 and (not named or (len(named) > 1 and named[0].lower() not in CLASS_ATTRIBUTES)):
+            raise ValueError(f"{folder} has the attributes {', '.join(keys)}; name the one of the classes `class`.")
+        return (named or keys or [None])[0]
 
 
 def unreadable(file: Path, what: str, error: Exception) -> ValueError:
@@ -166,7 +200,7 @@ def regions_of(row: dict) -> Iterable[dict]:
     return regions.values() if isinstance(regions, dict) else regions
 
 
-def label_of(region: dict, attribute: str | None, names: dict, where: str) -> str:
+def label_of(region: dict, attribute: str | None, names: dict) -> str:
     """Class of a region.
 
     Raises:
@@ -177,7 +211,7 @@ def label_of(region: dict, attribute: str | None, names: dict, where: str) -> st
     value = (region.get("region_attributes") or {}).get(attribute)
     chosen = [key for key, on in value.items() if on] if isinstance(value, dict) else [value] if value else []
     if not chosen:
-        raise ValueError(f"{where} has a region without a value of the attribute {attribute}.")
+        raise ValueError(f"a region has no value of the attribute {attribute}")
     return " ".join(str(names.get(str(key)) or key) for key in chosen)
 
 
@@ -244,9 +278,25 @@ def decode_brush(values: list[int], height: int, width: int) -> np.ndarray:
     return found.reshape(height, width, 4)[..., 3] > 127
 
 
+REGION = {"points", "rle", "radiusX", "width"}  # of the value of a result of Label Studio
+
+
+def labels_of(result: dict) -> list[str]:
+    """Labels of a result."""
+    value = result.get("value") or {}
+    return next((value[key] for key in value if key.endswith("labels") and value[key]), [])
+
+
+def path_of(url: str) -> str:
+    """Path of a file of a task: of a URL, perhaps signed, or behind `?d=` of a local file."""
+    url, given, local = url.partition("?d=")
+    plain_url = local if given else url.partition("?")[0] if "://" in url else url
+    return urllib.parse.unquote(plain_url.partition("://")[2] or plain_url)
+
+
 class LabelStudio(ToolLayout):
-    """Label Studio's own JSON (an export of tasks): polygons, brushes, ellipses and rectangles of the first annotation
-    of each task that was not cancelled."""
+    """Label Studio's own JSON (an export of tasks): polygons, brushes, ellipses and rectangles. Of several annotations
+    of a task that were not cancelled, the ground truth is used, or else the first that has regions."""
 
     name = "Label Studio (JSON of tasks)"
     needs = "a JSON of Label Studio"
@@ -265,21 +315,31 @@ class LabelStudio(ToolLayout):
             try:
                 annotations = [row for row in task.get("annotations") or [] if not row.get("was_cancelled")]
                 if not annotations:
+                    collected.without_annotation += 1
                     continue
-                results = annotations[0].get("result") or []
+                collected.several += len(annotations) > 1
+                chosen = max(annotations, key=lambda row: (bool(row.get("ground_truth")), bool(row.get("result"))))
+                results = chosen.get("result") or []
                 sized = next((row for row in results if "original_width" in row), None)
                 size = sized and (sized["original_height"], sized["original_width"])
                 image = collected.add_image(self.file_name(task["data"], finder), size)
-                for result in results:
-                    self.add(result, image, collected)
             except UNREADABLE as error:
                 raise unreadable(file, f"task {task.get('id')}", error) from error
+            try:
+                labelled = {result.get("id") for result in results if labels_of(result)} - {None}
+                for result in results:
+                    if labels_of(result):
+                        self.add(result, image, collected)
+                    elif REGION & set(result.get("value") or {}) and result.get("id") not in labelled:
+                        raise ValueError("a region has no label")
+            except UNREADABLE as error:
+                collected.mark_bad(image, error)
         return collected
 
     def file_name(self, data: dict, finder: FileFinder) -> str:
         """Path of the image of a task: the value `image`, or the only one that ends as an image. An upload may have got
         8 digits before its name, which the photo does not have."""
-        paths = {key: urllib.parse.unquote(str(value).split("?d=")[-1].split("://")[-1]) for key, value in data.items()}
+        paths = {key: path_of(str(value)) for key, value in data.items()}
         paths = {key: path for key, path in paths.items() if path.lower().endswith(IMAGE_SUFFIXES)}
         if "image" not in paths and len(paths) != 1:
             raise ValueError(f"data has {len(paths)} image files, and none is called image")
@@ -292,12 +352,7 @@ class LabelStudio(ToolLayout):
     def add(self, result: dict, image: int, collected: Collected) -> None:
         """Add an object. Coordinates are percents of the sides. A shape with separate labels has two results;
         that of the labels has everything."""
-        value = result.get("value") or {}
-        labels = next((value[key] for key in value if key.endswith("labels") and value[key]), None)
-        if labels is None:
-            return
-        if value.get("rotation"):
-            raise ValueError("a shape is rotated, which is not read; draw a polygon")
+        value, labels = result["value"], labels_of(result)
         if "rle" in value:
             size = result["original_height"], result["original_width"]
             collected.add_object(image, labels[0], encode_rle(decode_brush(value["rle"], *size)))
@@ -309,7 +364,10 @@ class LabelStudio(ToolLayout):
             names = ("x", "y", "radiusX", "radiusY") if "radiusX" in value else ("x", "y", "width", "height")
             numbers = (np.array([value[name] for name in names]).reshape(2, 2) * sides).flatten().tolist()
             make = ellipse if "radiusX" in value else rectangle
-            collected.add_object(image, labels[0], [make(*numbers)], make is rectangle)
+            polygon = turned(
+                make(*numbers), value.get("rotation") or 0, *numbers[:2]
+            )  # about the centre, or the corner
+            collected.add_object(image, labels[0], [polygon], make is rectangle)
         else:
             collected.ignored += 1
 
@@ -343,7 +401,8 @@ class CvatXml(ToolLayout):
         return sorted(file for file in files_below(folder) if file.name == "annotations.xml")
 
     def load(self, folder: Path, files: list[Path], split: str) -> list[dict]:
-        listed = [str(label.findtext("name")) for f in files for label in read_xml(f).iterfind(".//labels/label")]
+        roots = [read_xml(file) for file in self.files(folder)]
+        listed = [str(label.findtext("name")) for root in roots for label in root.iterfind(".//labels/label")]
         if not listed:
             return super().load(folder, files, split)
         return [self.collect(folder, file, split).content(dict.fromkeys(listed)) for file in files]
@@ -355,30 +414,35 @@ class CvatXml(ToolLayout):
         images = root.findall("image")
         if split is not None and {image.get("subset") for image in images} - {None, "", "default"}:
             images = [image for image in images if words_of(image.get("subset") or "") & names_of_split(split)]
-        collected = Collected(file)
+        collected, names = Collected(file), Counter(image.get("name") for image in root.findall("image"))
         for image in images:
+            subset = image.get("subset") if names[image.get("name")] > 1 else None  # the folder of one of equal names
             try:
-                self.add(image, collected)
+                name = f"{subset}/{image.attrib['name']}" if subset else image.attrib["name"]
+                number = collected.add_image(name, (int(image.attrib["height"]), int(image.attrib["width"])))
             except UNREADABLE as error:
-                raise unreadable(file, f"a shape of {image.get('name')}", error) from error
+                raise unreadable(file, f"the image {image.get('name')}", error) from error
+            try:
+                self.add(image, number, collected)
+            except UNREADABLE as error:
+                collected.mark_bad(number, error)
         return collected
 
-    def add(self, image: ElementTree.Element, collected: Collected) -> None:
-        """Add an image and its shapes."""
-        number = collected.add_image(image.attrib["name"], (int(image.attrib["height"]), int(image.attrib["width"])))
+    def add(self, image: ElementTree.Element, number: int, collected: Collected) -> None:
+        """Add the shapes of an image."""
         for shape in sorted(image, key=lambda shape: int(shape.get("z_order") or 0)):
             given = shape.attrib
-            if float(given.get("rotation") or 0):
-                raise ValueError("a shape is rotated, which is not read; draw a polygon")
+            degrees = float(given.get("rotation") or 0)
             if shape.tag == "polygon":
                 points = [float(value) for pair in given["points"].split(";") for value in pair.split(",")]
                 collected.add_object(number, given["label"], [points])
             elif shape.tag == "box":
                 x0, y0, x1, y1 = (float(given[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
-                collected.add_object(number, given["label"], [rectangle(x0, y0, x1 - x0, y1 - y0)], is_box=True)
+                box = turned(rectangle(x0, y0, x1 - x0, y1 - y0), degrees, (x0 + x1) / 2, (y0 + y1) / 2)
+                collected.add_object(number, given["label"], [box], is_box=True)
             elif shape.tag == "ellipse":
-                numbers = (float(given[name]) for name in ("cx", "cy", "rx", "ry"))
-                collected.add_object(number, given["label"], [ellipse(*numbers)])
+                x, y, *radii = (float(given[name]) for name in ("cx", "cy", "rx", "ry"))
+                collected.add_object(number, given["label"], [turned(ellipse(x, y, *radii), degrees, x, y)])
             elif shape.tag == "mask":
                 collected.add_object(number, given["label"], self.mask(given, image.attrib))
             elif shape.tag != "tag":

@@ -88,11 +88,11 @@ def polygons_reader(labels: Labels) -> Reader:
 
 
 def labels_path(image: Path) -> Path:
-    """Text file of an image: the last folder `images` becomes `labels`."""
+    """Text file of an image: the last folder `images` (or `Images`) becomes `labels` (or `Labels`)."""
     parts = list(image.parts)
-    position = max((i for i, part in enumerate(parts[:-1]) if part == "images"), default=None)
+    position = max((i for i, part in enumerate(parts[:-1]) if part.lower() == "images"), default=None)
     if position is not None:
-        parts[position] = "labels"
+        parts[position] = {"images": "labels", "Images": "Labels"}.get(parts[position], "LABELS")
     return Path(*parts).with_suffix(".txt")
 
 
@@ -138,7 +138,7 @@ class Yolo(FolderLayout):
     def parts(self, folder: Path) -> dict[str, bool]:
         file = self.configuration(folder)
         root = self.root(folder) if file is not None else folder
-        labels = any(any(place.glob(pattern)) for place in {root, folder} for pattern in ("labels", "*/labels"))
+        labels = any(any(place.glob(pattern)) for place in {root, folder} for pattern in ("[lL]abels", "*/[lL]abels"))
         return {"data.yaml": file is not None, "labels/": labels}
 
     def root(self, folder: Path) -> Path:
