@@ -130,7 +130,10 @@ class Census:
                 f"{len(dark)} images of 16 bits have no value above {max(dark)}, so they are nearly black: the upper 8 "
                 "bits are used. Stretch their values to 0 to 65535"
             )
-        absent = set(range(len(self.names))) - {label for fact in facts for label, _ in fact.areas}
+        found = {label for fact in facts for label, _ in fact.areas}
+        if self.semantic and found == {0} and len(self.names) > 2 and void:
+            yield f"all images have {self.names[0]} and void only, as masks of 0 and 255 do: 255 is void, not a class"
+        absent = set(range(len(self.names))) - found
         if absent and len(facts) == self.images:
             shown = ", ".join(self.names[label] for label in sorted(absent)[:5])
             yield f"{len(absent)} classes do not occur: {shown}{', ...' if len(absent) > 5 else ''}"

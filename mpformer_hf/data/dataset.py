@@ -13,7 +13,7 @@ from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor
 
-from ..model.images import open_image, read_size, to_rgb
+from ..model.images import ORIENTATION, as_displayed, open_image, read_size, to_rgb
 from ..utils.files import check_inside
 from .arguments import DataArguments
 from .labels import Labels
@@ -106,6 +106,8 @@ class SegmentationDataset:
             for column, value in row.items():
                 file = file_name(value)
                 opened[column] = open_image(self.source(value)) if is_file(value) else value
+                if is_file(value) and column != self.image_column:
+                    opened[column] = as_displayed(opened[column])
                 for path in [value] if column == "text" else value if column == "masks" else ():
                     check_inside(path, self.roots)
             file = file_name(row[self.image_column])
@@ -113,12 +115,16 @@ class SegmentationDataset:
             file = None
             segments = self.read(opened)
             declared = row.get("size")
+            is_turned = opened[self.image_column].getexif().get(ORIENTATION, 1) != 1
+            turned = (
+                "; its EXIF data turn the image: were the labels made of the pixels as stored?" if is_turned else ""
+            )
             if declared and list(image.shape[1:]) != list(declared):
                 sizes = ["x".join(map(str, shape)) for shape in (image.shape[1:], declared)]
-                raise ValueError(f"the image is {sizes[0]}, but {sizes[1]} in the annotations (height x width)")
+                raise ValueError(f"the image is {sizes[0]}, but {sizes[1]} in the annotations (height x width){turned}")
             if segments.map.shape[-2:] != image.shape[1:]:
                 sizes = ["x".join(map(str, shape)) for shape in (segments.map.shape[-2:], image.shape[1:])]
-                raise ValueError(f"the label map is {sizes[0]}, the image {sizes[1]} (height x width)")
+                raise ValueError(f"the label map is {sizes[0]}, the image {sizes[1]} (height x width){turned}")
             if segments.empty and not self.told_of_empty:
                 self.told_of_empty = True
                 name = row.get("file_name") or file_name(row[self.image_column]) or "no file name"

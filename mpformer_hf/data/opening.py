@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, Image
 
-from ..utils.files import reading_inside
+from ..utils.files import reading_inside, warn_of_other_images
 from ..utils.progress import progress
 from .arguments import DataArguments
 from .completeness import reader_with_completeness, without_classes
@@ -147,6 +147,7 @@ def read_folder(args: DataArguments, split: str) -> FolderSplit | None:
             f"{args.dataset_name} is {layout.name}, which cannot be read with {', '.join(without_effect)}: leave it "
             "out, or write it in the Hub's layout first (mpformer prepare)."
         )
+    warn_of_other_images(Path(args.dataset_name))
     folder = layout.read(Path(args.dataset_name), split, args.task, args.dataset_config_name)
     folder = leave_out_missing(folder, args.skip_bad_images)
     return replace(folder, description=folder.description or layout.name)

@@ -12,6 +12,7 @@ from ..model.label_maps import compress_counts, encode_rle
 from ..utils.progress import progress
 from .completeness import COLUMNS, stated_by
 from .dataset import SegmentationDataset
+from .labels import Labels
 from .segments import Segments, as_png
 
 VOID = 255
@@ -24,18 +25,18 @@ LABELS = {
 }
 
 
-def label_columns(segments: Segments, task: str, category_ids: list[int], things: set[int]) -> dict:
-    """Columns of the labels, with the dataset's category ids.
+def ids_in_files(labels: Labels, task: str) -> list[int]:
+    """Category ids of the classes: the dataset's, or where label maps cannot hold these, as colours, the class ids."""
+    ids = labels.category_ids
+    return ids if task != "semantic" or (max(ids) < 1 << 16 and VOID not in ids) else list(range(len(ids)))
 
-    Raises:
-        ValueError: a category of a semantic map is 255, which is void.
-    """
+
+def label_columns(segments: Segments, task: str, category_ids: list[int], things: set[int]) -> dict:
+    """Columns of the labels, with the category ids of `ids_in_files`."""
     if task == "semantic":
         map_ = segments.map.numpy()
         values = np.full(map_.shape, VOID, dtype=np.uint8 if max(category_ids) < VOID else np.uint16)
         for segment, label in segments.classes.items():
-            if category_ids[label] == VOID:
-                raise ValueError(f"category {VOID} cannot be written, since {VOID} is void in label maps")
             values[map_ == segment] = category_ids[label]
         return {"label": as_png(values)}
     known = [(i, label, i in segments.crowds) for i, label in (segments.classes | segments.crowds).items()]
@@ -73,7 +74,7 @@ def make_row(dataset: SegmentationDataset, task: str, columns: Sequence[str], in
     _, segments = dataset.decode(row, index)
     image_id, file_name, _ = dataset.identity(index)
     image = {"bytes": image_bytes(row[dataset.image_column]), "path": Path(file_name).name}
-    labels = label_columns(segments, task, dataset.labels.category_ids, dataset.labels.things)
+    labels = label_columns(segments, task, ids_in_files(dataset.labels, task), dataset.labels.things)
     stated = stated_by(row, segments, dataset.labels, columns)
     return {"image": image, "image_id": image_id, "file_name": file_name, **labels, **stated}
 
@@ -128,7 +129,7 @@ def write_parquet(
 def describe_categories(dataset: SegmentationDataset, task: str) -> dict[str, object]:
     """Files of class names, by name."""
     labels = dataset.labels
-    rows = list(zip(labels.category_ids, labels.names, strict=True))
+    rows = list(zip(ids_in_files(labels, task), labels.names, strict=True))
     if labels.palette is None and (task == "instance" or not labels.things):
         return {"id2label.json": {str(category): name for category, name in rows}}
     things = [int(label in labels.things) for label in range(len(rows))]

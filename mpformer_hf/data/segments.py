@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..model.images import SIXTEEN_BIT_RGB
+
 PADDING = -2  # id of pixels around an augmented image, which are background
+LOSSY = ("JPEG", "WEBP", "AVIF", "JPEG2000")  # formats whose compression may change values
 VOID = -1  # class of pixels without a class; in files void is 255, unless the dataset has a class 255
 
 
@@ -95,11 +98,15 @@ def read_map(image) -> np.ndarray:
         ValueError: it has neither one nor three channels, is not of integers, or is a JPEG.
     """
     kind = getattr(image, "format", None)
-    if kind in ("JPEG", "WEBP", "AVIF", "JPEG2000"):
+    if kind in LOSSY:
         raise ValueError(f"the label is a {kind}, whose compression may change ids; label images must be PNG or TIFF")
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"the label has {image.n_frames} pages; label images must have one")
+    if getattr(image, "info", {}).get(SIXTEEN_BIT_RGB):
+        raise ValueError("the label is an RGB image of 16 bits, of which only the upper 8 can be read; write 8 bits")
     values = np.array(image)
+    if np.issubdtype(values.dtype, np.floating) and (values == values.astype(np.int32)).all():
+        values = values.astype(np.int32)
     if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
         raise ValueError(f"the label has values of type {values.dtype}, expected integers")
     if values.ndim == 3 and values.shape[2] >= 3:

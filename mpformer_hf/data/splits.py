@@ -57,8 +57,8 @@ def check_splits(args: DataArguments) -> None:
             )
 
 
-def warn_of_common_images(train, evaluation) -> None:
-    """Log that evaluation uses training images.
+def warn_of_common_images(train, evaluation) -> bool:
+    """Log that evaluation uses training images, and return whether it does.
 
     Args:
         train, evaluation: opened splits (`SegmentationDataset`), not streamed.
@@ -67,6 +67,7 @@ def warn_of_common_images(train, evaluation) -> None:
     common = paths[0] & paths[1]
     if common:
         logger.warning("%d of %d evaluation images are also training images.", len(common), len(paths[1]))
+    return bool(common)
 
 
 def paths_of(split) -> list[str]:

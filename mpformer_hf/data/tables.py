@@ -47,7 +47,10 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
                 "class_dict.csv with a line name,r,g,b for each class"
             )
         if unknown:
-            raise ValueError(f"{column} has ids {unknown[:5]} that are not in id2label (0..{len(labels.names) - 1})")
+            known = sorted(ids)
+            shown = f"{known[0]}..{known[-1]}" if known == list(range(known[0], known[-1] + 1)) else str(known[:20])
+            soft = "; if the mask is soft, or of 0 and 255 or 65535, write 0 and 1" if len(ids) == 2 else ""
+            raise ValueError(f"{column} has ids {unknown[:5]} that are not in id2label ({shown}){soft}")
         return Segments(torch.from_numpy(map_), {i: labels.category_to_class[c] for i, c in classes.items()})
 
     return read

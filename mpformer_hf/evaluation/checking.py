@@ -33,7 +33,7 @@ def check(data: DataArguments, args: CheckArguments) -> None:
             doubts += 1
             print(f"  look: {doubt}.")
     for first, other in zip(splits.values(), list(splits.values())[1:], strict=False):
-        warn_of_common_images(first, other)
+        doubts += warn_of_common_images(first, other)
     print(f"{doubts} thing{'' if doubts == 1 else 's'} to look at" if doubts else "nothing looks wrong")
     if not args.output:
         return

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.result_names import result_names
 from ..model.images import fetch_image, open_image, read_image, to_rgb
-from ..utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
+from ..utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below, warn_of_other_images
 from .video import read_frames
 
 
@@ -56,6 +56,7 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
     if path.is_dir():
         files = sorted(file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES)
         root = path
+        warn_of_other_images(path)
     elif path.is_file():
         files, root = [path], path.parent
     else:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # beginnings of files
 ORIENTATION = 274  # EXIF tag
+WIDTH, LENGTH = 256, 257  # tags of TIFF
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # Pillow's names; JPEG includes MPO
 EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
+SIXTEEN_BIT_RGB = "sixteen bits"  # key of `info` of an image of which Pillow keeps the upper 8 bits
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -52,9 +54,21 @@ def is_not_black(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB")).max(-1) > 0
 
 
+def as_displayed(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF data say; the mode and the format are kept."""
+    if image.getexif().get(ORIENTATION, 1) == 1:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    turned.format = image.format
+    return turned
+
+
 def displayed_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the rotation of the EXIF data; the image is not decoded."""
-    return image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+    if image.getexif().get(ORIENTATION, 1) not in (5, 6, 7, 8):
+        return image.size
+    tags = getattr(image, "tag_v2", {})  # of a TIFF; some versions of Pillow turn its size before they turn its pixels
+    return (tags[LENGTH], tags[WIDTH]) if WIDTH in tags and LENGTH in tags else image.size[::-1]
 
 
 def to_rgb_image(image: Image.Image) -> Image.Image:
@@ -186,7 +200,11 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
         if image.format == "PNG":
             image.verify()  # closes the image
             image = open_header(file)
+        tiles = getattr(image, "tile", [])  # how the pixels are stored
+        wide = any(";16" in str(tile[3]) for tile in tiles) and image.mode in ("RGB", "RGBA")
         image.load()
+        if wide:
+            image.info[SIXTEEN_BIT_RGB] = True
         return image
 
 

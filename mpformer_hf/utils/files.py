@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
+logger = logging.getLogger(__name__)
 LOCK = ".lock"
 LARGEST_YAML = 1 << 20  # bytes
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".svg", ".dcm", ".nii", ".czi")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
 
@@ -89,6 +92,14 @@ def files_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent) / name for name in names if not name.startswith("."))
+
+
+def warn_of_other_images(folder: Path) -> None:
+    """Log how many images of types that are not read are in a folder."""
+    others = [file for file in files_below(folder) if file.suffix.lower() in OTHER_IMAGE_SUFFIXES]
+    if others:
+        text = "%s: %d images of types that are not read are left out, such as %s; convert them to PNG or JPEG."
+        logger.warning(text, folder, len(others), others[0].name)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
 """Details of layouts: names, missing parts, masks of any mode, tools that write them differently."""
 
+import io
 import json
 import shutil
+import struct
 import unicodedata
+import zlib
 
 import numpy as np
 import pytest
@@ -11,8 +14,8 @@ from PIL import Image
 
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.opening import open_dataset
-from mpformer_hf.data.segments import merge_by_class
-from mpformer_hf.model.images import is_not_black
+from mpformer_hf.data.segments import merge_by_class, read_map
+from mpformer_hf.model.images import is_not_black, open_image, read_image, read_size
 from tests import official_folders
 
 
@@ -230,3 +233,87 @@ def test_a_palette_without_black_has_its_background_at_index_0():
     assert is_not_black(image).tolist() == [[False, True], [True, False]]
     image.putpalette([255, 255, 255, 0, 0, 0])
     assert is_not_black(image).tolist() == [[True, False], [False, True]]
+
+
+def mask_folders(tmp_path, mask: Image.Image, name: str = "a.png", kind: str = "masks"):
+    """An image and one mask, as a folder for each image."""
+    for part in ("images", kind):
+        (tmp_path / "x" / part).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", mask.size, (9, 9, 9)).save(tmp_path / "x" / "images" / "a.png")
+    mask.save(tmp_path / "x" / kind / name)
+    return tmp_path
+
+
+def test_masks_of_one_object_have_one_value(tmp_path):
+    values = np.zeros((20, 30), np.uint8)
+    values[5:15, 5:25] = 255
+    for mask in (Image.fromarray(values), Image.fromarray((values > 0).astype(np.uint16) * 7)):
+        assert areas(opened(mask_folders(tmp_path, mask), "instance")) == [200]
+    transparent = Image.merge("RGBA", [Image.new("L", (30, 20), 255)] * 3 + [Image.fromarray(values)])
+    assert areas(opened(mask_folders(tmp_path, transparent), "instance")) == [200]
+    ids = values.copy()
+    ids[5:15, 15:25] = 2
+    for mask in (ids, np.where(values, 200, values) + (np.arange(30) % 3).astype(np.uint8)):
+        with pytest.raises(ValueError, match="values that are not black, expected one: put maps"):
+            opened(mask_folders(tmp_path, Image.fromarray(mask)), "instance")[0]
+    folder = mask_folders(tmp_path / "lossy", Image.fromarray(values), "a.jpg")
+    with pytest.raises(ValueError, match="is a JPEG, whose compression blurs masks"):
+        opened(folder, "instance")[0]
+
+
+def test_a_label_image_is_turned_by_its_own_exif_data(tmp_path):
+    labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    for kind, values in (("images", np.stack([labels] * 3, -1)), ("masks", labels)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(values).save(tmp_path / kind / "a.png", exif=exif)
+    (tmp_path / "id2label.json").write_text(json.dumps({str(i): str(i) for i in range(6)}))
+    image, segments = opened(tmp_path, "semantic")[0]
+    assert np.array_equal(segments.map.numpy(), image[0].numpy()) and image[0, 0, 0] == 5
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".jpg", ".png"])
+def test_sizes_of_turned_files(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (80, 60)).save(tmp_path / f"a{suffix}", exif=exif)
+    assert read_size(tmp_path / f"a{suffix}") == (60, 80)
+    assert read_image(tmp_path / f"a{suffix}").shape == (3, 80, 60)
+
+
+def test_label_images_whose_values_would_change_are_refused(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + b"\0\3" * 9 for _ in range(2))  # RGB of 16 bits, each value 3
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="RGB image of 16 bits, of which only the upper 8 can be read"):
+        read_map(open_image(io.BytesIO(png)))
+    whole = np.array([[0, 7], [70000, 3]], np.float32)
+    Image.fromarray(whole).save(tmp_path / "a.tif")
+    assert np.array_equal(read_map(open_image(tmp_path / "a.tif")), whole)
+    Image.fromarray(whole + 0.5).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="values of type float32, expected integers"):
+        read_map(open_image(tmp_path / "a.tif"))
+
+
+def test_tables_of_splits_that_differ_are_refused(tmp_path):
+    for split, names in (("train", "cat\ndog\n"), ("val", "dog\ncat\n")):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            Image.new("L", (8, 6), 1).save(tmp_path / split / kind / "a.png")
+        (tmp_path / split / "classes.txt").write_text(names)
+    with pytest.raises(ValueError, match=r"train/classes\.txt and .*val/classes\.txt differ: one table must be right"):
+        opened(tmp_path, "semantic")
+
+
+def test_voc_without_lists_and_in_folders(tmp_path):
+    for part in ("JPEGImages", "SegmentationClass"):
+        (tmp_path / part / "f").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / "JPEGImages" / "f" / "a.jpg")
+    Image.new("L", (8, 6), 1).save(tmp_path / "SegmentationClass" / "f" / "a.png")
+    (tmp_path / "class_names.txt").write_text("_background_\ncat\n")
+    dataset = opened(tmp_path, "semantic")
+    assert dataset.labels.names == ["_background_", "cat"] and (dataset[0][1].map == 1).all()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from datasets import Image as ImageColumn
 from datasets import Value
 from PIL import Image
 
+from mpformer_hf.cli.main import main
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.layouts.tools import decode_brush
 from mpformer_hf.data.opening import open_dataset
@@ -260,6 +262,7 @@ def colored(*areas):
     [
         ("class_dict.csv", "name,r,g,b\nroad,128,0,0\ncar, 0, 128, 0\nsky,255,0,0\n"),
         ("labelmap.txt", "# label:color_rgb:parts:actions\nroad:128,0,0::\ncar:0,128,0::\nsky:255,0,0::\n"),
+        ("label_colors.txt", "128 0 0 road\n0 128 0\tcar\n255 0 0 sky\n"),
     ],
 )
 @pytest.mark.parametrize("palette", [False, True])
@@ -274,6 +277,10 @@ def test_colours_of_a_table(table, text, palette, tmp_path):
     assert sorted(split.labels.names) == ["car", "road", "sky"]
     for name, mask in masks_of(split):
         assert np.array_equal(mask, box_mask(*boxes[name]))
+    main(["prepare", str(tmp_path), str(tmp_path / "p"), "--task", "semantic", "--splits", "train"])
+    for name, mask in masks_of(read(tmp_path / "p", "semantic")):
+        assert np.array_equal(mask, box_mask(*boxes[name]))
+    shutil.rmtree(tmp_path / "p")
     colored((RED, (0, 0, 5, 5)), ((9, 8, 7), (9, 9, 12, 12))).save(tmp_path / "masks" / "a.png")
     with pytest.raises(ValueError, match=r"label has the colour \(9, 8, 7\), which the table of colours does not have"):
         read(tmp_path, "semantic")[0]
@@ -515,3 +522,60 @@ def test_a_turned_ellipse_of_via_and_pages_of_tiffs(tmp_path):
     (tmp_path / "d" / "id2label.json").write_text('{"0": "ground", "1": "leaf"}')
     with pytest.raises(ValueError, match="the label has 2 pages; label images must have one"):
         read(tmp_path / "d", "semantic")[0]
+
+
+def shapes_of(name, label="cat"):
+    shape = {"label": label, "points": TRIANGLE, "shape_type": "polygon"}
+    return json.dumps({"shapes": [shape], "imagePath": name, "imageHeight": HEIGHT, "imageWidth": WIDTH})
+
+
+def test_labelme_in_deep_folders_of_splits(tmp_path):
+    for split in ("train", "val"):
+        photos(tmp_path / "images" / split, f"{split}.jpg")
+        (tmp_path / "images" / split / f"{split}.json").write_text(shapes_of(f"{split}.jpg"))
+    for split in ("train", "val"):
+        assert [row["file_name"] for row in read(tmp_path, split=split).rows] == [f"{split}.jpg"]
+    check_splits(DataArguments(dataset_name=str(tmp_path), task="instance"))
+    (tmp_path / "images" / "val" / "other.json").write_text(shapes_of("val.jpg"))
+    with pytest.raises(ValueError, match=r"val/other\.json and .*val/val\.json both name .*val\.jpg; leave"):
+        read(tmp_path, split="val")
+
+
+def test_the_exact_path_is_taken_before_others_of_its_name(tmp_path):
+    photos(tmp_path, "a.png")
+    photos(tmp_path / "sub", "a.png")
+    (tmp_path / "annotations.json").write_text(json.dumps(coco("a.png")))
+    assert read(tmp_path).rows[0]["image"]["path"] == str(tmp_path / "a.png")
+
+
+def test_coco_files_in_folders_of_splits(tmp_path):
+    for split in ("train", "val"):
+        photos(tmp_path / split / "images", "a.png")
+        (tmp_path / split / "annotations").mkdir()
+        (tmp_path / split / "annotations" / "instances_default.json").write_text(json.dumps(coco("a.png")))
+    for split in ("train", "val"):
+        assert f"/{split}/" in read(tmp_path, split=split).rows[0]["image"]["path"]
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("meta.json", {"classes": [], "projectType": "images"}, "is written by Supervisely"),
+        ("a.ndjson", {"data_row": {}}, "is written by Labelbox"),
+        ("notes.txt", {}, "fits no layout of "),
+    ],
+)
+def test_folders_that_are_no_dataset(tmp_path, name, text, message):
+    photos(tmp_path, "a.png")
+    (tmp_path / name).write_text(json.dumps(text))
+    with pytest.raises(ValueError, match=message) as refused:
+        read(tmp_path)
+    assert "nearest" not in str(refused.value)
+
+
+def test_images_of_types_that_are_not_read_are_named(tmp_path, caplog):
+    photos(tmp_path, "a.png")
+    (tmp_path / "b.HEIC").write_bytes(b"x")
+    (tmp_path / "annotations.json").write_text(json.dumps(coco("a.png")))
+    read(tmp_path)
+    assert "1 images of types that are not read are left out, such as b.HEIC" in caplog.text

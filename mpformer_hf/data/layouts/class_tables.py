@@ -67,8 +67,8 @@ def read_colors(file: Path) -> list[dict]:
     categories = []
     for row, line in zip(rows, lines[len(lines) - len(rows) :], strict=True):
         if not is_color_row(row):
-            form = {"labelmap.txt": "name:red,green,blue", "label_colors.txt": "red green blue name"}
-            form = form.get(file.name, "name,red,green,blue")
+            forms = {"labelmap.txt": "name:red,green,blue", "label_colors.txt": "red green blue name"}
+            form = forms.get(file.name, "name,red,green,blue")
             raise ValueError(f"{file} has the line {line!r}, expected {form}.")
         red, green, blue = (int(value) for value in row[1:4])
         code, name = red + 256 * green + 65536 * blue, row[0].strip()

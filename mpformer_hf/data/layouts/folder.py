@@ -134,7 +134,8 @@ def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Pat
     pairs = []
     for image in images_in(images):
         missing = labels / f"{image.stem}{ending}.png"  # is noticed with all others, see `leave_out_missing`
-        pairs.append((image, found.pop(image.stem + ending, None) or found.pop(image.name, missing)))
+        stem = image.stem + ending
+        pairs.append((image, found.pop(stem if stem in found else image.name, missing)))
     if found:
         raise ValueError(f"{next(iter(found.values()))} has no image in {images}; there are {len(found)} of these.")
     if not pairs:

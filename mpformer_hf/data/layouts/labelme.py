@@ -18,7 +18,7 @@ from ..labels import Labels
 from ..segments import VOID, ObjectMask, Reader, Segments, from_objects
 from ..split_names import ALL_SPLITS, words_of
 from .coco import is_labelme, plain
-from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, read_lines, row_of, warn_left_out
+from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of, warn_left_out
 
 logger = logging.getLogger(__name__)
 AREAS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")  # others have no area
@@ -106,6 +106,11 @@ def object_shapes_reader(labels: Labels, names: dict[str, int]) -> Reader:
     return read
 
 
+def is_split(name: str) -> bool:
+    """Whether a name is that of a split."""
+    return bool(words_of(name) & ALL_SPLITS)
+
+
 class Labelme(FolderLayout):
     """JSONs of labelme and their images, in one folder or in folders of splits. Class ids are those of the names in
     `labels.txt`, or else in alphabetical order."""
@@ -121,9 +126,11 @@ class Labelme(FolderLayout):
         return {"*.json with shapes": any(file.suffix == ".json" and is_labelme(file) for file in files_below(folder))}
 
     def source(self, folder: Path, split: str, task: str) -> Path:
-        if any(words_of(path.name) & ALL_SPLITS for path in folder.iterdir() if path.is_dir()):
-            return folder_of_split(folder, split)
-        return folder
+        parents = {file.parent.relative_to(folder) for file in self.annotations(folder)}
+        of_splits = {folder / path for parent in parents for path in (parent, *parent.parents) if is_split(path.name)}
+        if not of_splits:
+            return folder
+        return path_of_split(sorted(of_splits), split, f"{folder} must have one folder")
 
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         source, names = self.source(folder, split, task), set()
@@ -131,6 +138,7 @@ class Labelme(FolderLayout):
         found = (file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
         images = {(file.parent, plain(file.name)): file for file in found}
         rows, ignored = [], 0
+        named: dict[str, Path] = {}
         for file in files:
             content = read_json(file)
             shapes = content.get("shapes") if isinstance(content, dict) else None
@@ -148,6 +156,9 @@ class Labelme(FolderLayout):
                 stated = [content.get("imageHeight"), content.get("imageWidth")]
                 size = {"size": stated if all(isinstance(side, int) for side in stated) else None}
                 rows.append(row_of(file, text=file) | self.image_columns(file, content, images) | size)
+                path = rows[-1]["image"]["path"]
+                if path is not None and named.setdefault(path, file) != file:
+                    raise ValueError(f"{named[path]} and {file} both name {path}; leave one of them.")
         if not rows:
             raise ValueError(f"{source} has no JSON of labelme.")
         with_file = sum(row["image"]["path"] is not None for row in rows)
@@ -183,7 +194,8 @@ class Labelme(FolderLayout):
         """
         name = plain(str(content.get("imagePath") or ""))
         for path in (file.parent / name, images.get((file.parent, PurePosixPath(name).name))):
-            if name and path is not None and path.is_file():
+            readable = path is not None and (path.suffix.lower() in IMAGE_SUFFIXES or not content.get("imageData"))
+            if name and path is not None and readable and path.is_file():
                 return {"image": {"path": str(path), "bytes": None}, "file_name": path.name}
         if not isinstance(content.get("imageData"), str):
             raise ValueError(f"{file} refers to {name!r}, which does not exist, and has no imageData.")

@@ -9,7 +9,7 @@ from datasets import Value
 
 from ...model.images import displayed_size, is_not_black, open_image
 from ..labels import Labels
-from ..segments import ObjectMask, Reader, Segments, from_objects, read_map
+from ..segments import LOSSY, ObjectMask, Reader, Segments, from_objects, read_map
 from ..split_names import ALL_SPLITS, words_of
 from ..tables import semantic_reader
 from .class_tables import COLORS, VALUES, color_reader, find_table, read_colors, read_values
@@ -28,6 +28,7 @@ IMAGES = ("images", "imgs", "img_dir", "image", "img")
 MASKS = ("masks", "annotations", "ann_dir", "labels", "mask", "label")
 INSTANCES = ("instances", "instance_masks", "instance_maps", "instance_ids", "instance_labels")
 ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "-mask", "_gt", "_L", "_masks", "_cp_masks")  # of label images
+UNNAMED = "default"  # the subset of CVAT's images that have none
 BESIDE = ("_labels", "_masks", "_label", "_mask", "_annot", "annot")  # of the names of folders of label images
 OBJECT = [{"id": 0, "name": "object", "isthing": 1}]
 logger = logging.getLogger(__name__)
@@ -137,17 +138,17 @@ class SplitPairs(MaskImages):
     def folders(self, folder: Path) -> dict[Path, Path]:
         """Folders of label images by those of their images."""
         places = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
-        pairs = (
-            (path, places.get(name.removesuffix("_images") + end)) for name, path in places.items() for end in BESIDE
-        )
-        return {
-            path: labels for path, labels in pairs if labels and images_in(labels) and words_of(path.name) & ALL_SPLITS
-        }
+        bases = {path: name.removesuffix("_images") for name, path in places.items()}
+        pairs = ((path, places.get(base + end)) for path, base in bases.items() for end in BESIDE)
+        found = {path: labels for path, labels in pairs if labels and images_in(labels)}
+        return {path: labels for path, labels in found.items() if words_of(path.name) & {*ALL_SPLITS, UNNAMED}}
 
     def parts(self, folder: Path) -> dict[str, bool]:
         return {"train/ beside train_labels/": bool(self.folders(folder))}
 
     def source(self, folder: Path, split: str, task: str) -> Path:
+        if [path.name for path in self.folders(folder)] == [UNNAMED]:
+            return folder / UNNAMED
         requirement = f"{folder} must have one pair of folders such as train and train_labels"
         return path_of_split(list(self.folders(folder)), split, requirement)
 
@@ -205,6 +206,27 @@ def first_folder(place: Path, names: tuple[str, ...]) -> Path | None:
     return next((found[name] for name in names if name in found), None)
 
 
+def mask_of_one_object(file: Path) -> np.ndarray:
+    """Mask of a file, bool `[H, W]`: what is not black, or not transparent if all has one colour.
+
+    Raises:
+        ValueError: it has more than one other value, or may have, since it is compressed with losses.
+    """
+    image = open_image(file)
+    if image.format in LOSSY:
+        raise ValueError(f"{file} is a {image.format}, whose compression blurs masks; masks must be PNG or TIFF")
+    mask = is_not_black(image)
+    if mask.all() and "A" in image.getbands():
+        mask = np.array(image.getchannel("A")) > 127
+    values = np.unique(np.array(image.convert("RGB") if image.mode in ("P", "RGBA", "LA") else image)[mask], axis=0)
+    if len(values) > 1:
+        raise ValueError(
+            f"{file} has {len(values)} values that are not black, expected one: put maps of ids into instances/, "
+            "beside images/; if the edge is soft, write 0 and 255 only"
+        )
+    return mask
+
+
 def files_reader(labels: Labels) -> Reader:
     """One mask file per instance, not 0 = instance.
 
@@ -214,7 +236,7 @@ def files_reader(labels: Labels) -> Reader:
     check_one_class(labels)
 
     def read(row: dict) -> Segments:
-        masks = [is_not_black(open_image(file)) for file in row["masks"]]
+        masks = [mask_of_one_object(Path(file)) for file in row["masks"]]
         shapes = {mask.shape for mask in masks}
         if len(shapes) > 1:
             raise ValueError(f"the masks beside {row['masks'][0]} are of different sizes")

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...utils.files import IMAGE_SUFFIXES, files_below
 from ..labels import Labels
 from ..segments import Reader, Segments, read_map
 from ..tables import semantic_reader
 from .class_tables import COLORS, VALUES, codes_of, color_reader, find_table, read_colors, read_values
-from .folder import FolderLayout, FolderSplit, images_in, make_rows, path_of_split, read_lines, row_of
+from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of
 
 NAMES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
 NAMES += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -39,18 +40,21 @@ def instance_reader(labels: Labels, read_ids: Callable = read_map) -> Reader:
 
 
 class PascalVoc(FolderLayout):
-    """Palette PNGs; splits are lists of names. Classes are those of `labelmap.txt` (CVAT, colours), of `labels.txt` or
-    `class_names.txt` (a name a line), of `id2label.json`, or else of Pascal VOC."""
+    """Palette PNGs; splits are lists of names, and without lists all label images are of one. Classes are those of
+    `labelmap.txt` (CVAT, colours), of `labels.txt` or `class_names.txt` (a name a line), of `id2label.json`, or else of
+    Pascal VOC."""
 
     name = "Pascal VOC (JPEGImages, SegmentationClass)"
     tasks = ("semantic", "instance")
 
     def parts(self, folder: Path) -> dict[str, bool]:
-        parts = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+        parts = ("JPEGImages", "SegmentationClass")
         return {f"{part}/": (folder / part).is_dir() for part in parts}
 
     def source(self, folder: Path, split: str, task: str) -> Path:
         lists = folder / "ImageSets" / "Segmentation"
+        if not lists.is_dir():
+            return folder
         files = [file for file in lists.glob("*.txt") if not file.name.startswith(".")]
         if [file.name for file in files] == ["default.txt"]:  # of CVAT, where images have no subset
             return files[0]
@@ -59,9 +63,10 @@ class PascalVoc(FolderLayout):
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         list_ = self.source(folder, split, task)
         folders = {"label": "SegmentationClass"} | ({"instances": "SegmentationObject"} if task == "instance" else {})
-        images = {path.stem: path for path in images_in(folder / "JPEGImages")}
+        images = names_in(folder / "JPEGImages")
+        names = read_lines(list_) if list_.is_file() else sorted(names_in(folder / "SegmentationClass"))
         rows = []
-        for name in read_lines(list_):
+        for name in names:
             maps = {column: folder / part / f"{name}.png" for column, part in folders.items()}
             missing = [path for path in maps.values() if not path.is_file()]
             if name not in images:
@@ -83,6 +88,12 @@ class PascalVoc(FolderLayout):
             )
         own_names = (folder / "id2label.json").is_file()
         return FolderSplit(make_rows(rows), None if own_names else VOC, make_reader)
+
+
+def names_in(folder: Path) -> dict[str, Path]:
+    """Image files at any depth below a folder, by their paths from it without suffix."""
+    files = (file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def in_colors(labels: Labels) -> Reader:
