@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
 
     runs = [Run.open(name) for name in args.runs]
     scores = runs[0].evaluations[-1]
-    metric = args.metric or next(name for name in ("pq", "ap", "mean_iou") if name in scores)
+    metric = args.metric or next((name for name in ("pq", "ap", "mean_iou") if name in scores), "")
     if any(metric not in row for run in runs for row in run.evaluations):
         known = sorted(name for name, value in scores.items() if isinstance(value, float))
         raise ValueError(f"The evaluations of the runs have no score {metric!r}; the first one has {', '.join(known)}.")

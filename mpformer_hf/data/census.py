@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..model.images import ORIENTATION, SIXTEEN_BITS, open_header
+from ..model.images import SIXTEEN_BITS, open_header, orientation_of
 from ..utils.progress import progress
 from .segments import Segments
 
@@ -164,7 +164,7 @@ def facts_of(dataset, index: int) -> ImageFacts:
     row = dataset.rows[index]
     image, segments = dataset.decode(row, index)
     with open_header(dataset.source(row[dataset.image_column])) as file:
-        mode, pages, turned = file.mode, getattr(file, "n_frames", 1), file.getexif().get(ORIENTATION, 1) != 1
+        mode, pages, turned = file.mode, getattr(file, "n_frames", 1), orientation_of(file) != 1
         largest = int(np.array(file).max()) if mode in SIXTEEN_BITS else None
     height, width = image.shape[1:]
     found = dict(zip(*(values.tolist() for values in segments.map.unique(return_counts=True)), strict=True))

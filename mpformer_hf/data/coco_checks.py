@@ -2,12 +2,14 @@
 
 import itertools
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from numbers import Integral
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+LARGEST_SIDE = 1 << 20  # pixels
 LISTED = 10  # problems that are named; the others are counted
 
 
@@ -142,7 +144,7 @@ def find_image_problems(images: list[dict]) -> Iterator[str]:
         if not isinstance(row.get("file_name"), str) or not row["file_name"]:
             yield f"images[{index}] has no file_name"
         for key in ("height", "width"):
-            if key in row and not (is_id(row[key]) and row[key] > 0):
+            if key in row and not (is_id(row[key]) and 0 < row[key] < LARGEST_SIDE):
                 yield f"images[{index}] has {key} {row[key]!r}, expected a positive integer"
     ids = [row.get("id") for row in images]
     for index, value in enumerate(ids):
@@ -192,6 +194,9 @@ def find_object_problems(row: dict, name: str, categories: set) -> Iterator[str]
         yield f"{name} has category_id {row.get('category_id')!r}, which is not in categories"
     if "iscrowd" in row and not is_flag(row["iscrowd"]):
         yield f"{name} has iscrowd {row['iscrowd']!r}, expected 0 or 1"
+    area = row.get("area")
+    if area is not None and (type(area) not in (int, float) or not 0 <= area < math.inf):
+        yield f"{name} has area {area!r}, expected a number of at least 0"
 
 
 def is_id(value) -> bool:

@@ -13,7 +13,7 @@ from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor
 
-from ..model.images import ORIENTATION, as_displayed, open_image, read_size, to_rgb
+from ..model.images import as_displayed, open_image, orientation_of, read_size, to_rgb
 from ..utils.files import check_inside
 from .arguments import DataArguments
 from .labels import Labels
@@ -115,7 +115,7 @@ class SegmentationDataset:
             file = None
             segments = self.read(opened)
             declared = row.get("size")
-            is_turned = opened[self.image_column].getexif().get(ORIENTATION, 1) != 1
+            is_turned = orientation_of(opened[self.image_column]) != 1
             turned = (
                 "; its EXIF data turn the image: were the labels made of the pixels as stored?" if is_turned else ""
             )

@@ -2,15 +2,18 @@
 
 import os
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import yaml
 from datasets import Dataset, Image, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
-from ..utils.files import IMAGE_SUFFIXES
+from ..utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, check_inside, files_below, read_text
 from .arguments import MEMORY, DataArguments
-from .dataset import without_decoding
+from .dataset import roots_of, without_decoding
 from .memory import find_split
 
+CARDS = ("README.md", ".huggingface.yaml")  # whose YAML `datasets` reads
 IMAGE_COLUMNS = ("image", "pixel_values")
 WEBDATASET = {  # columns of tar files, which are endings of file names; the first one of each row is used
     "image_id": ("__key__",),
@@ -32,10 +35,13 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
     if args.dataset_name.startswith(MEMORY):
         rows = find_split(args.dataset_name, split)
         return rows, args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
+    if Path(args.dataset_name).is_dir():
+        check_tables(Path(args.dataset_name), roots_of(args))
     try:
         rows = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=args.streaming)
-    except (ValueError, FileNotFoundError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        reason = str(cause).splitlines()[0]
         raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
     if "__key__" in rows.column_names:
         # a stream that is decoded before it is renamed is encoded again, as JPEG
@@ -44,6 +50,41 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
     if Path(args.dataset_name).is_dir():
         rows = read_paths(rows, args.dataset_name)
     return rows, image_column
+
+
+def check_tables(folder: Path, roots: tuple[str, ...] | None) -> None:
+    """Check what `datasets` will read of a local folder: its tables, and the YAML in its card that names them.
+
+    Raises:
+        ValueError: a table is a link that leads out of the dataset, or the card names files outside of it or has
+            aliases, which may have no end.
+    """
+    for file in files_below(folder):
+        if file.suffix.lower() in TABLE_SUFFIXES:
+            check_inside(file, roots)
+    for name in CARDS:
+        file = folder / name
+        if not file.is_file():
+            continue
+        check_inside(file, roots)
+        try:
+            events = list(yaml.parse(read_text(file) if name != "README.md" else head_of(file), yaml.SafeLoader))
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"The YAML of {file} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+        if any(isinstance(event, yaml.AliasEvent) for event in events):
+            raise ValueError(f"The YAML of {file} has aliases, which are not read.")
+        values = [event.value for event in events if isinstance(event, yaml.ScalarEvent)]
+        outside = [v for v in values if v.startswith(("/", "~")) or ".." in PurePosixPath(v).parts or "::" in v]
+        if outside and roots is not None and {"data_files", "data_dir"} & set(values):
+            hint = "--allow_outside_files reads such files"
+            raise ValueError(f"{file} names {outside[0]}, outside of the dataset; {hint}.")
+
+
+def head_of(card: Path) -> str:
+    """The YAML between the first two lines `---` of a card; empty if it does not begin with one."""
+    first, *lines = read_text(card).lstrip().splitlines() or [""]
+    ends = [number for number, line in enumerate(lines) if line.strip() == "---"]
+    return "\n".join(lines[: ends[0]]) if first.strip() == "---" and ends else ""
 
 
 def read_paths(rows: Dataset, folder: str) -> Dataset:

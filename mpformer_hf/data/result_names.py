@@ -54,9 +54,11 @@ def path_inside(folder: Path, *parts: str) -> Path:
     """A path below a folder of results.
 
     Raises:
-        ValueError: it is not below the folder.
+        ValueError: it is not below the folder, or a link there leads out of it.
     """
     path = Path(os.path.normpath(folder.joinpath(*parts)))
     if not path.is_relative_to(os.path.normpath(folder)) or path == Path(os.path.normpath(folder)):
         raise ValueError(f"{os.path.join(*parts)!r} is not the name of a file in {folder}.")
+    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"{path.parent} is a link that leads out of {folder}; remove it.")
     return path

@@ -42,6 +42,22 @@ def check_sizes(fields: dict) -> None:
             raise ValueError(f"{name} must be at most {largest}, got {value}.")
 
 
+def check_origins(fields: dict) -> None:
+    """Check that a file names no code and no weights that lie elsewhere.
+
+    Raises:
+        ValueError: it does.
+    """
+    backbone = fields.get("backbone_config")
+    backbone = backbone if isinstance(backbone, dict) else {}
+    for holder in (fields, backbone):
+        for name in ("attn_implementation", "_attn_implementation"):
+            if isinstance(holder.get(name), str) and "/" in holder[name]:
+                raise ValueError(f"{name} must be built into transformers, got {holder[name]!r}.")
+    if ":" in str(backbone.get("backbone")):
+        raise ValueError(f"backbone_config.backbone must be the name of a timm model, got {backbone['backbone']!r}.")
+
+
 def ranged(name: str, default):
     """A field whose value is checked against its interval in `RANGES` at every assignment."""
     return validated_field(partial(check_range, name, interval=RANGES[name]), default=default)
@@ -189,6 +205,7 @@ class MPFormerConfig(Mask2FormerConfig):
         if isinstance(backbone, dict) and backbone.get("use_pretrained_backbone"):  # its weights are in the file
             fields = {**fields, "backbone_config": {**backbone, "use_pretrained_backbone": False}}
         check_sizes(fields)
+        check_origins(fields)
         if fields.get("model_type") == Mask2FormerConfig.model_type:
             fields = {**fields, "model_type": cls.model_type}
         return fields, unused

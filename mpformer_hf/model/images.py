@@ -10,11 +10,21 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from huggingface_hub.utils import get_session
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # beginnings of files
 ORIENTATION = 274  # EXIF tag
+WITH_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # keys of `info` in Pillow
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 WIDTH, LENGTH = 256, 257  # tags of TIFF
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # Pillow's names; JPEG includes MPO
 EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
@@ -31,7 +41,7 @@ def to_rgb(image) -> Tensor:
     """
     if not isinstance(image, Image.Image):
         raise ValueError(f"expected an image, got {type(image).__name__}")
-    return stored_rgb(ImageOps.exif_transpose(image))
+    return stored_rgb(as_displayed(image))
 
 
 def stored_rgb(image: Image.Image) -> Tensor:
@@ -56,16 +66,26 @@ def is_not_black(image: Image.Image) -> np.ndarray:
 
 def as_displayed(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF data say; the mode and the format are kept."""
-    if image.getexif().get(ORIENTATION, 1) == 1:
+    turn = TURNS.get(orientation_of(image))
+    if turn is None:
         return image
-    turned = ImageOps.exif_transpose(image)
-    turned.format = image.format
+    turned = image.transpose(turn)
+    turned.format, turned.info = image.format, {k: v for k, v in image.info.items() if k not in WITH_ORIENTATION}
     return turned
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Orientation of an image in its EXIF data, 1 to 8; 1 (as it is) if there is none or they cannot be read."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # of damaged EXIF data, of many kinds
+        return 1
+    return int(found) if found in TURNS else 1
 
 
 def displayed_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the rotation of the EXIF data; the image is not decoded."""
-    if image.getexif().get(ORIENTATION, 1) not in (5, 6, 7, 8):
+    if orientation_of(image) < 5:
         return image.size
     tags = getattr(image, "tag_v2", {})  # of a TIFF; some versions of Pillow turn its size before they turn its pixels
     return (tags[LENGTH], tags[WIDTH]) if WIDTH in tags and LENGTH in tags else image.size[::-1]
@@ -73,7 +93,7 @@ def displayed_size(image: Image.Image) -> tuple[int, int]:
 
 def to_rgb_image(image: Image.Image) -> Image.Image:
     """PIL image of any mode to RGB with 8 bits, see `to_rgb`."""
-    if image.mode == "RGB" and image.getexif().get(ORIENTATION, 1) == 1:
+    if image.mode == "RGB" and orientation_of(image) == 1:
         return image
     return Image.fromarray(to_rgb(image).permute(1, 2, 0).numpy())
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ..data.coco_masks import decode_segmentation
 from ..data.layouts.coco import read_coco_json
 from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
-from ..data.result_names import result_name
+from ..data.result_names import result_name, result_names
 from ..data.writers.format import ImageRecord
 from ..data.writers.yolo import Yolo, write_data_yaml
 from ..inference.arguments import LoadingArguments
@@ -254,7 +254,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
         if done.get("pixels_sha256") != image_hash(image):
             fields, found, results = refine_image(predictor, image, by_image[row["id"]], labels, args)
             if results is not None:
-                path = args.output / "overlays" / f"{Path(row['file_name']).stem}_{number}.png"
+                path = args.output / "overlays" / f"{result_names([row['file_name']])[0]}_{number}.png"
                 write_overlay(image, *results, predictor, path)
             done = {"annotations": fields, "problems": found, "pixels_sha256": image_hash(image)}
             write_json(done, file, indent=None)

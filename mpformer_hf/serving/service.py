@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from PIL import Image
 from torch import Tensor
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ..data.arguments import Task
 from ..inference.arguments import InferenceOptions, LoadingArguments, ServiceArguments
@@ -31,6 +32,7 @@ from .worker import BatchWorker
 
 logger = logging.getLogger(__name__)
 KEEP_ALIVE, SHUTDOWN = 10, 30  # seconds
+HEADERS = 20.0  # seconds in which the headers of a request must come
 CONNECTIONS = 1000  # open ones at least; beyond, uvicorn answers 503
 POLL = 0.25  # seconds between two looks whether a client is still there
 UNTRAINED = "This model was not trained for boxes, so masks may be poor."
@@ -235,6 +237,35 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
     return app
 
 
+class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's protocol, which closes a connection whose headers do not come in time."""
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self.patience = self.loop.call_later(HEADERS, self.close_without_headers)
+
+    def data_received(self, data: bytes) -> None:
+        was_waiting = self.is_waiting()
+        super().data_received(data)
+        if not self.is_waiting():
+            self.patience.cancel()
+        elif not was_waiting or self.patience.cancelled():
+            self.patience.cancel()
+            self.patience = self.loop.call_later(HEADERS, self.close_without_headers)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.patience.cancel()
+        super().connection_lost(exc)
+
+    def is_waiting(self) -> bool:
+        """Whether no request is being answered, so that headers are to come."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def close_without_headers(self) -> None:
+        if self.is_waiting():
+            self.transport.close()
+
+
 def serve(loading: LoadingArguments, args: ServiceArguments) -> None:
     """Serve a model until the process is ended.
 
@@ -254,6 +285,7 @@ def serve(loading: LoadingArguments, args: ServiceArguments) -> None:
     )
     config = uvicorn.Config(
         app,
+        http=ImpatientProtocol,
         log_level="warning",
         timeout_graceful_shutdown=SHUTDOWN,
         timeout_keep_alive=KEEP_ALIVE,

@@ -22,6 +22,8 @@ GONE = 499  # status of requests whose client has gone, which nobody sees
 DECODED = 10  # images of the largest size that may be decoded and wait
 FIELDS = ("image", "file")  # of a form, that may have the image
 MOST_PROMPTS = 200  # of one request
+PROMPT_CHARACTERS = 1 << 22  # of their JSON
+LARGEST_NUMBER = 1e9  # of a box
 MASK_PIXELS = 100_000_000  # of all masks of one request, at the size of the image
 MASK_SIZE = 1 << 24  # pixels of a mask that is sent
 
@@ -115,7 +117,7 @@ async def read_upload(request: Request, limits: Limits) -> tuple[bytes, str]:
 
     try:
         form = await MultiPartParser(request.headers, whole(), max_part_size=limits.body).parse()
-    except (MultiPartException, KeyError) as error:
+    except (MultiPartException, KeyError, LookupError, UnicodeError) as error:
         raise HTTPException(422, f"the form cannot be read: {error}") from error
     try:
         given = [form.get(name) for name in FIELDS]
@@ -187,6 +189,12 @@ class Prompts:
         return {**given, "labels": self.labels}
 
 
+def is_box(box) -> bool:
+    """Whether a value is four finite numbers."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
+    return numbers and all(abs(x) < LARGEST_NUMBER for x in box)
+
+
 def read_prompts(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
     """Prompts from JSON: `boxes` or `masks`, see `Prompts`, and perhaps `labels`, a class name or null for each.
 
@@ -199,6 +207,8 @@ def read_prompts(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
         HTTPException: it is of another form, or has too many prompts.
     """
     try:
+        if len(text) > PROMPT_CHARACTERS:
+            raise ValueError(f"they have {len(text)} characters, at most {PROMPT_CHARACTERS} are allowed")
         content = json.loads(text)
         if not isinstance(content, dict) or set(content) - {"boxes", "masks", "labels"}:
             raise ValueError("they must be JSON with boxes or masks, and perhaps labels")
@@ -209,6 +219,12 @@ def read_prompts(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
         most = min(MOST_PROMPTS, max(1, MASK_PIXELS // pixels))
         if len(prompts) > most:
             raise ValueError(f"there are {len(prompts)} prompts, at most {most} are allowed in an image of this size")
+        if boxes is not None and not all(is_box(box) for box in boxes):
+            raise ValueError("each box must be four numbers [x0, y0, x1, y1]")
+        if masks is not None and not all(isinstance(mask, dict) for mask in masks):
+            raise ValueError("each mask must be an RLE with size and counts")
+        if not isinstance(names, (list, type(None))):
+            raise ValueError("labels must be a list")
         unknown = [name for name in names or () if name is not None and name not in labels]
         if unknown or (names is not None and len(names) != len(prompts)):
             raise ValueError(f"labels must be a class name or null for each prompt, got {names!r}"[:200])

@@ -7,6 +7,7 @@ A folder `checkpoint-STEP` has accelerate's state (weights, optimizer, random st
 import hashlib
 import json
 import logging
+import pickle
 import shutil
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def verify(checkpoint: Path) -> None:
         ValueError: a file is missing or damaged; the message names it.
     """
     try:
-        expected = json.loads((checkpoint / CHECKSUMS).read_text())
-    except (OSError, ValueError) as error:
+        expected = dict(json.loads((checkpoint / CHECKSUMS).read_text()).items())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{checkpoint} has no valid {CHECKSUMS}") from error
     for name, digest in expected.items():
         if not (checkpoint / name).is_file():
@@ -175,7 +176,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: MovingAvera
         if ema is not None:
             ema.module.load_state_dict(load_file(checkpoint / EMA))
     except Exception as error:  # whatever torch, safetensors and accelerate raise for files that they do not accept
-        raise ValueError(f"{checkpoint} could not be loaded: {next(iter(str(error).splitlines()), error)}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to load it nevertheless
+            reason = "it has a pickle of other objects than numbers, which could run code"
+        raise ValueError(f"{checkpoint} could not be loaded: {reason}") from error
     for model in accelerator._models:
         for key, weight in model.state_dict().items():
             if weight.is_floating_point() and not torch.isfinite(weight).all():

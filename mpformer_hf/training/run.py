@@ -58,8 +58,18 @@ class Run:
 
 
 def read_lines(file: Path) -> list[dict]:
-    """Content of a file of JSON lines."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    """Content of a file of JSON lines.
+
+    Raises:
+        ValueError: it is empty, or a line is not a mapping with a step.
+    """
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if not rows or not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
+            raise ValueError("it has no lines, or lines without a step")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {next(iter(str(error).splitlines()), '')}.") from error
+    return rows
 
 
 def train(data: Any = None, **flags: Any) -> Run:

@@ -101,6 +101,8 @@ def check_arguments(stored: dict, flags: dict, folder: Path) -> None:
     Raises:
         ValueError: some differ that may not; the message names each with both values.
     """
+    if not isinstance(stored, dict):
+        raise ValueError(f"{folder / ARGUMENTS} is damaged.")
     names = sorted((set(stored) | set(flags)) - CHANGEABLE)
     changed = [f"{n} {stored.get(n)} -> {flags.get(n)}" for n in names if stored.get(n) != flags.get(n)]
     if total_batch(stored) != total_batch(flags):
@@ -117,9 +119,8 @@ def truncate_logs(folder: Path, step: int) -> None:
         kept = []
         for line in file.read_text().splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+                if int(json.loads(line)["step"]) <= step:
+                    kept.append(line + "\n")
+            except (ValueError, TypeError, LookupError, RecursionError):
                 break
-            if row["step"] <= step:
-                kept.append(line + "\n")
         write_text("".join(kept), file)

@@ -7,14 +7,18 @@ from collections.abc import Callable
 
 from .progress import hide_bars_of_libraries
 
-# control characters, but for colours and the cursor movement of progress bars
-CONTROLS = re.compile(r"\x1b\[[0-9;]*[mA]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+# What progress bars begin with, or write to move the cursor, and colours; and control characters, also those that turn
+# the direction of a text.
+CONTROLS = re.compile(
+    r"(?P<kept>\A\r|\r(?=\n)|\A\n*(?:\x1b\[A)+\Z|\x1b\[(?:[0-4]|2[1-4]|[39][0-79])?(?:;(?:[0-4]|2[1-4]|[39][0-79]))*m)"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def printable(text: str) -> str:
     """A text for a terminal. Control characters, which file and class names may have and which could change the
     terminal, become `\\x1b` and the like."""
-    return CONTROLS.sub(lambda found: found[0] if len(found[0]) > 1 else ascii(found[0])[1:-1], text)
+    return CONTROLS.sub(lambda found: found[0] if found["kept"] is not None else ascii(found[0])[1:-1], text)
 
 
 class PrintableStream:

@@ -149,7 +149,7 @@ def write_new_folder(path: Path) -> Iterator[Path]:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it exists."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -205,11 +205,14 @@ def lock_folder(folder: Path, part: str = "", patience: float = 0.0) -> FileLock
         patience: seconds to wait for the lock.
 
     Raises:
-        ValueError: it is a file, or another process uses it.
+        ValueError: it is a file, has links to other folders, or another process uses it.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Output folder {folder} is a file; choose another one.")
     folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_symlink() and entry.is_dir() and not is_inside(entry, (os.path.realpath(folder),)):
+            raise ValueError(f"{entry} is a link that leads out of the output folder; remove it.")
     lock = FileLock(folder / f"{LOCK}{part}")
     try:
         lock.acquire(timeout=patience)

@@ -71,3 +71,39 @@ def test_links_that_leave_the_data_set(what, tmp_path):
     (outside / "id2label.json").write_text('{"0": "road", "1": "car"}')
     arguments = DataArguments(dataset_name=str(tmp_path / "link"), task="semantic")
     assert open_dataset(arguments, "train")[0][1].classes == {0: 0}
+
+
+def semantic_table(folder, file):
+    """One row as parquet in a file."""
+    make.write(
+        folder / "made",
+        [{"image": make.photo(), "label": make.photo(mode="L").point(lambda value: 0)}],
+        {"image": ImageColumn(), "label": ImageColumn()},
+        {},
+    )
+    (table,) = (folder / "made").rglob("*.parquet")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.rename(file)
+
+
+def test_tables_outside_of_the_data_set_are_not_read(tmp_path):
+    semantic_table(tmp_path, tmp_path / "secret" / "train.parquet")
+    linked, named = tmp_path / "linked", tmp_path / "named"
+    for folder in (linked, named):
+        (folder / "data").mkdir(parents=True)
+        (folder / "id2label.json").write_text('{"0": "a", "1": "b"}')
+    (linked / "data" / "train.parquet").symlink_to(tmp_path / "secret" / "train.parquet")
+    path = tmp_path / "secret" / "train.parquet"
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {}\n---\n"
+    (named / "x.csv").write_text("a,b\n1,2\n")
+    (named / "README.md").write_text(card.format(path))
+    for folder in (linked, named):
+        arguments = DataArguments(dataset_name=str(folder), task="semantic")
+        with pytest.raises(ValueError, match=r"outside of the dataset.*; --allow_outside_files reads such"):
+            open_dataset(arguments, "train")
+        arguments.allow_outside_files = True
+        assert len(open_dataset(arguments, "train")) == 1
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+    (named / "README.md").write_text(f"---\n{bomb}configs: *a9\n---\n")
+    with pytest.raises(ValueError, match=r"The YAML of .*README\.md has aliases, which are not read"):
+        open_dataset(DataArguments(dataset_name=str(named), task="semantic"), "train")

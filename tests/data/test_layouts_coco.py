@@ -186,7 +186,7 @@ def test_boxes_in_coco_files_are_refused_before_training(tmp_path):
         opened(folder, "instance")
 
 
-@pytest.mark.parametrize("change", [{"segmentation": [[1, 2, 3]]}, {"category_id": 99}, {"iscrowd": 2}])
+@pytest.mark.parametrize("change", [{"segmentation": [[1, 2]]}, {"category_id": 99}, {"iscrowd": 2}, {"area": -5}])
 def test_an_image_with_an_invalid_object_can_be_left_out(tmp_path, change):
     folder = official_folders.coco_instances(tmp_path)
     file = folder / "annotations" / "instances_train2017.json"

@@ -160,6 +160,15 @@ def test_label_studio(tmp_path, caplog):
         read(tmp_path)
 
 
+def test_a_brush_of_another_size_is_not_decoded(tmp_path):
+    result = label_studio_result("brush", {"rle": [255, 255, 255, 0] + [0] * 40}, "cat")
+    result |= {"original_width": 32000, "original_height": 33000}
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "project.json").write_text(json.dumps([label_studio_task("a.jpg", [result])]))
+    with pytest.raises(ValueError, match="the image is 40x60, but 33000x32000 in the annotations"):
+        read(tmp_path)
+
+
 def test_label_studio_brush():
     mask = np.zeros((7, 9), dtype=bool)
     mask[1:4, 2:7] = mask[5, 8] = True

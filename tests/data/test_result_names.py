@@ -10,6 +10,7 @@ from datasets import Value
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.result_names import path_inside, result_name, result_names
+from mpformer_hf.utils.files import lock_folder
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 
@@ -26,6 +27,16 @@ def test_names_of_results_stay_in_their_folder(name, tmp_path):
     path_inside(tmp_path, "results", f"{safe}.json")
     with pytest.raises(ValueError, match="is not the name of a file"):
         path_inside(tmp_path, "results", "../../x.json")
+
+
+def test_links_in_an_output_folder_are_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "overlays").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"out/overlays is a link that leads out of .*out; remove it"):
+        path_inside(tmp_path / "out", "overlays", "a.png")
+    with pytest.raises(ValueError, match=r"out/overlays is a link that leads out of the output folder; remove it"):
+        lock_folder(tmp_path / "out")
 
 
 def test_names_of_results_are_unique():

@@ -37,6 +37,20 @@ def test_fields_of_the_wrong_type_are_refused(fields, message):
         MPFormerConfig(**fields)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "local-dir:/home"}},
+        {"backbone_config": {"model_type": "resnet", "_attn_implementation": "evil/kernel"}},
+    ],
+)
+def test_a_file_names_no_code_and_no_weights_elsewhere(fields, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(MPFormerConfig().to_dict() | fields))
+    with pytest.raises(ValueError, match=r"must be (built into transformers|the name of a timm model)"):
+        MPFormerConfig.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("fields", [{"num_labels": 10**8}, {"backbone_config": {"depths": [10**6, 1, 1, 1]}}])
 def test_absurd_sizes_in_a_file_are_refused_at_once(fields, tmp_path):
     file = tmp_path / "config.json"

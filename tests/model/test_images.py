@@ -7,10 +7,10 @@ import stat
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mpformer_hf import MPFormerImageProcessor, MPFormerImageProcessorPil, MPFormerImageSegmentationPipeline
-from mpformer_hf.model.images import ORIENTATION, open_image, read_image, to_eight_bits, to_rgb
+from mpformer_hf.model.images import ORIENTATION, as_displayed, open_image, read_image, to_eight_bits, to_rgb
 from mpformer_hf.model.label_maps import as_maps
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
@@ -38,6 +38,32 @@ def test_exif_turns_the_image(tmp_path):
     image.save(tmp_path / "turned.png", exif=exif)
     turned = read_image(tmp_path / "turned.png")
     assert torch.equal(turned, to_rgb(image).rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_that_of_pillow(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(gradient()).save(tmp_path / "a.png", exif=exif)
+    expected = np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), expected)
+    again = as_displayed(as_displayed(Image.open(tmp_path / "a.png")))
+    assert np.array_equal(np.array(again), expected), "a turned image is turned again"
+
+
+def test_damaged_exif_data_do_not_fail_an_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "text"
+    Image.fromarray(gradient()).save(tmp_path / "a.jpg", exif=exif)
+    content = (tmp_path / "a.jpg").read_bytes()
+    start = content.index(b"Exif")
+    end = start - 2 + int.from_bytes(content[start - 2 : start], "big")
+    expected = read_image(tmp_path / "a.jpg").shape
+    for place in range(start + 14, end):
+        for value in (0, 7, 12, 255):
+            damaged = bytearray(content)
+            damaged[place] = value
+            assert sorted(read_image(io.BytesIO(bytes(damaged))).shape) == sorted(expected)
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):

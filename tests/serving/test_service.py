@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -14,6 +15,7 @@ import httpx
 import psutil
 import pytest
 import torch
+import uvicorn
 from fastapi import HTTPException
 from PIL import Image
 
@@ -26,6 +28,7 @@ from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.cleaning import without_duplicates
 from mpformer_hf.model.images import to_rgb
 from mpformer_hf.model.label_maps import encode_rle
+from mpformer_hf.serving import service as service_module
 from mpformer_hf.serving.service import make_app
 from mpformer_hf.serving.uploads import Admission, Limits, read_body, read_prompts
 from mpformer_hf.serving.worker import BatchWorker
@@ -120,6 +123,41 @@ def test_broken_uploads_are_one_sentence(content, status, message, service):
     answer = post(service[0], content)
     assert answer.status_code == status and message in answer.json()["detail"]
     assert post(service[0], as_bytes(make.photo(), "JPEG")).status_code == 200
+
+
+def test_forms_and_prompts_without_sense_are_refused(service):
+    form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + as_bytes(make.photo())
+    headers = {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"}
+    assert post(service[0], form + b"\r\n--x--\r\n", headers=headers).status_code == 422
+    for text, message in (
+        ('{"boxes": [[[], [], []]]}', "each box must be four numbers"),
+        ('{"boxes": [[0, 0, 5, true]]}', "each box must be four numbers"),
+        ('{"boxes": [[0, 0, 5, NaN]]}', "each box must be four numbers"),
+        ('{"masks": [[[0, 0, 5]]]}', "each mask must be an RLE"),
+        ('{"boxes": [[0, 0, 5, 5]], "labels": {"cat": 1}}', "labels must be a list"),
+        ('{"boxes": [' + " " * (1 << 22) + "]}", "characters, at most 4194304 are allowed"),
+    ):
+        with pytest.raises(HTTPException, match=message):
+            read_prompts(text, 100, {"cat": 0})
+
+
+def test_connections_without_a_request_are_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(service_module, "HEADERS", 0.3)
+    config = uvicorn.Config(
+        lambda *_: None, http=service_module.ImpatientProtocol, log_level="critical", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        for sent in (b"", b"GET /he"):
+            with socket.create_connection(listening.getsockname(), timeout=10) as client:
+                client.sendall(sent)
+                assert client.recv(100) == b"", "the service waits for the headers for ever"
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 def test_answers_in_other_forms(service):

@@ -135,3 +135,11 @@ def test_the_script_that_people_copy(shapes, tmp_path, capsys):
     assert result.task == "panoptic"
     with pytest.raises(ValueError, match="is not an empty folder"):
         script(argv[:at] + argv[at + 2 :])
+
+
+@pytest.mark.parametrize("content", ["", "[1]\n", "{\n", '{"loss": 1}\n'])
+def test_logs_that_are_damaged_are_named(content, tmp_path):
+    (tmp_path / "all_results.json").write_text("{}")
+    (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"log\.jsonl cannot be read: "):
+        print(mpformer_hf.Run.open(tmp_path).log)

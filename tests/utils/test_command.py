@@ -8,7 +8,7 @@ import pytest
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
-from mpformer_hf.utils.command import run_command
+from mpformer_hf.utils.command import printable, run_command
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 
@@ -73,6 +73,20 @@ def saved(tmp_path):
         tmp_path / "model"
     )
     return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("car\x1b[8m\x1b[3A\rnothing\u202e", r"car\x1b[8m\x1b[3A\rnothing\u202e"),
+        ("\x9b2J", r"\x9b2J"),
+        ("\r 5%|bar", "\r 5%|bar"),  # of a progress bar
+        ("\n\n\x1b[A\x1b[A", "\n\n\x1b[A\x1b[A"),
+        ("\x1b[1;31mred\x1b[0m\r\n", "\x1b[1;31mred\x1b[0m\r\n"),
+    ],
+)
+def test_what_changes_the_terminal_is_shown_as_text(text, shown):
+    assert printable(text) == shown
 
 
 def test_names_do_not_change_the_terminal(saved, tmp_path, capsys):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ...model.images import read_size
 from ...model.label_maps import encode_rle
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json, read_text
 from ..coco_checks import mark_bad_images
@@ -323,12 +324,16 @@ class LabelStudio(ToolLayout):
                 sized = next((row for row in results if "original_width" in row), None)
                 size = sized and (sized["original_height"], sized["original_width"])
                 image = collected.add_image(self.file_name(task["data"], finder), size)
+                real = self.size_of(finder, collected.images[image]["file_name"])
             except UNREADABLE as error:
                 raise unreadable(file, f"task {task.get('id')}", error) from error
             try:
                 labelled = {result.get("id") for result in results if labels_of(result)} - {None}
+                if size and real and tuple(size) != real:  # before brushes are decoded at the size that the file states
+                    sizes = ["x".join(map(str, shape)) for shape in (real, size)]
+                    raise ValueError(f"the image is {sizes[0]}, but {sizes[1]} in the annotations (height x width)")
                 for result in results:
-                    if labels_of(result):
+                    if labels_of(result) and real:
                         self.add(result, image, collected)
                     elif REGION & set(result.get("value") or {}) and result.get("id") not in labelled:
                         raise ValueError("a region has no label")
@@ -348,6 +353,14 @@ class LabelStudio(ToolLayout):
         if not path.lstrip("/").startswith("data/upload/"):
             return path.lstrip("/")
         return name if plain(name) in finder.below or not UPLOAD.match(name) else UPLOAD.sub("", name)
+
+    def size_of(self, finder: FileFinder, name: str) -> tuple[int, int] | None:
+        """(height, width) of an image, None if it does not exist or cannot be read, which is reported later."""
+        try:
+            width, height = read_size(finder.find(name, is_map=False))
+        except ValueError:
+            return None
+        return height, width
 
     def add(self, result: dict, image: int, collected: Collected) -> None:
         """Add an object. Coordinates are percents of the sides. A shape with separate labels has two results;
