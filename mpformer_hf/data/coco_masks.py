@@ -9,14 +9,22 @@ from numbers import Real
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..model.label_maps import decompress_counts, part_of_runs
+
 
 def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
     """Polygons `[[x, y, x, y, ...], ...]`, an RLE `{"size": [height, width], "counts": ...}` or a bitmap to a mask of
     the image, bool `[height, width]`; arguments and errors as of `decode_part`."""
-    part, top, left = decode_part(segmentation, height, width)
-    mask = np.zeros((height, width), dtype=bool)
-    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return mask
+    return decode_all([segmentation], height, width)[0]
+
+
+def decode_all(segmentations: list, height: int, width: int) -> np.ndarray:
+    """`decode_segmentation` of several segmentations, bool `[n, height, width]`."""
+    masks = np.zeros((len(segmentations), height, width), dtype=bool)
+    for mask, segmentation in zip(masks, segmentations, strict=True):
+        part, top, left = decode_part(segmentation, height, width)
+        mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return masks
 
 
 def decode_part(segmentation, height: int, width: int) -> tuple[np.ndarray, int, int]:
@@ -69,47 +77,6 @@ def decode_rle(rle: dict, height: int, width: int) -> tuple[np.ndarray, int, int
     if sum(runs) != height * width:
         raise ValueError(f"has an RLE of {sum(runs)} pixels, the image has {height * width}")
     return part_of_runs(runs, height)
-
-
-def part_of_runs(runs: list[int], height: int) -> tuple[np.ndarray, int, int]:
-    """Run lengths of a mask, by columns, empty ones first, to its part, see `decode_part`."""
-    ends, drawn = np.cumsum(runs), 2 * np.flatnonzero(runs[1::2]) + 1
-    if not len(drawn):
-        return np.zeros((0, 0), dtype=bool), 0, 0
-    left = int(ends[drawn[0] - 1]) // height
-    right = (int(ends[drawn[-1]]) - 1) // height + 1
-    ends = (ends - left * height).clip(0, (right - left) * height)
-    columns = np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(ends, prepend=0)).reshape(right - left, height).T
-    rows = np.flatnonzero(columns.any(1))
-    return columns[rows[0] : rows[-1] + 1], int(rows[0]), left
-
-
-def decompress_counts(counts: str | bytes) -> list[int]:
-    """Run lengths of COCO's compressed counts: signed numbers of 5 bits per character, low bits first, and from the
-    third on differences to the run before the previous one.
-
-    Raises:
-        ValueError: it is not such a string.
-    """
-    text = counts.decode("latin1") if isinstance(counts, bytes) else counts
-    if not isinstance(text, str):
-        raise ValueError("has an RLE whose counts are neither a list nor a string")
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise ValueError("has an RLE whose counts are not COCO's compressed format")
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:  # the last character of a number
-            if bits & 16:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("has an RLE whose counts are truncated")
-    return runs
 
 
 def check_polygon(polygon, height: int, width: int) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from ..model.label_maps import compress_counts, encode_rle
+from ..model.label_maps import compress_counts
 from ..utils.progress import progress
 from .completeness import COLUMNS, stated_by
 from .dataset import SegmentationDataset
@@ -50,9 +50,7 @@ def label_columns(segments: Segments, task: str, category_ids: list[int], things
             rows.append({**row, "iscrowd": int(crowd), "area": int(mask.sum())})
         rgb = np.stack((ids & 255, ids >> 8 & 255, ids >> 16), -1).astype(np.uint8)
         return {"label": as_png(rgb), "segments_info": rows}
-    layers = segments.map.view(-1, *segments.map.shape[-2:])
-    for segment, label, crowd in known:
-        rle = encode_rle((layers == segment).any(0).numpy())
+    for (segment, label, crowd), rle in zip(known, segments.rles([segment for segment, *_ in known]), strict=True):
         rle["counts"] = compress_counts(rle["counts"])
         area = {"area": segments.areas[segment]} if segment in segments.areas else {}
         rows.append({"category_id": category_ids[label], "segmentation": rle, "iscrowd": int(crowd), **area})

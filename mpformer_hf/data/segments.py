@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ..model.images import SIXTEEN_BIT_RGB
+from ..model.label_maps import encode_part
 
 PADDING = -2  # id of pixels around an augmented image, which are background
 LOSSY = ("JPEG", "WEBP", "AVIF", "JPEG2000")  # formats whose compression may change values
@@ -61,6 +63,20 @@ class Segments:
             return None
         void = (layers != PADDING).all(0) if unlabelled else among(layers, ids)
         return void & ~among(layers, self.classes)
+
+    def rles(self, ids: Collection[int]) -> list[dict]:
+        """COCO's RLE of some segments, in their order; each is searched on its bounding box only."""
+        height, width = self.map.shape[-2:]
+        order, found = np.array(sorted(ids), dtype=np.int64), {}
+        for layer in self.map.reshape(-1, height, width).numpy() if len(order) else ():
+            places = np.searchsorted(order, layer).clip(max=len(order) - 1)
+            numbers = np.where(order[places] == layer, places + 1, 0)
+            for number, box in enumerate(find_objects(numbers), start=1):
+                if box is not None:
+                    part = numbers[box] == number
+                    found[int(order[number - 1])] = encode_part(part, box[0].start, box[1].start, height, width)
+        empty = {"size": [height, width], "counts": [height * width]}
+        return [found.get(segment, empty) for segment in ids]
 
     def not_exhaustive(self, label: int) -> bool:
         """Whether the image may have objects of a class that are not labelled."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.coco_masks import decode_all
 from ..data.labels import Labels
 from ..data.segments import Segments
 from ..inference.drawing import draw_segmentation, result_segments
@@ -25,7 +26,7 @@ def drawn_reference(segments: Segments, task: str, things: set[int]):
     pairs = enumerate(zip(reference["label_ids"], reference["iscrowd"], strict=True))
     rows = [{"id": i, "label_id": label, "iscrowd": crowd} for i, (label, crowd) in pairs]
     return {
-        "segmentation": np.array(reference["masks"]).reshape(-1, *segments.map.shape[-2:]),
+        "segmentation": decode_all(reference["masks"], *segments.map.shape[-2:]),
         "segments_info": rows,
         "void": stated_void(reference, segments),
         **unsure,

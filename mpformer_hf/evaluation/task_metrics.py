@@ -56,8 +56,8 @@ def classes_not_exhaustive(segments: Segments, labels: Iterable[int]) -> list[in
 
 
 def instance_reference(segments: Segments, things: set[int]) -> dict:
-    """Segments of things to a dict of `masks` (bool `[H, W]` each, which may overlap), `label_ids`, `iscrowd`, `areas`
-    and `void` (bool `[H, W]`), see `AveragePrecision` and `CityscapesAveragePrecision`."""
+    """Segments of things to a dict of `masks` (an RLE each, which may overlap), `label_ids`, `iscrowd`, `areas` and
+    `void` (bool `[H, W]`), see `AveragePrecision` and `CityscapesAveragePrecision`."""
     layers = segments.map.view(-1, *segments.map.shape[-2:])
     known = segments.classes | segments.crowds
     rows = [(segment, label) for segment, label in known.items() if label in things]
@@ -66,7 +66,7 @@ def instance_reference(segments: Segments, things: set[int]) -> dict:
         ignored = frozenset(segments.map.unique().tolist()) - set(known) - segments.ignored_objects
     void = torch.isin(layers, torch.tensor(sorted(ignored), dtype=layers.dtype)).all(0)
     return {
-        "masks": [(layers == segment).any(0).numpy() for segment, _ in rows],
+        "masks": segments.rles([segment for segment, _ in rows]),
         "label_ids": [label for _, label in rows],
         "iscrowd": [segment in segments.crowds for segment, _ in rows],
         "areas": [segments.areas.get(segment) for segment, _ in rows],

@@ -9,7 +9,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .boundary import mask_boundary
+from ..model.label_maps import decompress_counts, encode_part, part_of_runs
+from .boundary import boundary_reach, mask_boundary
 from .metric import ImageMetric
 
 DESCRIPTION = """
@@ -28,6 +29,13 @@ def as_rle(mask) -> dict:
     return coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
 
 
+def boundary_rle(rle: dict) -> dict:
+    """RLE of the boundary of a compressed RLE."""
+    height, width = rle["size"]
+    part, top, left = part_of_runs(decompress_counts(rle["counts"]), height)
+    return as_rle(encode_part(mask_boundary(part, boundary_reach(height, width)), top, left, height, width))
+
+
 def best_overlaps(objects: list[tuple], predicted: list[tuple]) -> float | None:
     """Mean over objects (without crowds) of the IoU with the best prediction of their class; None without objects.
 
@@ -35,11 +43,11 @@ def best_overlaps(objects: list[tuple], predicted: list[tuple]) -> float | None:
         objects: RLE, class, whether it is a crowd.
         predicted: RLE, class, score.
     """
-    best = []
-    for rle, label, crowd in objects:
-        if not crowd:
-            same_class = [mask for mask, other, _ in predicted if other == label]
-            best.append(coco_mask.iou(same_class, [rle], [0]).max() if same_class else 0.0)
+    best: list[float] = []
+    for label in {label for _, label, crowd in objects if not crowd}:
+        own = [rle for rle, other, crowd in objects if other == label and not crowd]
+        same_class = [rle for rle, other, _ in predicted if other == label]
+        best += coco_mask.iou(same_class, own, [0] * len(own)).max(0).tolist() if same_class else [0.0] * len(own)
     return float(np.mean(best)) if best else None
 
 
@@ -118,8 +126,7 @@ class AveragePrecision(InstanceMetric):
         labels = {label for _, label, _ in image["reference"]}
         for name in ("prediction", "reference"):
             image[f"{name}_boundary"] = [
-                as_rle(mask_boundary(coco_mask.decode(rle).astype(bool))) if label in labels else None
-                for rle, label, _ in image[name]
+                boundary_rle(rle) if label in labels else None for rle, label, _ in image[name]
             ]
 
     def scores(self) -> dict:

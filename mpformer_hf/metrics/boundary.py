@@ -13,16 +13,17 @@ def boundary_reach(height: int, width: int) -> int:
     return max(1, round(SHARE * float(np.hypot(height, width))))
 
 
-def mask_boundary(mask: np.ndarray) -> np.ndarray:
+def mask_boundary(mask: np.ndarray, reach: int | None = None) -> np.ndarray:
     """Pixels of a mask with a pixel outside of it, or the image border, in the square window around them.
 
     Args:
-        mask: bool `[H, W]`.
+        mask: bool `[H, W]`, or a part of it, outside of which it is empty.
+        reach: that of the image; default: `mask` is the image.
 
     Returns:
-        bool `[H, W]`.
+        bool, of the shape of `mask`.
     """
-    reach = boundary_reach(*mask.shape)
+    reach = boundary_reach(*mask.shape) if reach is None else reach
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
         return mask

@@ -126,3 +126,60 @@ def encode_rle(mask: np.ndarray) -> dict:
     if flat.size and flat[0]:
         counts.insert(0, 0)
     return {"size": list(mask.shape), "counts": counts}
+
+
+def encode_part(part: np.ndarray, top: int, left: int, height: int, width: int) -> dict:
+    """`encode_rle` of the mask `[height, width]` that is bool `part` from row `top` and column `left` on, and empty
+    elsewhere; the cost is that of the part."""
+    columns = np.zeros((height, part.shape[1]), dtype=bool)
+    columns[top : top + part.shape[0]] = part
+    counts = encode_rle(columns)["counts"] or [0]
+    counts[0] += left * height
+    after = height * (width - left - part.shape[1])
+    if len(counts) % 2:
+        counts[-1] += after
+    elif after:
+        counts.append(after)
+    return {"size": [height, width], "counts": counts}
+
+
+def part_of_runs(runs: list[int], height: int) -> tuple[np.ndarray, int, int]:
+    """Run lengths of a mask, by columns, empty ones first, to its part, bool `[h, w]`, outside of which it is empty,
+    and the row and the column where it begins."""
+    ends, drawn = np.cumsum(runs), 2 * np.flatnonzero(runs[1::2]) + 1
+    if not len(drawn):
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    left = int(ends[drawn[0] - 1]) // height
+    right = (int(ends[drawn[-1]]) - 1) // height + 1
+    ends = (ends - left * height).clip(0, (right - left) * height)
+    columns = np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(ends, prepend=0)).reshape(right - left, height).T
+    rows = np.flatnonzero(columns.any(1))
+    return columns[rows[0] : rows[-1] + 1], int(rows[0]), left
+
+
+def decompress_counts(counts: str | bytes) -> list[int]:
+    """Run lengths of COCO's compressed counts: signed numbers of 5 bits per character, low bits first, and from the
+    third on differences to the run before the previous one.
+
+    Raises:
+        ValueError: it is not such a string.
+    """
+    text = counts.decode("latin1") if isinstance(counts, bytes) else counts
+    if not isinstance(text, str):
+        raise ValueError("has an RLE whose counts are neither a list nor a string")
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("has an RLE whose counts are not COCO's compressed format")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the last character of a number
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("has an RLE whose counts are truncated")
+    return runs

@@ -17,6 +17,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from ..data.coco_masks import decode_all
 from ..data.segments import Segments
 from ..evaluation.details import stated_void
 from ..evaluation.task_metrics import instance_reference
@@ -104,7 +105,8 @@ def annotations_of(segments: Segments, things: set[int]) -> tuple[list[Annotatio
     image that is not complete."""
     reference = instance_reference(segments, things)
     ids = [segment for segment, label in (segments.classes | segments.crowds).items() if label in things]
-    rows = list(zip(ids, reference["label_ids"], reference["masks"], reference["iscrowd"], strict=True))
+    masks = decode_all(reference["masks"], *segments.map.shape[-2:])
+    rows = list(zip(ids, reference["label_ids"], masks, reference["iscrowd"], strict=True))
     covered = np.logical_or.reduce([np.zeros(segments.map.shape[-2:], dtype=bool), *(mask for _, _, mask, _ in rows)])
     void = stated_void(reference, segments)
     if void is not None:

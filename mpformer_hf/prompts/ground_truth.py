@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.coco_masks import decode_all
 from ..data.dataset import SegmentationDataset
 from ..evaluation.task_metrics import instance_reference
 from ..inference.predictor import Predictor
@@ -60,10 +60,10 @@ def objects_of_images(split: SegmentationDataset, title: str) -> Iterator[tuple[
     for index in progress(range(len(split)), title, unit="image"):
         image, segments = split[index]
         reference = instance_reference(segments, split.labels.things)
-        kept = [i for i, crowd in enumerate(reference["iscrowd"]) if not crowd and reference["masks"][i].any()]
+        masks = torch.from_numpy(decode_all(reference["masks"], *image.shape[1:])).to(torch.uint8)
+        kept = [i for i, crowd in enumerate(reference["iscrowd"]) if not crowd and masks[i].any()]
         if kept:
-            masks = torch.from_numpy(np.stack([reference["masks"][i] for i in kept])).to(torch.uint8)
-            yield image, masks, [reference["label_ids"][i] for i in kept]
+            yield image, masks[kept], [reference["label_ids"][i] for i in kept]
 
 
 def prompts_of(masks: Tensor, labels: list[int], generator: torch.Generator) -> Iterator[PromptedObjects]:

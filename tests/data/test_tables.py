@@ -11,6 +11,7 @@ from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.coco_masks import decode_all
 from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.task_metrics import TaskMetrics, instance_reference, semantic_reference
 from mpformer_hf.metrics.mean_iou import MeanIoU
@@ -26,7 +27,8 @@ def opened(folder, task="instance", split="train", **fields):
 
 def masks_of(segments):
     result = instance_reference(segments, set(range(10)))
-    return result["masks"], result["label_ids"], result["iscrowd"]
+    masks = list(decode_all(result["masks"], *segments.map.shape[-2:]))
+    return masks, result["label_ids"], result["iscrowd"]
 
 
 def test_overlapping_objects_keep_all_their_pixels(tmp_path, caplog):
