@@ -27,6 +27,8 @@ def mask_boundary(mask: np.ndarray, reach: int | None = None) -> np.ndarray:
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
         return mask
+    if min(rows[-1] - rows[0], columns[-1] - columns[0]) < 2 * reach:
+        return mask  # outside is in the window around every pixel
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     outside = F.pad(torch.from_numpy(~mask[box]).float()[None, None], (reach,) * 4, value=1.0)
     near = F.max_pool2d(F.max_pool2d(outside, (2 * reach + 1, 1), stride=1), (1, 2 * reach + 1), stride=1)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco_mask
 
 from mpformer_hf.data.coco_masks import decode_part, decode_segmentation
+from mpformer_hf.data.segments import Segments
 from mpformer_hf.model.label_maps import encode_rle
 
 HUGE = [[1.0, 1.0, 1e9, 1.0, 1e9, 1e9]]
@@ -78,3 +80,19 @@ def test_a_bitmap_is_not_read_as_polygons(form):
     assert np.array_equal(decode_segmentation(form(mask), *mask.shape), mask)
     with pytest.raises(ValueError, match=f"a bitmap of {mask.shape[0]}x{mask.shape[1]}, the image is 40x60"):
         decode_segmentation(form(mask), 40, 60)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rle_of_segments_equals_that_of_their_masks(seed):
+    rng = np.random.default_rng(seed)
+    size = tuple(rng.integers(3, 40, 2))
+    layers = rng.choice(np.array([-2, 0, 7, 300, 2**24, 2**30], np.int32), (2, *size))
+    layers[1][layers[0] == 300] = 0
+    layers[0][rng.random(size) < 0.7], layers[1][:] = 0, np.where(layers[1] == 300, 0, layers[1])
+    layers[1][np.isin(layers[1], np.unique(layers[0]))] = 0  # each segment is in one layer
+    segments = Segments(torch.from_numpy(layers), {})
+    ids = [2**30, 7, 300, 2**24, 99]
+    for segment, rle in zip(ids, segments.rles(ids), strict=True):
+        mask = (layers == segment).any(0)
+        assert np.array_equal(decode_segmentation(rle, *size), mask)
+        assert rle == encode_rle(mask)

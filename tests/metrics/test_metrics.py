@@ -288,6 +288,12 @@ def test_boundaries_of_masks(seed):
     rng = np.random.default_rng(seed)
     mask = ndimage.gaussian_filter(rng.normal(size=(90, 160)), 6) > 0.02
     assert (mask_boundary(mask) == slow_mask_boundary(mask)).all() and mask_boundary(mask).sum() < mask.sum()
+    for side in range(1, 9):  # of objects in an image whose boundaries reach 3 pixels
+        whole = np.zeros((90, 120), bool)
+        whole[40 : 40 + side, 50:70] = True
+        part = mask_boundary(whole[40 : 40 + side, 50:70], 3)
+        assert np.array_equal(mask_boundary(whole)[40 : 40 + side, 50:70], part)
+        assert np.array_equal(mask_boundary(whole), slow_mask_boundary(whole))
     assert not mask_boundary(np.zeros((5, 7), bool)).any() and mask_boundary(np.ones((3, 3), bool)).sum() == 8
 
 
