@@ -133,4 +133,5 @@ def first_column(names: tuple[str, ...], rows: Dataset, dataset: str) -> str:
             return name
     flag = "image_column" if names == IMAGE_COLUMNS else "label_column"
     found = ", ".join(rows.column_names)
-    raise ValueError(f"{dataset} has none of the columns {', '.join(names)}, only {found}; name it with --{flag}.")
+    hint = f"name it with --{flag}, or export COCO JSON, YOLO or label images if it is a table of an annotation tool"
+    raise ValueError(f"{dataset} has none of the columns {', '.join(names)}, only {found}; {hint}.")

@@ -34,7 +34,7 @@ def check_fields(processor) -> None:
     for name in FLAGS:
         if not isinstance(getattr(processor, name), (bool, type(None))):
             raise ValueError(f"{name} must be true or false, got {getattr(processor, name)!r}.")
-    for name, interval in (("size_divisor", f"[0, {LARGEST_SIDE}]"), ("rescale_factor", "(0, inf)")):
+    for name, interval in (("size_divisor", f"[0, {LARGEST_SIDE}]"), ("rescale_factor", f"(0, {LARGEST_SIDE}]")):
         check_range(name, getattr(processor, name), interval)
     if processor.resample not in range(RESAMPLINGS) and (processor.resample is not None or processor.do_resize):
         raise ValueError(f"resample must be one of Pillow's numbers 0 to 5, got {processor.resample!r}.")

@@ -1,6 +1,7 @@
 """Running a command line program: errors in one sentence, and only text that does not change the terminal."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -61,6 +62,9 @@ def run_in_one_sentence(command: Callable[[list[str]], object], argv: list[str])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # what reads the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the end of the process fails too
+        sys.exit(1)
     except Exception as error:  # every error, so that no user sees a traceback unasked
         if debug:
             raise
