@@ -27,6 +27,7 @@ from .postprocessing import (
     instance_inference,
     instances_to_map,
     panoptic_inference,
+    semantic_classes,
     semantic_inference,
     valid_sizes,
 )
@@ -270,13 +271,14 @@ class MPFormerImageProcessorMixin(Backend):
             per image int64 `[H, W]`, or an output with `segmentation` int64 `[H, W]` and `segmentation_scores` float32
             `[K, H, W]`, at least 0.
         """
-        results = []
+        results: list = []
         for classes, masks, geometry in self._per_image(outputs, target_sizes):
+            if not return_segmentation_scores:
+                results.append(semantic_classes(classes, masks, geometry, resize_scores=self.task == "semantic"))
+                continue
             scores = semantic_inference(classes, masks, geometry, resize_scores=self.task == "semantic")
-            result = SemanticSegmentationPostProcessorOutput(
-                {"segmentation": scores.argmax(0), "segmentation_scores": scores}
-            )
-            results.append(result if return_segmentation_scores else result.segmentation)
+            fields = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
+            results.append(SemanticSegmentationPostProcessorOutput(fields))
         return results
 
     def post_process_instance_segmentation(

@@ -98,6 +98,26 @@ def semantic_inference(
     return scores.view(-1, *geometry.target)
 
 
+def semantic_classes(
+    class_logits: Tensor, mask_logits: Tensor, geometry: ResizeGeometry, resize_scores: bool = False
+) -> Tensor:
+    """`semantic_inference(...).argmax(0)`, int64 `[H, W]`. Resized scores are compared class by class, so that memory
+    does not grow with the number of classes."""
+    if not resize_scores or geometry.image == geometry.target:
+        return semantic_inference(class_logits, mask_logits, geometry).argmax(0)
+    processed = ResizeGeometry(geometry.padded, geometry.image, geometry.image)
+    scores = semantic_inference(class_logits, mask_logits, processed)
+    largest = scores.new_full(geometry.target, -1.0)  # scores are at least 0
+    classes = torch.zeros(geometry.target, dtype=torch.int32, device=scores.device)
+    for label in range(len(scores)):
+        resized = F.interpolate(
+            scores[None, label : label + 1], size=geometry.target, mode="bilinear", align_corners=False
+        )[0, 0]
+        classes.masked_fill_(resized > largest, label)
+        torch.maximum(largest, resized, out=largest)
+    return classes.long()
+
+
 @dataclass
 class Instances:
     """Attributes:

@@ -9,6 +9,7 @@ import torch
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from mpformer_hf import MPFormerImageProcessor
@@ -19,6 +20,7 @@ from mpformer_hf.model.postprocessing import (
     instance_inference,
     panoptic_inference,
     resize_masks,
+    semantic_classes,
     semantic_inference,
 )
 from tests.tiny import FIXTURES
@@ -286,3 +288,34 @@ def test_competing_in_tiles_equals_competing_everywhere(target, sharpness, monke
     inside = (probability >= 0.5).gather(0, expected[None])[0]
     assert ((covered == inside) | close).float().mean() > 0.999
     assert (areas - (probability >= 0.5).flatten(1).sum(1)).abs().max() <= close.sum()
+
+
+@pytest.mark.parametrize("resize_scores", [False, True])
+@pytest.mark.parametrize("target", [(40, 56), (97, 61), (20, 30)])
+def test_classes_are_those_of_the_largest_scores(target, resize_scores):
+    generator = torch.Generator().manual_seed(target[0])
+    classes = torch.randn(7, 30, generator=generator)
+    classes[:, 3] = classes[:, 5]  # of equal scores the first is taken
+    masks = 4 * torch.randn(7, 12, 16, generator=generator)
+    geometry = ResizeGeometry((48, 64), (40, 56), target)
+    expected = semantic_inference(classes, masks, geometry, resize_scores).argmax(0)
+    assert torch.equal(semantic_classes(classes, masks, geometry, resize_scores), expected)
+
+
+class Largest(TorchDispatchMode):
+    """Records the number of values of the largest tensor that is made."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if torch.is_tensor(result):
+            self.values = max(self.values, result.numel())
+        return result
+
+
+def test_memory_of_semantic_results_does_not_grow_with_classes():
+    classes, masks = torch.randn(4, 81), torch.randn(4, 8, 8)
+    with Largest() as largest:
+        semantic_classes(classes, masks, ResizeGeometry((32, 32), (32, 32), (256, 300)), True)
+    assert largest.values <= max(256 * 300, 80 * 32 * 32)
