@@ -2,10 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -27,27 +30,47 @@ from .shards import check_output, claim_output, parse_shard
 from .sources import SourceImage, list_images
 from .video import frame_rate, write_video
 
+THREADS = 2  # that read images, and that write results, while the model works
+
 
 def batches_by_size(
     images: Iterator[SourceImage], size: int, output: Path, pictures: list[str], writers: list, skipped: list[str]
 ) -> Iterator[list[tuple[ImageRecord, Tensor]]]:
     """Batches of up to `size` images of equal size. Images that cannot be read are skipped; those whose result and
     pictures are complete are left out."""
+
+    def read(image: SourceImage) -> tuple[ImageRecord, Tensor] | None:
+        """An image; None if its result is complete."""
+        pixels = image.read()
+        record = ImageRecord(image.image_id, image.file_name, image.name, *pixels.shape[1:])
+        return None if is_complete(output, record, pixels, pictures, writers) else (record, pixels)
+
     waiting: dict[tuple, list] = {}
-    for image in images:
+    for image, reading in in_threads(read, images):
         try:
-            pixels = image.read()
+            found = reading.result()
         except ValueError as error:
             skip(skipped, image.name, error)
             continue
-        record = ImageRecord(image.image_id, image.file_name, image.name, *pixels.shape[1:])
-        if is_complete(output, record, pixels, pictures, writers):
+        if found is None:
             continue
+        record, pixels = found
         group = waiting.setdefault(tuple(pixels.shape), [])
         group.append((record, pixels))
         if len(group) == size or sum(map(len, waiting.values())) >= 4 * size:
             yield waiting.pop(tuple(pixels.shape) if len(group) == size else next(iter(waiting)))
     yield from waiting.values()
+
+
+def in_threads(work: Callable, items: Iterable) -> Iterator[tuple[Any, Future]]:
+    """Each item and the future of `work(item)`, in order, as soon as `THREADS` later ones have begun."""
+    waiting: deque[tuple[Any, Future]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > THREADS:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def skip(skipped: list[str], name: str, error: Exception | str) -> None:
@@ -124,16 +147,20 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
             elif index % state.num_processes == state.process_index:
                 yield image
 
-    for batch in batches_by_size(images_of_process(), args.batch_size, args.output, pictures, writers, skipped):
-        records, images = zip(*batch, strict=True)
-        try:
-            results = predictor.predict(list(images))
-        except ValueError as error:
-            for record in records:
-                skip(skipped, record.name, error)
-            continue
-        for record, image, result in zip(records, images, results, strict=True):
-            write_result(args.output, record, image, result, task, id2label, processor.palette, pictures, writers)
+    def results() -> Iterator[tuple[ImageRecord, Tensor, Any]]:
+        for batch in batches_by_size(images_of_process(), args.batch_size, args.output, pictures, writers, skipped):
+            records, images = zip(*batch, strict=True)
+            try:
+                yield from zip(records, images, predictor.predict(list(images)), strict=True)
+            except ValueError as error:
+                for record in records:
+                    skip(skipped, record.name, error)
+
+    def write(found: tuple[ImageRecord, Tensor, Any]) -> None:
+        write_result(args.output, *found, task, id2label, processor.palette, pictures, writers)
+
+    for _, writing in in_threads(write, results()):
+        writing.result()
     unread = set(gather_object(skipped))  # also waits for all processes
     if state.is_main_process:
         complete = {name: identity for name, identity in identities.items() if name not in unread}
