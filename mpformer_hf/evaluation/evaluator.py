@@ -18,6 +18,7 @@ from ..data.writers.format import ImageRecord, PredictionFormat, describe_segmen
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import size_of
 from ..utils.progress import progress
+from ..utils.threads import in_threads
 from .details import EvaluationDetails
 from .diagnostics import LayerDiagnostics, diagnose
 from .drawing import DrawnSides, draw_pair, draw_sides
@@ -115,8 +116,13 @@ def evaluation_loader(
 def batches_with_progress(loader: Any, title: str, accelerator: Accelerator) -> Iterator[dict]:
     """Batches of a loader, with the number of images that are left."""
     options = {"unit": "image", "leave": False, "disable": not accelerator.is_local_main_process}
+
+    def read(rows: list[int]) -> dict:
+        return loader.collate_fn([loader.dataset[row] for row in rows])
+
     with progress(total=len(loader.dataset), desc=title, **options) as bar:
-        for batch in loader:
+        for _, reading in in_threads(read, loader.batch_sampler):
+            batch = reading.result()
             yield batch
             bar.update(len(batch["index"]))
 

@@ -2,9 +2,7 @@
 
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +20,7 @@ from ..data.writers.polygons import require_polygons
 from ..data.writers.registry import DEFAULTS, FORMATS
 from ..utils.files import VIDEO_SUFFIXES, write_atomically
 from ..utils.progress import progress
+from ..utils.threads import in_threads
 from .arguments import InferenceOptions, LoadingArguments, PredictionArguments
 from .loading import fingerprint
 from .predictor import Predictor
@@ -29,8 +28,6 @@ from .result_files import finish, is_complete, write_result
 from .shards import check_output, claim_output, parse_shard
 from .sources import SourceImage, list_images
 from .video import frame_rate, write_video
-
-THREADS = 2  # that read images, and that write results, while the model works
 
 
 def batches_by_size(
@@ -60,17 +57,6 @@ def batches_by_size(
         if len(group) == size or sum(map(len, waiting.values())) >= 4 * size:
             yield waiting.pop(tuple(pixels.shape) if len(group) == size else next(iter(waiting)))
     yield from waiting.values()
-
-
-def in_threads(work: Callable, items: Iterable) -> Iterator[tuple[Any, Future]]:
-    """Each item and the future of `work(item)`, in order, as soon as `THREADS` later ones have begun."""
-    waiting: deque[tuple[Any, Future]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > THREADS:
-                yield waiting.popleft()
-        yield from waiting
 
 
 def skip(skipped: list[str], name: str, error: Exception | str) -> None:

@@ -6,7 +6,6 @@ import multiprocessing
 import random
 import shutil
 import struct
-import threading
 import time
 import zlib
 from pathlib import Path
@@ -451,17 +450,3 @@ def test_bad_arguments(trained, photos, tmp_path, monkeypatch, flags, message):
         run(trained, flags[0], "out", *flags[1:])
     with pytest.raises(SystemExit, match="Cannot load nobody"):
         run("nobody", "photos", "out")
-
-
-def test_images_are_read_and_written_side_by_side_and_in_order():
-    both = threading.Barrier(2, timeout=20)
-    waited = []
-
-    def work(item):
-        if item < 4:
-            waited.append(both.wait())  # ends when another one is at work
-        return 10 * item
-
-    results = script.in_threads(work, iter(range(5)))
-    assert [(item, future.result()) for item, future in results] == [(i, 10 * i) for i in range(5)]
-    assert sorted(waited) == [0, 0, 1, 1]
