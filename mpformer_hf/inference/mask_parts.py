@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 
 @dataclass
@@ -48,9 +46,14 @@ def part_of(mask: np.ndarray, margin: int, factor: int = 1) -> MaskPart:
 
 def grown(mask: np.ndarray, reach: int) -> np.ndarray:
     """Pixels of a bool `[h, w]` within a square of `reach` pixels around a pixel of the mask."""
-    values = torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
-    values = F.max_pool2d(values, (2 * reach + 1, 1), 1, (reach, 0))
-    return (F.max_pool2d(values, (1, 2 * reach + 1), 1, (0, reach)) > 0)[0, 0].numpy()
+    side = 2 * reach + 1
+    for _ in range(2):  # rows, and after the transposition columns
+        mask, covered = np.pad(mask, ((reach, reach), (0, 0))), 1
+        while covered < side:
+            step = min(covered, side - covered)
+            mask, covered = mask[:-step] | mask[step:], covered + step
+        mask = np.ascontiguousarray(mask.T)
+    return mask
 
 
 def contour(part: MaskPart, width: int) -> np.ndarray:
