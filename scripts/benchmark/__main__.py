@@ -9,8 +9,8 @@ Each row has the ratio of medians, ours / theirs, and the smallest and largest r
 depend on the machine and its load. Training steps are ours with the pilot and theirs without. Peak memory is measured
 in separate processes, above that of the loaded model; on the CPU once with an allocator that returns freed blocks, to
 measure the memory of tensors, and once with the default allocator. Uses a GPU if there is one; `--bf16`
-runs the models under autocast. `--preset gpu`, which has flags of its own (`--preset gpu --help`), measures whole
-training steps on a GPU.
+runs the models under autocast. Two presets have flags of their own (`--preset gpu --help`): `gpu` measures whole
+training steps on a GPU, `files` CPU time and memory from file to file.
 """
 
 import argparse
@@ -27,10 +27,11 @@ import transformers
 from mpformer_hf.utils.command import run_command
 from mpformer_hf.utils.files import write_json
 
-from . import gpu
+from . import files, gpu
 from .model_rows import inference_rows, memory_rows, option_rows, pilot_rows, stage_rows, training_rows
 from .models import BACKBONES, DEVICE
 
+PRESETS = {"gpu": gpu.main, "files": files.main}
 BENCHMARKS = {
     "inference": inference_rows,
     "stages": stage_rows,
@@ -56,10 +57,10 @@ def main(argv: list[str] | None = None) -> dict:
         ValueError: the output file has other results.
     """
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--preset", choices=("gpu",), help="measure whole training steps on a GPU; has its own flags")
+    parser.add_argument("--preset", choices=PRESETS, help="other measurements, with flags of their own")
     preset, argv = parser.parse_known_args(argv)
     if preset.preset:
-        return gpu.main(argv)
+        return PRESETS[preset.preset](argv)
     about = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(parents=[parser], **about)
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="r50", help="size of the model")

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import multiprocessing
 
 import pytest
 import torch
 
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import gpu, gpu_steps
+from scripts.benchmark import files, gpu, gpu_steps
 from tests.tiny import tiny_model
 
 
@@ -98,3 +99,17 @@ def test_the_preset_shows_its_own_flags(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--help", "--preset", "gpu"])
     assert gpu.__doc__.splitlines()[0] in (shown := capsys.readouterr().out) and "--eager_only" in shown
+
+
+def test_works_of_the_preset_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "OBJECTS", 4)
+    monkeypatch.setattr(files, "SIDE", 64)
+    monkeypatch.setattr(files, "PHOTO", (900, 1000))
+    monkeypatch.setattr(files, "CLASSES", 3)
+    files.make_objects(tmp_path)
+    for work in ((files.read_ours,), (files.read_pycocotools,), (files.evaluate_ours, True), (files.draw_ours,)):
+        here, there = multiprocessing.Pipe()
+        files.measure(there, tmp_path, *work)
+        assert set(here.recv()) == {"cpu_s", "wall_s", "peak_mib"}
+    image, segments = files.read_ours(tmp_path)()
+    assert image.shape == (3, 64, 64) and len(segments.classes) == 4
