@@ -114,10 +114,11 @@ class SegmentationDataset:
             image = to_rgb(opened[self.image_column])
             file = None
             segments = self.read(opened)
+            file = row.get("file_name") or file_name(row[self.image_column])
             declared = row.get("size")
             is_turned = orientation_of(opened[self.image_column]) != 1
             turned = (
-                "; its EXIF data turn the image: were the labels made of the pixels as stored?" if is_turned else ""
+                "; its EXIF data turn the image, and the labels may be of the pixels as stored" if is_turned else ""
             )
             if declared and list(image.shape[1:]) != list(declared):
                 sizes = ["x".join(map(str, shape)) for shape in (image.shape[1:], declared)]

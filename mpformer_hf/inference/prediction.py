@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.coco_ids import read_image_ids
+from ..data.coco_ids import ImageIds
 from ..data.writers.coco import Cvat
 from ..data.writers.format import Category, ImageRecord
 from ..data.writers.polygons import require_polygons
@@ -96,7 +96,7 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
         "split": args.split,
     }
     formats = DEFAULTS[task] if args.formats is None else args.formats
-    image_ids = read_image_ids(args.image_ids) if args.image_ids else None
+    image_ids = ImageIds(args.image_ids) if args.image_ids else None
     settings |= {"write": sorted(args.write), "formats": sorted(formats), "polygons": args.polygons, "task": task}
     settings |= {**asdict(options), "scales": list(options.scales)}
     ids = processor.category_ids or list(range(len(id2label)))
@@ -116,6 +116,7 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
     source = list_images(args.source, args.split, args.every, args.output)
     identities: dict[str, tuple] = {}  # id and file name of each image, by name
     skipped: list[str] = []
+    taken: set[int | None] = set()  # ids of `image_ids` that images have
     pictures = [kind for kind in args.write if kind == "overlays" or (kind == "maps" and task == "semantic")]
     if rate is not None and "overlays" not in pictures:
         pictures.append("overlays")  # what the video is made of
@@ -125,11 +126,13 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
         total = len(range(shard, len(source), shards)) if isinstance(source, list) else None
         for index, image in enumerate(progress(own, "predict", total, unit="image", disable=not state.is_main_process)):
             if image_ids is not None:
-                image.image_id = image_ids.get(Path(image.file_name).name)
+                image.image_id = image_ids.find(image.file_name)
+                image.image_id = None if image.image_id in taken else image.image_id
+                taken.add(image.image_id)
             identities[image.name] = (image.image_id, image.file_name)
             if image.image_id is None:
                 if state.is_main_process:
-                    skip(skipped, image.name, f"{args.image_ids} has no image of this name")
+                    skip(skipped, image.name, f"{args.image_ids} has no image of this name, or its id is taken")
             elif index % state.num_processes == state.process_index:
                 yield image
 
@@ -145,7 +148,7 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
     def write(found: tuple[ImageRecord, Tensor, Any]) -> None:
         write_result(args.output, *found, task, id2label, processor.palette, pictures, writers)
 
-    for _, writing in in_threads(write, results()):
+    for _, writing in in_threads(write, results(), threads=1):
         writing.result()
     unread = set(gather_object(skipped))  # also waits for all processes
     if state.is_main_process:

@@ -77,7 +77,9 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
             SourceImage(name, index, file_name, partial(read_image, file)) for index, (file, name, file_name) in rows
         ]
     if path.is_dir() and not tables:
-        raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}).")
+        videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
+        hint = "; give one of its videos itself" if videos else ""
+        raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}){hint}.")
     if glob.has_magic(source):
         raise ValueError(f"No file matches {source}.")
     return dataset_images(source, split, every)

@@ -1,10 +1,14 @@
 """Reading frames of a video, and writing pictures as a video, with PyAV."""
 
+import logging
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 
 def require_av():
@@ -21,19 +25,45 @@ def require_av():
 
 
 def read_frames(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
-    """Every n-th frame of a video, rotated as players show it, with its number.
+    """Every n-th frame of a video, turned and mirrored as players show it, with its number. Damaged packets are left
+    out, and counted in the log.
 
     Raises:
         ValueError: PyAV is missing, or the file cannot be read.
     """
     av = require_av()
+    index = damaged = 0
     try:
         with av.open(str(path)) as video:
-            for index, frame in enumerate(video.decode(video=0)):
-                if index % every == 0:
-                    yield index, frame.to_image().rotate(frame.rotation, expand=True)
+            for packet in video.demux(video=0):
+                try:
+                    frames = packet.decode()
+                except av.InvalidDataError:
+                    damaged += 1
+                    continue
+                for frame in frames:
+                    if index % every == 0:
+                        yield index, displayed(frame)
+                    index += 1
     except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+        if not index:
+            raise ValueError(f"{path} cannot be read as a video: {error}") from error
+        logger.warning("%s ends after %d frames: %s", path, index, error)
+    if damaged:
+        logger.warning("%s: %d damaged packets were left out; their frames are missing.", path, damaged)
+    if not index:
+        raise ValueError(f"{path} cannot be read as a video: it has no frame")
+
+
+def displayed(frame) -> Image.Image:
+    """A frame turned and mirrored as its display matrix says, of which PyAV gives the turn."""
+    image = frame.to_image()
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is not None:
+        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+        if a * d < b * c:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return image.rotate(frame.rotation, expand=True)
 
 
 def frame_rate(path: Path) -> Fraction:

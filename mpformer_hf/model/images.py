@@ -25,9 +25,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-WIDTH, LENGTH = 256, 257  # tags of TIFF
+WIDTH, LENGTH, BITS, PHOTOMETRIC, PLANAR = 256, 257, 258, 262, 284  # tags of TIFF
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # Pillow's names; JPEG includes MPO
 EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
+WHITE_IS_ZERO = "white is zero"  # key of `info` of a TIFF of 16 bits
 SIXTEEN_BIT_RGB = "sixteen bits"  # key of `info` of an image of which Pillow keeps the upper 8 bits
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -47,10 +48,13 @@ def to_rgb(image) -> Tensor:
 def stored_rgb(image: Image.Image) -> Tensor:
     """PIL image to uint8 `[3, H, W]` as its pixels are stored, see `to_rgb`."""
     if image.mode in SIXTEEN_BITS:
-        grey = torch.from_numpy((np.array(image).astype(np.int32) >> 8).astype(np.uint8))
+        values = np.array(image).astype(np.int32)
+        values = 65535 - values if image.info.get(WHITE_IS_ZERO) else values
+        grey = torch.from_numpy((values >> 8).astype(np.uint8))
         return grey.expand(3, -1, -1).contiguous()
     if image.mode not in EIGHT_BITS:
-        raise ValueError(f"the image has mode {image.mode}, expected 8 or 16 bits per channel")
+        kinds = "8 or 16 bits per channel; save it as a PNG or TIFF of these"
+        raise ValueError(f"the image has mode {image.mode}, expected {kinds}")
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
@@ -66,12 +70,24 @@ def is_not_black(image: Image.Image) -> np.ndarray:
 
 def as_displayed(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF data say; the mode and the format are kept."""
+    image = loaded(image)  # which turns a TIFF
     turn = TURNS.get(orientation_of(image))
     if turn is None:
         return image
     turned = image.transpose(turn)
     turned.format, turned.info = image.format, {k: v for k, v in image.info.items() if k not in WITH_ORIENTATION}
     return turned
+
+
+def loaded(image: Image.Image) -> Image.Image:
+    """An image whose pixels are decoded. A TIFF may say in its tags that 0 is white, which Pillow does not follow with
+    16 bits: `stored_rgb` does by `info`."""
+    if image.format == "TIFF":
+        setattr(image, "filename", "")  # noqa: B010 - else Pillow maps the file at the size that it has after its turn
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0 and image.mode in SIXTEEN_BITS:
+            image.info[WHITE_IS_ZERO] = True
+    image.load()
+    return image
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -220,12 +236,13 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
         if image.format == "PNG":
             image.verify()  # closes the image
             image = open_header(file)
-        tiles = getattr(image, "tile", [])  # how the pixels are stored
+        tiles, tags = getattr(image, "tile", []), getattr(image, "tag_v2", {})  # how the pixels are stored
         wide = any(";16" in str(tile[3]) for tile in tiles) and image.mode in ("RGB", "RGBA")
-        image.load()
+        if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
+            raise ValueError("it is a TIFF of separate planes of more than 8 bits; save its bands interleaved")
         if wide:
             image.info[SIXTEEN_BIT_RGB] = True
-        return image
+        return loaded(image)
 
 
 def read_size(file: str | Path | BinaryIO) -> tuple[int, int]:
@@ -252,8 +269,8 @@ def open_header(file: str | Path | BinaryIO) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         if first_bytes(file) in TIFF:
-            kinds = "1, 3 or 4 bands of 8 bits, or one of 16 bits"
-            raise ValueError(f"it is a TIFF of a kind that is not read; expected {kinds}") from None
+            kinds = "grey, RGB or RGBA of 8 bits, or grey of 16 bits"
+            raise ValueError(f"it is a TIFF of a kind that is not read, or damaged; save it as {kinds}") from None
         raise
 
 
@@ -282,6 +299,7 @@ def image_errors() -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ValueError(f"it is not an image file ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from error
+        limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        raise ValueError(f"it has more than {limit}; cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except Exception as error:
         raise ValueError(f"it cannot be decoded: {' '.join(str(error).split())}") from error

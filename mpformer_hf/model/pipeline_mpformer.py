@@ -1,5 +1,8 @@
 """`pipeline("image-segmentation")` with task and thresholds from the image processor."""
 
+import base64
+import binascii
+import io
 import logging
 import os
 from typing import Any
@@ -43,6 +46,8 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
             image = fetch_image(image, timeout)
         elif isinstance(image, str) and os.path.isfile(image):
             image = open_image(image)
+        elif isinstance(image, str):
+            image = image_of_base64(image)
         image = to_rgb_image(image) if isinstance(image, Image.Image) else image
         inputs = super().preprocess(image, subtask=subtask, timeout=timeout)
         # In lists, which the collation of transformers leaves as they are: it cannot batch images of different sizes.
@@ -82,6 +87,19 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
             }
             for row, mask in segments
         ]
+
+
+def image_of_base64(text: str) -> Image.Image:
+    """An image from a text in base64, perhaps with `data:image/png;base64,` before it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        content = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{text[:100]!r} is no file, no URL and not base64") from error
+    return open_image(io.BytesIO(content))
 
 
 def flatten(tensors: list) -> list[Tensor]:

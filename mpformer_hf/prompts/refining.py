@@ -249,7 +249,12 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
         by_image[annotation["image_id"]].append(annotation)
     for number, row in enumerate(progress(content["images"], "refine", unit="image")):
         file = args.output / "results" / f"{number}.json"
-        image = read_sized_image(args.images / row["file_name"], row)
+        try:
+            image = read_sized_image(args.images / row["file_name"], row)
+        except ValueError as error:
+            print(f"skipped {row['file_name']}: {error}", file=sys.stderr)
+            problems += len(by_image[row["id"]])
+            continue
         done = read_result(file)
         if done.get("pixels_sha256") != image_hash(image):
             fields, found, results = refine_image(predictor, image, by_image[row["id"]], labels, args)
@@ -272,4 +277,4 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     print(f"{len(refined)} of {len(annotations)} annotations refined, {problems} with problems")
     print(f"file: {args.output / 'annotations.json'}")
     if problems and not refined:
-        raise ValueError("No annotation was refined: was the model trained, with --pilot_noise box ...?")
+        raise ValueError("No annotation was refined: are the images readable, and was the model trained for prompts?")

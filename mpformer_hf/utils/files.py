@@ -15,8 +15,14 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
 LARGEST_YAML = 1 << 20  # bytes
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
-OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".svg", ".dcm", ".nii", ".czi")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"),
+)
+OTHER_IMAGE_SUFFIXES = (
+    *(".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf", ".jxl"),
+    *(".svg", ".psd", ".tga", ".dcm", ".nii", ".czi", ".svs"),
+)
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
 

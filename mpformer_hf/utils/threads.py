@@ -8,12 +8,12 @@ from typing import Any
 THREADS = 2
 
 
-def in_threads(work: Callable, items: Iterable) -> Iterator[tuple[Any, Future]]:
-    """Each item and the future of `work(item)`, in order, as soon as `THREADS` later ones have begun."""
+def in_threads(work: Callable, items: Iterable, threads: int = THREADS) -> Iterator[tuple[Any, Future]]:
+    """Each item and the future of `work(item)`, in order, as soon as `threads` later ones were taken."""
     waiting: deque[tuple[Any, Future]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for item in items:
             waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > THREADS:
+            if len(waiting) > threads:
                 yield waiting.popleft()
         yield from waiting

@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import predict
 from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.data.coco_ids import ImageIds
 from mpformer_hf.data.result_names import result_names
 from mpformer_hf.inference import prediction as script
 from mpformer_hf.inference import shards
@@ -106,6 +107,16 @@ def test_ids_of_a_resumed_prediction_are_those_of_its_own_run(tmp_path, capsys):
     )
     mpformer([*argv, "--image_ids", str(tmp_path / "i.json")])
     assert ids() == {"b.jpg": 0, "c.jpg": 7} and "skipped a: " in capsys.readouterr().err
+
+
+def test_ids_are_found_by_paths_of_which_folders_may_be_missing(tmp_path):
+    official_folders.write_json(
+        {"images": [{"id": i, "file_name": name} for i, name in enumerate(("100/x.png", "101/x.png", "val/y.png"))]},
+        tmp_path / "i.json",
+    )
+    ids = ImageIds(tmp_path / "i.json")
+    found = {name: ids.find(name) for name in ("100/x.png", "DCIM/101/x.png", "x.png", "102/x.png", "y.png", "z.png")}
+    assert found == {"100/x.png": 0, "DCIM/101/x.png": 1, "x.png": None, "102/x.png": None, "y.png": 2, "z.png": None}
 
 
 @pytest.fixture

@@ -153,12 +153,19 @@ def test_files_that_do_not_fit(files):
             "images must have different ids",
         ),
         ({"annotations": [{**rows[0], "file_name": "a.png", "segments_info": []}]}, "has panoptic annotations"),
-        ({"images": [{**row, "height": 60, "width": 40} for row in content["images"]]}, "is 40x60 .* are for 60x40"),
     ):
         (folder / "boxes.json").write_text(json.dumps({**content, **changed}))
         with pytest.raises(SystemExit, match=message):
             run(folder)
         assert not (folder / "out" / "annotations.json").exists()
+
+
+def test_images_that_cannot_be_refined_do_not_end_the_others(files, capsys):
+    folder, content = files
+    (folder / "photos" / "b.png").write_bytes(b"no image")
+    refined = run(folder)["annotations"]
+    assert "skipped b.png: " in (told := capsys.readouterr().err) and "b.png: it is not an image file" in told
+    assert len(refined) == len(content["annotations"]) and all("score" in row for row in refined[:3])
 
 
 def test_invalid_options_leave_nothing_behind(files):

@@ -81,7 +81,7 @@ def test_files_that_are_not_coco_are_refused(text, message, tmp_path):
 
 def test_sizes_in_coco_files_are_compared_with_the_images(tmp_path):
     data = coco_folder(tmp_path / "coco", images=set_first(height=80, width=120))
-    with pytest.raises(ValueError, match="Row 0: the image is 40x60, but 80x120 in the annotations"):
+    with pytest.raises(ValueError, match=r"Row 0 \(train\.jpg\): the image is 40x60, but 80x120 in the annotations"):
         open_dataset(data, "train")[0]
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import struct
 
 import numpy as np
 import pytest
@@ -49,6 +50,28 @@ def test_every_orientation_is_that_of_pillow(orientation, tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), expected)
     again = as_displayed(as_displayed(Image.open(tmp_path / "a.png")))
     assert np.array_equal(np.array(again), expected), "a turned image is turned again"
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "I;16"])
+def test_turned_tiffs_by_path_bytes_and_object(mode, tmp_path):
+    values = np.arange(48, dtype=np.uint16).reshape(6, 8) * 257
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(gradient()).convert(mode)
+    pixels = to_rgb(image)
+    turns = {6: lambda x: x.rot90(-1, (1, 2)), 3: lambda x: x.flip(1, 2), 2: lambda x: x.flip(2)}
+    for orientation, turn in turns.items():
+        file = tmp_path / "a.tif"
+        image.save(file, tiffinfo={274: orientation})
+        for found in (read_image(file), read_image(io.BytesIO(file.read_bytes())), to_rgb(Image.open(file))):
+            assert torch.equal(found, turn(pixels))
+
+
+def test_white_is_zero_with_sixteen_bits(tmp_path):
+    values = np.array([[0, 65535, 40000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    entry = content.index(struct.pack("<HHI", 262, 3, 1))
+    content[entry + 8 : entry + 10] = b"\0\0"
+    assert read_image(io.BytesIO(bytes(content)))[0].tolist() == [[255, 0, 99]]
 
 
 def test_damaged_exif_data_do_not_fail_an_image(tmp_path):

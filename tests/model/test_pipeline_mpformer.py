@@ -1,5 +1,6 @@
 """`pipeline("image-segmentation")` from a saved folder."""
 
+import base64
 import logging
 
 import numpy as np
@@ -142,3 +143,15 @@ def test_keys_of_segment_tables_may_be_strings():
     map_ = np.ones(image().size[::-1], dtype=np.int32)
     inputs = [processor(image(), map_, table, return_tensors="pt") for table in ({1: 2}, {"1": 2}, {"1": "2"})]
     assert [x["class_labels"][0].tolist() for x in inputs] == [[2]] * 3
+
+
+def test_texts_in_base64_have_the_values_of_their_files(folder, tmp_path):
+    values = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    segmenter = pipeline("image-segmentation", model=str(folder))
+    text = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    of_file = segmenter.preprocess(str(tmp_path / "a.png"))["pixel_values"][0]
+    for given in (text, f"data:image/png;base64,{text}"):
+        assert torch.equal(segmenter.preprocess(given)["pixel_values"][0], of_file)
+    with pytest.raises(ValueError, match="is no file, no URL and not base64"):
+        segmenter("no_such_file.jpg")

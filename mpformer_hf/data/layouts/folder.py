@@ -192,7 +192,10 @@ def make_rows(rows: list[dict], **features) -> Dataset:
     numbers = all(isinstance(row["image_id"], int) for row in rows)
     known = {**COLUMNS, "image_id": Value("int64" if numbers else "string"), **features}
     rows = rows if numbers else [{**row, "image_id": str(row["image_id"])} for row in rows]
-    return Dataset.from_list(rows, features=Features({name: known[name] for name in rows[0]}))
+    try:
+        return Dataset.from_list(rows, features=Features({name: known[name] for name in rows[0]}))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{error.object!a} is no name in UTF-8; rename the file.") from error
 
 
 def row_of(image: Path, **columns) -> dict:
