@@ -74,6 +74,13 @@ class DataArguments(CheckedArguments):
 
 
 @dataclass
+class ModelDataArguments(DataArguments):
+    """The dataset that a saved model is applied to."""
+
+    task: Task | None = option(None, "Segmentation task; default: the model's.")  # type: ignore[assignment]
+
+
+@dataclass
 class TrainingDataArguments(DataArguments):
     """The dataset, and which of its images are trained on."""
 

@@ -17,6 +17,7 @@ from ..data.labels import Labels, check_classes
 from ..data.opening import materialize_stream, open_dataset
 from ..data.writers.format import Category
 from ..data.writers.registry import FORMATS
+from ..inference.loading import with_task
 from ..inference.predictor import Predictor
 from ..utils.files import write_json
 from .arguments import MOST_FREQUENT, EvaluationArguments, ScoredModel
@@ -41,6 +42,9 @@ def evaluate(loading: ScoredModel, data: DataArguments, args: EvaluationArgument
             raise ValueError(f"{path} exists or is given twice; choose another name.")
     if args.diagnostics and Path(args.diagnostics).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"diagnostics must be a file .png, .svg or .pdf, got {args.diagnostics}.")
+    if loading.model == MOST_FREQUENT and data.task is None:
+        raise ValueError(f"{MOST_FREQUENT} has no task: give --task.")
+    data = with_task(data, loading.model, loading.revision)
     accelerator = Accelerator(cpu=loading.device == "cpu", mixed_precision="no")
     accelerator.wait_for_everyone()  # all processes have checked the paths before one writes
     split = open_dataset(data, data.eval_split, data.max_eval_samples)

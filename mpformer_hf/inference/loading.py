@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
+from ..data.arguments import DataArguments
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.files import file_start
@@ -128,6 +130,17 @@ def fingerprint(name: str, revision: str | None = None) -> str:
         if file.suffix == ".safetensors" or file.name in ("config.json", "preprocessor_config.json"):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def with_task(data: DataArguments, name: str, revision: str | None = None) -> DataArguments:
+    """The arguments of a dataset with the task of a model's image processor, if they have none.
+
+    Raises:
+        ValueError: the processor cannot be loaded.
+    """
+    if data.task is not None:
+        return data
+    return replace(data, task=load_processor(name, **({"revision": revision} if revision else {})).task)
 
 
 def load_processor(name: str, **kwargs) -> MPFormerImageProcessor:

@@ -16,6 +16,7 @@ from ..data.writers.coco import Cvat
 from ..data.writers.format import Category, ImageRecord
 from ..evaluation.task_metrics import number
 from ..inference.arguments import InferenceOptions, LoadingArguments
+from ..inference.loading import with_task
 from ..inference.predictor import Predictor
 from ..model.boxes import mask_boxes
 from ..utils.files import check_new_folder, write_json
@@ -33,6 +34,7 @@ def audit(loading: LoadingArguments, data: DataArguments, args: AuditArguments) 
     """
     if data.streaming:
         raise ValueError("audit reads the whole dataset: leave out streaming.")
+    data = with_task(data, loading.model, loading.revision)
     if data.task == "semantic":
         raise ValueError("audit is for objects: task must be instance or panoptic.")
     output = check_new_folder(args.output)

@@ -9,6 +9,7 @@ from ..data.arguments import DataArguments
 from ..data.labels import check_classes
 from ..data.opening import open_dataset
 from ..inference.arguments import LoadingArguments
+from ..inference.loading import with_task
 from ..inference.predictor import Predictor
 from ..model.prompting import apply_calibration
 from ..utils.files import read_json, write_json
@@ -31,6 +32,7 @@ def calibrate(loading: LoadingArguments, data: DataArguments) -> None:
         raise ValueError("calibrate reads the whole dataset: leave out streaming.")
     if data.eval_split == data.train_split:
         print("note: on images that the model was trained on, calibrated scores are too high", file=sys.stderr)
+    data = with_task(data, loading.model, loading.revision)
     predictor = Predictor.from_arguments(loading, data.task)
     model = predictor.model
     model.config.prompt_calibration = None  # raw scores

@@ -1,5 +1,7 @@
 """Tests of `evaluate`."""
 
+import json
+
 import pytest
 
 from mpformer_hf import MPFormerImageProcessor
@@ -8,6 +10,7 @@ from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation import scoring
+from mpformer_hf.utils.files import read_json, write_json
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
 
@@ -62,3 +65,15 @@ def test_more_objects_than_queries_are_said(tmp_path, caplog):
         argv = ["--model", str(tmp_path / str(queries)), "--dataset_name", str(data)]
         evaluate.main([*argv, "--task", "instance", "--eval_split", "train"])
         assert ("have more objects (up to" in caplog.text) == (queries < most)
+
+
+def test_the_task_is_that_of_the_model_unless_it_is_given(saved, shapes, capsys):
+    processor = read_json(saved / "preprocessor_config.json")
+    for task, classes, score in (("instance", 4, "ap"), ("panoptic", 8, "pq")):
+        tiny_model(num_labels=classes).save_pretrained(saved)
+        write_json({**processor, "task": task}, saved / "preprocessor_config.json")
+        mpformer(["evaluate", str(saved), str(shapes), "--max_eval_samples", "1", "--all_scores", "false"])
+        scores = json.loads(capsys.readouterr().out)
+        assert score in scores and ("pq" in scores) == (task == "panoptic")
+    with pytest.raises(SystemExit, match="most_frequent_class has no task: give --task"):
+        mpformer(["evaluate", "most_frequent_class", str(shapes)])
