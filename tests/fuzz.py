@@ -166,7 +166,9 @@ def change_json(content: dict, draw: random.Random) -> tuple[dict, str, bool]:
     if how < 0.15:
         unused = draw.choice(UNUSED)
         parent[unused] = draw.choice(JUNK)
-        return content, f"{place[:-1]} {unused} = {parent[unused]!r}", True
+        of_object = place[0] == "annotations" and "segments_info" not in place  # whose area decides its size for AP
+        harmless = unused != "area" or not of_object
+        return content, f"{place[:-1]} {unused} = {parent[unused]!r}", harmless
     if how < 0.35:
         del parent[key]
         return content, f"without {place}", own_id or key in ("height", "width", "iscrowd")
