@@ -10,7 +10,7 @@ depend on the machine and its load. Training steps are ours with the pilot and t
 in separate processes, above that of the loaded model; on the CPU once with an allocator that returns freed blocks, to
 measure the memory of tensors, and once with the default allocator. Uses a GPU if there is one; `--bf16`
 runs the models under autocast. Two presets have flags of their own (`--preset gpu --help`): `gpu` measures whole
-training steps on a GPU, `files` CPU time and memory from file to file.
+training steps on a GPU, `files` CPU time and memory beside the model.
 """
 
 import argparse

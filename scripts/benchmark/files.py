@@ -1,6 +1,5 @@
-"""CPU time and memory from file to file: reading, scoring and drawing many objects, semantic results of large images,
-and a whole `mpformer predict`. Each piece of work runs in a process of its own, in turn with those that it is compared
-with.
+"""CPU time and memory beside the model: reading, scoring and drawing many objects, and semantic results of large images.
+Each piece of work runs in a process of its own, in turn with those that it is compared with.
 
 python -m scripts.benchmark --preset files --output_file training/results/files_cpu.json
 """
@@ -20,21 +19,16 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.task_metrics import TaskMetrics
 from mpformer_hf.inference.drawing import draw_segmentation
-from mpformer_hf.inference.predictor import Predictor
-from mpformer_hf.model.image_processing_mpformer import MPFormerImageProcessor
 from mpformer_hf.model.postprocessing import ResizeGeometry, semantic_classes, semantic_inference
 from mpformer_hf.utils.files import write_json
 
-from .models import build
-
 OBJECTS, SIDE = 1500, 2200  # of the image with many objects
-PHOTO = (3000, 4000)  # height, width
-PHOTOS, DRAWN, CLASSES = 6, 20, 150
+PHOTO = (3000, 4000)  # height and width of the image that is drawn on
+DRAWN, CLASSES = 20, 150
 MIB = 2**20
 
 
@@ -52,15 +46,6 @@ def make_objects(folder: Path) -> None:
     images = [{"id": 1, "file_name": "a.png", "height": SIDE, "width": SIDE}]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
     write_json(content, folder / "instances_train.json", indent=None)
-
-
-def make_photos(folder: Path) -> None:
-    """Photos of soft noise, JPEG."""
-    generator = np.random.default_rng(0)
-    (folder / "photos").mkdir(parents=True)
-    for number in range(PHOTOS):
-        small = Image.fromarray(generator.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-        small.resize(PHOTO[::-1], Image.Resampling.BICUBIC).save(folder / "photos" / f"{number}.jpg", quality=92)
 
 
 def opened(folder: Path):
@@ -156,40 +141,13 @@ def semantic(folder: Path, ours: bool) -> Callable:
     return work
 
 
-def save_model(folder: Path) -> None:
-    torch.manual_seed(0)
-    build("swin_t").save_pretrained(folder / "model")
-    MPFormerImageProcessor(task="instance", threshold=0.0).save_pretrained(folder / "model")
-
-
-def predict_command(folder: Path) -> Callable:
-    arguments = ["predict", str(folder / "model"), str(folder / "photos"), str(folder / "out"), "--batch_size", "1"]
-    return lambda: mpformer(arguments)
-
-
-def predict_alone(folder: Path) -> Callable:
-    """Forward passes and post-processing only, of images in memory."""
-    predictor = Predictor.from_pretrained(str(folder / "model"))
-    image = torch.from_numpy(np.array(Image.open(folder / "photos" / "0.jpg"))).permute(2, 0, 1).contiguous()
-
-    def work() -> None:
-        for _ in range(PHOTOS):
-            predictor.predict([image])
-
-    return work
-
-
-MAKERS = {"objects": (make_objects,), "photos": (make_photos, save_model), "nothing": ()}
+MAKERS = {"objects": (make_objects,), "nothing": ()}
 # name: files that it needs, and the works; the first is ours
 ROWS: dict[str, tuple[str, dict[str, tuple]]] = {
     "read 1,500 polygons, 2200x2200": ("objects", {"ours": (read_ours,), "pycocotools": (read_pycocotools,)}),
     "score 1,500 objects": ("objects", {"AP": (evaluate_ours, False), "AP and boundary AP": (evaluate_ours, True)}),
     "draw 20 objects, 3000x4000": ("nothing", {"ours": (draw_ours,), "supervision": (draw_supervision,)}),
     "150 classes, 6 megapixels": ("nothing", {"class by class": (semantic, True), "all scores": (semantic, False)}),
-    "predict 6 photos, 3000x4000": (
-        "photos",
-        {"mpformer predict": (predict_command,), "forward and post-processing": (predict_alone,)},
-    ),
 }
 
 
