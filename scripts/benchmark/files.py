@@ -1,4 +1,4 @@
-"""CPU time and memory beside the model: reading, scoring and drawing many objects, and semantic results of large images.
+"""CPU time and memory beside the model: reading, scoring and drawing many objects, semantic results of large images.
 Each piece of work runs in a process of its own, in turn with those that it is compared with.
 
 python -m scripts.benchmark --preset files --output_file training/results/files_cpu.json
@@ -29,7 +29,6 @@ from mpformer_hf.utils.files import write_json
 OBJECTS, SIDE = 1500, 2200  # of the image with many objects
 PHOTO = (3000, 4000)  # height and width of the image that is drawn on
 DRAWN, CLASSES = 20, 150
-MIB = 2**20
 
 
 def make_objects(folder: Path) -> None:
