@@ -44,5 +44,7 @@ else:
     )
     areas = [int(mask.sum()) for mask in masks]
     rows = [(labels[results["labels"][i]], float(results["scores"][i]), areas[i]) for i in above]
+if not rows:
+    print("no instance has a score above the threshold")
 for label, score, area in rows:
     print(f"{label}\t{'' if score is None else f'{score:.3f}'}\t{area / (height * width):.1%} of the image")

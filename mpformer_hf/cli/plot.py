@@ -29,8 +29,10 @@ def main(argv: list[str]) -> None:
         ValueError: an argument is invalid, or the command fails.
     """
     (args,) = parse([PlotArguments], argv, __doc__, "mpformer plot")
-    if args.output.exists() or args.output.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"{args.output} exists or is no .png, .svg or .pdf; choose another name.")
+    if args.output.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"{args.output} must end in .png, .svg or .pdf.")
+    if args.output.exists():
+        raise ValueError(f"{args.output} exists; choose another name.")
     from ..evaluation.plots import plot_runs
     from ..training.run import Run
 

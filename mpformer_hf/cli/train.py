@@ -13,7 +13,7 @@ preprocessor_config.json (best weights), last/ (last weights), log.jsonl, evalua
 """
 
 from ..training.arguments import DEFAULT_RECIPE, STARTS, parse_arguments
-from ..utils.recipes import recipe_names
+from ..utils.recipes import recipe_descriptions
 
 
 def main(argv: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
         ValueError: an argument is invalid, or the command fails.
     """
     if argv == ["--recipes"]:
-        print("\n".join(recipe_names()))
+        print("\n".join(f"{name:32} {description}" for name, description in recipe_descriptions().items()))
         return
     names = {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in argv if flag.startswith("--")}
     given = not names.isdisjoint({"config", *STARTS})

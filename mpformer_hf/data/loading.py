@@ -42,6 +42,7 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
     except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         reason = str(cause).splitlines()[0]
+        reason += "" if Path(args.dataset_name).exists() else "; there is no local folder of this name either"
         raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
     if "__key__" in rows.column_names:
         # a stream that is decoded before it is renamed is encoded again, as JPEG

@@ -66,7 +66,8 @@ def warn_of_common_images(train, evaluation) -> bool:
     paths = [set(paths_of(split)) for split in (train, evaluation)]
     common = paths[0] & paths[1]
     if common:
-        logger.warning("%d of %d evaluation images are also training images.", len(common), len(paths[1]))
+        text = "%d of %d evaluation images are also training images; --validation_share 0.1 divides one split."
+        logger.warning(text, len(common), len(paths[1]))
     return bool(common)
 
 

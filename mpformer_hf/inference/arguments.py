@@ -102,7 +102,7 @@ class PredictionArguments(CheckedArguments):
     image_ids: Path | None = option(None, "COCO JSON whose images give the ids by file name.")
     batch_size: int = option(4, "Images of equal size per forward pass.", within="[1, inf)")
     every: int = option(1, "Use every n-th image or frame only.", within="[1, inf)")
-    split: str = option("test", "Split of a dataset.")
+    split: str | None = option(None, "Split of a dataset; default: test.")
     shard: str | None = option(None, "Segment a part of the images only: 3/16 is the third of 16 parts.")
 
     def __post_init__(self):

@@ -93,7 +93,7 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
         "weights": fingerprint(loading.model, loading.revision),
         "dtype": loading.dtype,
         "source": name,
-        "split": args.split,
+        "split": args.split or "test",
     }
     formats = DEFAULTS[task] if args.formats is None else args.formats
     image_ids = ImageIds(args.image_ids) if args.image_ids else None

@@ -32,17 +32,17 @@ class SourceImage:
     read: Callable[[], Tensor]
 
 
-def list_images(source: str, split: str, every: int, output: Path | None = None) -> Iterable[SourceImage]:
+def list_images(source: str, split: str | None, every: int, output: Path | None = None) -> Iterable[SourceImage]:
     """Images of a source in a fixed order: a list, or for videos, whose number of frames is unknown, an iterator.
 
     Args:
         source: folder, image file, URL, glob, video file, or dataset (Hub name, or folder of parquet files).
-        split: split of a dataset.
+        split: split of a dataset, by default test; other sources have none.
         every: yield every n-th image or frame only.
         output: folder of results, whose files are not images of the source.
 
     Raises:
-        ValueError: the source has no images.
+        ValueError: the source has no images, or has no splits and one is given.
     """
     if source.startswith(("http://", "https://")):
         name = Path(source.split("?")[0]).name or "image"
@@ -68,6 +68,8 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
     tables = path.is_dir() and any(file.suffix == ".parquet" for file in files_below(path))
     if files and tables:
         raise ValueError(f"{source} has parquet files and {len(files)} images; give the folder of one of them.")
+    if files and split is not None:
+        raise ValueError(f"{source} has images, not splits, so --split has no effect: give the folder of the split.")
     if files:
         root = root or Path(os.path.commonpath([file.parent for file in files]))
         relative = [file.relative_to(root).as_posix() for file in files]
@@ -82,7 +84,7 @@ def list_images(source: str, split: str, every: int, output: Path | None = None)
         raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}){hint}.")
     if glob.has_magic(source):
         raise ValueError(f"No file matches {source}.")
-    return dataset_images(source, split, every)
+    return dataset_images(source, split or "test", every)
 
 
 def is_prediction(file: Path) -> bool:

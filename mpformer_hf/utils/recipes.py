@@ -1,12 +1,13 @@
 """Recipes: yaml files of flags."""
 
 import difflib
+import itertools
 import json
 from pathlib import Path
 
 import yaml
 
-from .files import read_yaml
+from .files import read_text, read_yaml
 
 PACKAGE = Path(__file__).parents[1]
 RECIPES = PACKAGE / "training" / "recipes"  # in the wheel
@@ -42,7 +43,8 @@ def read_recipe(path: str, above: tuple[Path, ...] = ()) -> dict:
         names = (recipe.name for recipe in file.parent.glob("*.yaml"))
         known = sorted(names) if file.suffix else difflib.get_close_matches(path, recipe_names(), 3)
         where = "its folder has" if file.suffix else "near names are"
-        raise ValueError(f"Recipe {path} does not exist; {where} {', '.join(known) or 'none'}.")
+        hint = f"{where} {', '.join(known)}" if known else "mpformer train --recipes lists all"
+        raise ValueError(f"Recipe {path} does not exist; {hint}.")
     content = read_yaml(file, UniqueKeyLoader) or {}
     if not isinstance(content, dict):
         raise ValueError(f"Recipe {path} must be a mapping of flags to values.")
@@ -62,6 +64,16 @@ def read_recipe(path: str, above: tuple[Path, ...] = ()) -> dict:
 def recipe_names() -> list[str]:
     """Names of the recipes of this package."""
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def recipe_descriptions() -> dict[str, str]:
+    """The first sentence of the comment of each recipe of this package, by name."""
+    descriptions = {}
+    for name in recipe_names():
+        lines = read_text(RECIPES / f"{name}.yaml").splitlines()
+        comment = " ".join(line[1:].strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+        descriptions[name] = f"{comment.split('. ')[0].rstrip('.')}." if comment else ""
+    return descriptions
 
 
 def merge(first: dict, second: dict) -> dict:

@@ -10,7 +10,7 @@ import pytest
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.training.arguments import parse_arguments
 from mpformer_hf.utils.arguments import CheckedArguments, argument, option, parse
-from mpformer_hf.utils.recipes import read_recipe, recipe_names
+from mpformer_hf.utils.recipes import read_recipe, recipe_descriptions, recipe_names
 
 
 @pytest.mark.parametrize(
@@ -150,5 +150,9 @@ def test_a_recipe_gives_positions_too_and_the_command_line_overrides(tmp_path):
 
 def test_recipes_have_names():
     assert read_recipe("own_dataset")["augmentation"] == "auto" and "coco_instance_r50" in recipe_names()
+    texts = recipe_descriptions()
+    assert texts["coco_instance_r50"] == "COCO instance, R50, 50 epochs." and all(texts.values())
+        recipe_descriptions().values()
+    )
     with pytest.raises(ValueError, match="Recipe own_datasets does not exist; near names are own_dataset"):
         read_recipe("own_datasets")
