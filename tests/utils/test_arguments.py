@@ -152,7 +152,5 @@ def test_recipes_have_names():
     assert read_recipe("own_dataset")["augmentation"] == "auto" and "coco_instance_r50" in recipe_names()
     texts = recipe_descriptions()
     assert texts["coco_instance_r50"] == "COCO instance, R50, 50 epochs." and all(texts.values())
-        recipe_descriptions().values()
-    )
     with pytest.raises(ValueError, match="Recipe own_datasets does not exist; near names are own_dataset"):
         read_recipe("own_datasets")
