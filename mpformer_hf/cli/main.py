@@ -1,5 +1,6 @@
 """The `mpformer` command: `mpformer COMMAND ...`, one module per command."""
 
+import difflib
 import importlib
 import sys
 from importlib.metadata import version
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     elif not argv or argv[0] in ("-h", "--help"):
         print(usage, end="")
     elif argv[0] not in COMMANDS:
-        sys.exit(f"{usage}\nerror: unknown command {argv[0]!r}")
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        sys.exit(f"{usage}\nerror: unknown command {argv[0]!r}{f'; did you mean {near[0]}?' if near else ''}")
     else:
         run_command(lambda rest: importlib.import_module(f"mpformer_hf.cli.{argv[0]}").main(rest), argv[1:])
 

@@ -15,6 +15,8 @@ from .arguments import MEMORY, DataArguments
 from .coco_checks import find_category_problems, is_flag
 from .names import check_names, read_names
 
+EXAMPLE = '{"0": "background", "1": "leaf"}'  # of a file of class names
+
 
 @dataclass
 class Labels:
@@ -166,7 +168,7 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         names = dict(enumerate(listed))
     names = names or class_names(rows)
     if names is None:
-        raise ValueError(f"{args.dataset_name} has no class names: give --id2label, a JSON file of id to name.")
+        raise ValueError(f"{args.dataset_name} has no class names: give --id2label, a JSON file such as {EXAMPLE}.")
     names = {int(category): name for category, name in names.items()}
     order = list(dict.fromkeys(names[category] for category in sorted(names)))
     if categories is not None:

@@ -15,6 +15,8 @@ from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.files import file_start
 
+ANSWERED = "the Hub answered"  # beginning of a reason
+
 
 def load_pretrained(cls, name: str, **kwargs):
     """`cls.from_pretrained(name, **kwargs)`.
@@ -28,7 +30,10 @@ def load_pretrained(cls, name: str, **kwargs):
     try:
         return cls.from_pretrained(name, **kwargs)
     except Exception as error:  # broken JSON, truncated safetensors, shapes, network: many types
-        raise ValueError(f"Cannot load {name}: {reason_of(error)}") from error
+        reason = reason_of(error)
+        known = Path(name).is_dir() or reason.startswith(ANSWERED)
+        hint = "" if known else " (there is no local folder of this name)"
+        raise ValueError(f"Cannot load {name}{hint}: {reason}") from error
 
 
 def reason_of(error: BaseException) -> str:
@@ -40,7 +45,7 @@ def reason_of(error: BaseException) -> str:
         link = link.__cause__ or link.__context__
     answer = next((link for link in chain if isinstance(link, HfHubHTTPError) and link.response is not None), None)
     if answer is not None:
-        return f"the Hub answered {answer.response.status_code}: {next(iter(str(answer).strip().splitlines()), '')}"
+        return f"{ANSWERED} {answer.response.status_code}: {next(iter(str(answer).strip().splitlines()), '')}"
     return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
 
 

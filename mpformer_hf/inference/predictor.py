@@ -204,7 +204,7 @@ class Predictor:
             image: see `to_image_tensor`, or what `encode` made of it (at another scale).
             masks: `[P, H, W]`, non-zero = inside; or
             boxes: `[P, 4]`, (x0, y0, x1, y1) in pixels of the image, x1 and y1 exclusive.
-            labels: class of each prompt; -1 or None: not known.
+            labels: class of each prompt, its id or name; -1 or None: not known.
             rounds: number of rounds, see `MPFormerForUniversalSegmentation.refine`.
             limits: boxes `[P, 4]` that the refined masks do not leave; default: none for masks, and boxes enlarged by a
                 tenth of their sides.
@@ -219,6 +219,7 @@ class Predictor:
         if (masks is None) == (boxes is None):
             raise ValueError("Give either masks or boxes.")
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        labels = [self.label_id(label) for label in labels] if isinstance(labels, (list, tuple)) else labels
         if masks is None:
             found = list(self.refine_boxes(encoded, boxes, labels, rounds, limits))
         else:
@@ -229,6 +230,17 @@ class Predictor:
             "segmentation": torch.stack([mask for mask, _ in found]) if found else empty,
             "segments_info": [{"id": index, **info} for index, (_, info) in enumerate(found)],
         }
+
+    def label_id(self, label: int | str | None) -> int:
+        """Id of a class that is given by id or name; -1 for None.
+
+        Raises:
+            ValueError: the model has no class of this name.
+        """
+        ids = {name: number for number, name in self.model.config.id2label.items()}
+        if isinstance(label, str) and label not in ids:
+            raise ValueError(f"The model has no class {label!r}, only {', '.join(ids)}.")
+        return -1 if label is None else ids[label] if isinstance(label, str) else label
 
     @torch.no_grad()
     def refine_boxes(

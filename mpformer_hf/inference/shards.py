@@ -25,6 +25,18 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(found[1]) - 1, int(found[2])
 
 
+def refuse_changes(output: Path, before: dict, settings: dict) -> None:
+    """Check that a folder has results of the same settings.
+
+    Raises:
+        ValueError: some differ.
+    """
+    changed = [name for name in settings if before.get(name) != settings[name]]
+    if changed:
+        names = ", ".join("model (its weights or config.json)" if name == "weights" else name for name in changed)
+        raise ValueError(f"{output} has results of another {names}; choose another output folder.")
+
+
 def check_output(output: Path, settings: dict, shards: int) -> None:
     """Check that the folder is new or has results of the same settings and number of shards.
 
@@ -42,9 +54,7 @@ def check_output(output: Path, settings: dict, shards: int) -> None:
     before = read_json(file)
     if not isinstance(before, dict):
         raise ValueError(f"{file} is not a mapping of settings; choose another output folder.")
-    changed = [name for name in settings if before.get(name) != settings[name]]
-    if changed:
-        raise ValueError(f"{output} has results of another {', '.join(changed)}; choose another output folder.")
+    refuse_changes(output, before, settings)
     if shards > 1 and before.get("shards", 1) not in (1, shards):
         raise ValueError(f"{output} has results of {before['shards']} shards, not {shards}.")
 

@@ -1,7 +1,9 @@
 """Images of any kind to 8-bit RGB: the same values in training, image processor and pipeline."""
 
 import contextlib
+import functools
 import io
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from huggingface_hub.utils import get_session
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # beginnings of files
 ORIENTATION = 274  # EXIF tag
 WITH_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # keys of `info` in Pillow
@@ -240,9 +243,17 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
         wide = any(";16" in str(tile[3]) for tile in tiles) and image.mode in ("RGB", "RGBA")
         if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
             raise ValueError("it is a TIFF of separate planes of more than 8 bits; save its bands interleaved")
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            say_that_pages_are_left_out()
         if wide:
             image.info[SIXTEEN_BIT_RGB] = True
         return loaded(image)
+
+
+@functools.lru_cache(maxsize=1)
+def say_that_pages_are_left_out() -> None:
+    """Log, once in a process, that the first page of a TIFF is used."""
+    logger.warning("A TIFF has several pages: the first is used, also of further ones; other pages may be channels.")
 
 
 def read_size(file: str | Path | BinaryIO) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from ..inference.drawing import draw_segmentation
 from ..inference.loading import fingerprint
 from ..inference.predictor import Predictor
 from ..inference.result_files import image_hash, write_image
+from ..inference.shards import refuse_changes
 from ..model.boxes import mask_boxes
 from ..model.image_sizes import size_of
 from ..model.images import read_image
@@ -236,9 +237,8 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     settings |= {"rounds": args.rounds, "scale": args.scale, "boxes_only": args.boxes_only, "overlays": args.overlays}
     if not (args.output / "settings.json").exists():
         check_new_folder(args.output)
-    elif (before := read_json(args.output / "settings.json")) != settings:
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        raise ValueError(f"{args.output} has results of another {', '.join(changed)}; choose another output folder.")
+    else:
+        refuse_changes(args.output, read_json(args.output / "settings.json"), settings)
     lock = lock_folder(args.output)
     write_json(settings, args.output / "settings.json")
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
@@ -75,7 +76,8 @@ def load_checkpoint(name: str, fields: dict) -> MPFormerForUniversalSegmentation
     try:
         model = load_weights(name, tuple(new), ignore_mismatched_sizes=True, **fields)
     except ValueError as error:
-        raise ValueError(f"model_name_or_path and model_fields: {error}") from error
+        hint = "" if Path(name).is_dir() else " Without the Hub, --config quickstart trains a small model."
+        raise ValueError(f"model_name_or_path and model_fields: {error}{hint}") from error
     model.config.prompt_calibration = None  # that of other weights
     return model
 

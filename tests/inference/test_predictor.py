@@ -308,3 +308,12 @@ def test_from_pretrained_is_the_saved_model(model, tmp_path):
     expected.processor.save_pretrained(tmp_path)
     options = InferenceOptions(threshold=0.0)
     assert same(Predictor.from_pretrained(str(tmp_path), "panoptic", options)(picture()).raw, expected(picture()).raw)
+
+
+def test_classes_of_prompts_by_name(model):
+    boxes = torch.tensor([[10.0, 10.0, 40.0, 50.0]] * 3)
+    segmenter, names = predictor(model), model.config.id2label
+    by_name = segmenter.refine(picture(), boxes=boxes, labels=[names[2], None, 1])["segments_info"]
+    assert by_name == segmenter.refine(picture(), boxes=boxes, labels=[2, -1, 1])["segments_info"]
+    with pytest.raises(ValueError, match="The model has no class 'unicorn', only "):
+        segmenter.refine(picture(), boxes=boxes[:1], labels=["unicorn"])

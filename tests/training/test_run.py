@@ -58,7 +58,7 @@ def test_train_and_predict(shapes, tmp_path):
     assert Image.open(tmp_path / "curves.png").width > 500
     with pytest.raises(SystemExit, match=r"have no score 'ap'; the first one has .*pq"):
         mpformer(["plot", str(run.folder), "--metric", "ap", "--output", str(tmp_path / "other.png")])
-    with pytest.raises(SystemExit, match=r"curves\.png exists or is no"):
+    with pytest.raises(SystemExit, match=r"curves\.png exists; choose another name"):
         mpformer(["plot", str(run.folder), "--output", str(tmp_path / "curves.png")])
     predictor = run.predictor(options=mpformer_hf.InferenceOptions(threshold=0.0))
     image = examples(1, "map")[0][0]

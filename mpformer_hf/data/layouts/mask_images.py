@@ -63,9 +63,7 @@ class MaskImages(FolderLayout):
     def pairs(self, folder: Path, split: str, task: str, names: tuple[str, ...] = MASKS) -> list[dict]:
         """Rows of the images of a split and their label images in a folder of one of several names."""
         images = self.source(folder, split, task)
-        divided = (
-            images.parent != folder and images.name.lower() not in IMAGES
-        )  # folders of splits in the folder of images
+        divided = images.parent != folder and images.name.lower() not in IMAGES  # it has folders of splits
         root = images.parent.parent if divided else images.parent
         masks = first_folder(root, names)
         if masks is None:

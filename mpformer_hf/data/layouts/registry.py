@@ -66,11 +66,8 @@ def find_layout(name: str, task: str) -> FolderLayout | None:
     if any(file.suffix in TABLE_SUFFIXES for file in files):
         return None
     if other is not None:
-        hint = (
-            "; maps of instance ids must be in instances/"
-            if isinstance(other, MaskImages) and task == "instance"
-            else ""
-        )
+        are_maps = isinstance(other, MaskImages) and task == "instance"
+        hint = "; maps of instance ids must be in instances/" if are_maps else ""
         tasks = " and ".join(other.tasks)
         raise ValueError(f"{name} is {other.name}, which is for task {tasks}, not for task {task}{hint}.")
     tools = {tool for file in annotation_files(folder) if (tool := tool_of(file))}
