@@ -28,7 +28,7 @@ def decode_all(segmentations: list, height: int, width: int) -> np.ndarray:
 
 
 def decode_part(segmentation, height: int, width: int) -> tuple[np.ndarray, int, int]:
-    """The part of a mask outside of which it is empty, so that the cost is that of the object and not of the image.
+    """A mask without its empty surroundings: the cost depends on the size of the object, not on that of the image.
 
     Args:
         segmentation: polygons in pixels, which may reach beyond the image by its longer side, or an RLE with a list of

@@ -18,7 +18,7 @@ def mask_boundary(mask: np.ndarray, reach: int | None = None) -> np.ndarray:
 
     Args:
         mask: bool `[H, W]`, or a part of it, outside of which it is empty.
-        reach: that of the image; default: `mask` is the image.
+        reach: `boundary_reach` of the whole image, in pixels; default: `mask` is the whole image.
 
     Returns:
         bool, of the shape of `mask`.

@@ -117,7 +117,7 @@ async def read_upload(request: Request, limits: Limits) -> tuple[bytes, str]:
 
     try:
         form = await MultiPartParser(request.headers, whole(), max_part_size=limits.body).parse()
-    except (MultiPartException, KeyError, LookupError, UnicodeError) as error:
+    except (MultiPartException, LookupError, UnicodeError) as error:
         raise HTTPException(422, f"the form cannot be read: {error}") from error
     try:
         given = [form.get(name) for name in FIELDS]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mpformer_hf.cli.main import main
 from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.layouts.tools import decode_brush
+from mpformer_hf.data.layouts.label_studio import decode_brush
 from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.data.splits import check_splits
 from tests import datasets_on_disk as make

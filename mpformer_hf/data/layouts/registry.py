@@ -7,13 +7,15 @@ from .ade20k import Ade20k
 from .cityscapes import Cityscapes
 from .coco import IMAGES, Coco, annotation_files, tool_of
 from .coco_stuff import CocoStuff
+from .cvat import CvatXml
 from .folder import FolderLayout
+from .label_studio import LabelStudio
 from .labelme import Labelme
 from .mapillary import Mapillary
 from .mask_images import InstanceFiles, InstanceMaps, MaskFiles, MaskImages, SplitPairs
 from .nuinsseg import NuInsSeg
 from .pascal_voc import PascalVoc
-from .tools import CvatXml, LabelStudio, Via
+from .via import Via
 from .yolo import Yolo
 
 FILES = {
