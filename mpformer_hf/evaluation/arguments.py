@@ -38,3 +38,17 @@ class EvaluationArguments(CheckedArguments):
         super().__post_init__()
         if bool(self.save_predictions) != bool(self.predictions_dir):
             raise ValueError("save_predictions and predictions_dir must be given together.")
+
+
+@dataclass
+class ComparedModels(CheckedArguments):
+    """What is compared."""
+
+    _argument_group_name = "comparison"
+
+    models: list[str] = argument("models", "saved models, folders of runs or exported files; first: reference")
+    no_labels: bool = option(False, "DATA is a folder of photos, or one photo, without labels.")
+    device: str | None = option(None, "Of saved models: cpu, cuda:1, ...; default: an accelerator if there is one.")
+    page: str = option("", "New HTML page: scores, curves of the runs, images where the models differ most.")
+    num_pictures: int = option(8, "page: number of images.", within="[1, 1000]")
+    output_file: str = option("", "New JSON file for the table.")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.dataset import SegmentationDataset
 from ..data.segments import Segments
 from ..data.writers.format import ImageRecord, PredictionFormat, describe_segments
+from ..inference.exported import Model
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import size_of
 from ..utils.progress import progress
@@ -129,7 +130,7 @@ def batches_with_progress(loader: Any, title: str, accelerator: Accelerator) -> 
 
 @torch.no_grad()
 def evaluate_model(
-    model: torch.nn.Module,
+    model: Model,
     processor: MPFormerImageProcessor,
     loader: Any,
     accelerator: Accelerator,
@@ -224,7 +225,7 @@ def write_predictions(
 
 
 def predict_batch(
-    model: torch.nn.Module,
+    model: Model,
     processor: MPFormerImageProcessor,
     batch: dict,
     accelerator: Accelerator,
@@ -233,9 +234,8 @@ def predict_batch(
 ) -> list[dict]:
     """Results of each image of a batch of `EvaluationDataset`, on the CPU: by kind, as `TaskMetrics.add` takes them;
     `drawn`, the result to draw; and `result`, all of it, as `PredictionFormat.write` takes it."""
-    parameter = next(model.parameters())
-    inputs = send_to_device(batch["inputs"], parameter.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(parameter.dtype)
+    inputs = send_to_device(batch["inputs"], model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     with accelerator.autocast():
         outputs = model(**inputs)
     results = results_of(outputs, batch["sizes"], processor, max_detections, things)
@@ -287,7 +287,7 @@ def instance_prediction(result: dict, threshold: float) -> dict:
 
 @torch.no_grad()
 def draw_rows(
-    model: torch.nn.Module,
+    model: Model,
     processor: MPFormerImageProcessor,
     dataset: SegmentationDataset,
     rows: list[int],
@@ -302,7 +302,7 @@ def draw_rows(
 
 
 def diagnose_model(
-    model: torch.nn.Module, processor: MPFormerImageProcessor, loader: DataLoader, accelerator: Accelerator
+    model: Model, processor: MPFormerImageProcessor, loader: DataLoader, accelerator: Accelerator
 ) -> LayerDiagnostics:
     """Layer-wise diagnostics of a split, see `mpformer_hf.evaluation.diagnostics`, over all processes."""
     was_training, total = model.training, LayerDiagnostics()

@@ -17,6 +17,7 @@ from ..data.labels import Labels, check_classes
 from ..data.opening import materialize_stream, open_dataset
 from ..data.writers.format import Category
 from ..data.writers.registry import FORMATS
+from ..inference.exported import is_exported
 from ..inference.loading import with_task
 from ..inference.predictor import Predictor
 from ..utils.files import write_json
@@ -87,7 +88,7 @@ def score_model(
     Raises:
         ValueError: its classes are not the dataset's.
     """
-    if loading.device is None:
+    if loading.device is None and not is_exported(loading.model):
         loading = replace(loading, device=str(accelerator.device))
     predictor = Predictor.from_arguments(loading)
     model, processor = predictor.model, predictor.processor

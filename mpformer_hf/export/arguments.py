@@ -16,10 +16,10 @@ class ExportArguments(CheckedArguments):
     _argument_group_name = "export"
 
     model: str = argument("model", "saved MP-Former or Mask2Former: folder or Hub name")
-    file: Path = argument("file", "new file, .onnx or .pt2")
+    file: Path = argument("file", "new file: .onnx, .pt2, .aoti.pt2, .pte, .tflite or .mlpackage")
     height: int = option(512, "Height of the traced images.")
     width: int = option(512, "Width of the traced images.")
     with_postprocessing: bool = option(False, "From 8-bit images to results.")
     detections: int = option(100, "with_postprocessing: number of instances of an image.")
     precision: Precision = option("fp32", "Precision of an ONNX file.")
-    calibration: Path | None = option(None, "int8: folder of some typical images.")
+    photos: Path | None = option(None, "int8: folder of some typical images, for the ranges of values.")

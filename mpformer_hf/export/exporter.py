@@ -1,6 +1,5 @@
-"""Export of the inference model to ONNX or torch.export, alone or from 8-bit images to results."""
+"""Export of the inference model to files of several runtimes, alone or from 8-bit images to results."""
 
-import io
 import json
 import logging
 import math
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..inference.exported import SUFFIXES, runtimes_of, settings_folder, suffix_of
 from ..inference.loading import load_model, load_processor
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.files import write_atomically
 from .postprocessing import RESULTS, Postprocessing
 from .precision import calibration_images, convert_to_half, quantize
+from .targets import TARGETS, Target
 from .windows import replace_window_attention
 
 logger = logging.getLogger(__name__)
@@ -87,22 +88,24 @@ class Exported:
     """A traced model.
 
     Attributes:
-        program: of torch.export, with a dynamic batch size.
+        program: of torch.export.
+        batches: whether the batch size is dynamic; else it is 1.
         smallest_side: smallest image side in pixels if the image size is dynamic too, else None.
         height, width: sides of the traced images in pixels.
-        difference: largest absolute difference of a logit.
+        difference: largest absolute difference of a logit; None: not compared.
     """
 
     program: ExportedProgram
+    batches: bool
     smallest_side: int | None
     height: int
     width: int
-    difference: float = math.inf
+    difference: float | None = None
 
     def other_images(self, dtype: torch.dtype) -> Tensor:
-        """Images of another batch size and, if it is dynamic, of another image size than the traced ones."""
+        """Images of another batch size and of another image size than the traced ones, if they are dynamic."""
         grow = STRIDE if self.smallest_side else 0
-        size = (3, 3, self.height + grow, self.width + 2 * grow)
+        size = (3 if self.batches else 1, 3, self.height + grow, self.width + 2 * grow)
         return random_images(size, dtype)
 
 
@@ -112,12 +115,15 @@ def random_images(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return (64 * noise + 128).clamp(0, 255).to(dtype) if dtype == torch.uint8 else noise.to(dtype)
 
 
-def export_program(model: Exportable, height: int, width: int, check: Callable[[Exported], float]) -> Exported:
+def export_program(
+    model: Exportable, height: int, width: int, dynamic: bool, check: Callable[[Exported], float | None]
+) -> Exported:
     """`torch.export` with a dynamic batch size and, where the backbone allows it, dynamic image size.
 
     Args:
         model: the model.
         height, width: of the traced images.
+        dynamic: whether sizes may be dynamic; else the program takes one image of this size.
         check: returns the largest difference of a logit of what is made of the program, for `other_images`; if it is
             above `TOLERANCE` or fails, the image size is not dynamic.
 
@@ -129,54 +135,23 @@ def export_program(model: Exportable, height: int, width: int, check: Callable[[
     )
     batch = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
     sizes = {**batch, 2: STRIDE * rows, 3: STRIDE * columns}
-    example = torch.zeros(2, 3, height, width, dtype=model.dtype)
-    for dynamic in (batch,) if min(height, width) < model.smallest_side else (sizes, batch):
+    example = torch.zeros(2 if dynamic else 1, 3, height, width, dtype=model.dtype)
+    kinds = ({},) if not dynamic else (batch,) if min(height, width) < model.smallest_side else (sizes, batch)
+    for free in kinds:
         try:
             with torch.no_grad():
-                program = torch.export.export(model, (example,), dynamic_shapes={model.input_name: dynamic})
-            exported = Exported(program, model.smallest_side if 2 in dynamic else None, height, width)
+                program = torch.export.export(model, (example,), dynamic_shapes={model.input_name: free or None})
+            exported = Exported(program, bool(free), model.smallest_side if 2 in free else None, height, width)
             exported.difference = check(exported)
         except Exception as error:  # of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         else:
-            if exported.difference <= TOLERANCE:
+            if exported.difference is None or exported.difference <= TOLERANCE:
                 return exported
             reason = f"its outputs differ from the model's by {exported.difference:.1e}"
-        if 2 in dynamic:
+        if 2 in free:
             logger.warning("The image size cannot be dynamic: %s", reason)
     raise ValueError(f"The model cannot be exported at {height}x{width}: {reason}; nothing was saved.")
-
-
-def require_onnx() -> None:
-    """
-    Raises:
-        ValueError: packages for ONNX are missing.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f'ONNX export needs {error.name}: pip install "mpformer-hf[onnx]".') from error
-
-
-def save_onnx(model: Exportable, program: ExportedProgram, file: Path, metadata: dict[str, str]) -> None:
-    """Write an ONNX file with metadata."""
-    inputs, outputs = [model.input_name], list(model.output_names)
-    onnx_program: Any = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
-    onnx_program.model.metadata_props.update(metadata)
-    onnx_program.save(file)
-
-
-def run_exported(file: Path, images: Tensor) -> list[Tensor]:
-    """Outputs of an exported file."""
-    if file.suffix == ".pt2":
-        outputs = torch.export.load(file).module()(images)
-        return list(outputs)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
 
 
 def largest_difference(model: Exportable, images: Tensor, outputs: Iterable[Tensor]) -> float:
@@ -201,16 +176,15 @@ def without_order(scores: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor
     return scores, by_class, masks.long().sum(1)
 
 
-def save_and_compare(model: Exportable, exported: Exported, file: Path, metadata: dict[str, str]) -> float:
-    """Save a traced model; returns the largest difference of the outputs of the file."""
-    if file.suffix == ".onnx":
-        save_onnx(model, exported.program, file, metadata)
-    else:
-        buffer = io.BytesIO()  # its writer of files aborts the process on a full disk
-        torch.export.save(exported.program, buffer, extra_files=metadata)
-        file.write_bytes(buffer.getbuffer())
+def save_and_compare(
+    model: Exportable, target: Target, exported: Exported, file: Path, metadata: dict[str, str]
+) -> float | None:
+    """Save a traced model; returns the largest difference of the outputs of the file, None if it cannot be run."""
+    target.save(exported.program, file, [model.input_name], list(model.output_names), metadata)
+    if not target.runs:
+        return None
     images = exported.other_images(model.dtype)
-    return largest_difference(model, images, run_exported(file, images))
+    return largest_difference(model, images, runtimes_of(file)[0].open(file)(images))
 
 
 def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, str]) -> dict[str, str]:
@@ -221,6 +195,14 @@ def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, s
     return {"model": Path(name).name, **{field: json.dumps(value) for field, value in fields.items()}}
 
 
+def fix_size(processor: Any, height: int, width: int) -> None:
+    """Let an image processor make images of one size: padded to a square, or stretched to another shape."""
+    processor.do_resize, processor.size, processor.pad_size = True, {"height": height, "width": width}, None
+    if height == width:
+        processor.size = {"shortest_edge": height, "longest_edge": height}
+        processor.pad_size = {"height": height, "width": width}
+
+
 def export(
     name: str,
     file: Path,
@@ -229,43 +211,42 @@ def export(
     with_postprocessing: bool = False,
     detections: int = 100,
     precision: str = "fp32",
-    calibration: Path | None = None,
-) -> tuple[float, int | None]:
-    """Export a saved model; the file is checked against the model before it is put in place. The image processor is
-    saved beside it, as `NAME_processor/`.
+    photos: Path | None = None,
+) -> Exported:
+    """Export a saved model; the file is compared with the model before it is put in place. The image processor and the
+    configuration are saved beside it, as `NAME_processor/`: commands and `Predictor` take the file for a model.
 
     Args:
         name: saved MP-Former or Mask2Former, folder or Hub name.
-        file: new file, `.onnx` or `.pt2`.
+        file: new file; its suffix decides what it is for, see `TARGETS`.
         height, width: size of the traced images in pixels, multiples of 32.
         with_postprocessing: from 8-bit images to results of the processor's task, see `export/postprocessing.py`.
         detections: number of instances of an image, for that.
         precision: of an ONNX file: fp32, fp16 or int8.
-        calibration: folder of images, for int8.
+        photos: folder of images, for the ranges of int8.
 
     Returns:
-        largest absolute difference of an output (of fp16 and int8: of the float32 file before), and the smallest
-        image side in pixels, None if the image size is fixed.
+        what was traced, with the difference of the file (of fp16 and int8: of the float32 file before).
 
     Raises:
         ValueError: an argument is invalid, or the exported model differs from the original.
     """
-    processor_folder = file.with_name(f"{file.stem}_processor")
-    if file.suffix not in (".onnx", ".pt2"):
-        raise ValueError(f"{file} must end in .onnx or .pt2.")
+    suffix, processor_folder = suffix_of(file), settings_folder(file)
+    if suffix is None:
+        raise ValueError(f"{file} must end in one of {', '.join(SUFFIXES)}.")
     for path in (file, processor_folder):
         if path.exists():
             raise ValueError(f"{path} exists; choose another file name.")
     if height % STRIDE or width % STRIDE or min(height, width) < 2 * STRIDE:
         raise ValueError(f"{height}x{width}: sides must be multiples of {STRIDE}, at least {2 * STRIDE}.")
-    if precision != "fp32" and file.suffix != ".onnx":
+    if precision != "fp32" and suffix != ".onnx":
         raise ValueError(f"precision {precision} is for .onnx files.")
-    if (precision == "int8") != (calibration is not None):
-        raise ValueError("precision int8 needs a folder of images to calibrate with, and no other precision does.")
-    if calibration is not None:
-        calibration_images(calibration)
-    if file.suffix == ".onnx":
-        require_onnx()
+    if (precision == "int8") != (photos is not None):
+        raise ValueError("precision int8 needs --photos, a folder of images to calibrate with, and only it does.")
+    if photos is not None:
+        calibration_images(photos)
+    target = TARGETS[suffix]
+    target.require()
     logger.info("Loading %s.", name)
     loaded, processor = load_model(name), load_processor(name)
     metadata = describe(name, processor, loaded.config.id2label)
@@ -273,13 +254,17 @@ def export(
     model: Exportable = EndToEndModel(plain, processor, detections) if with_postprocessing else plain
     logger.info("Tracing the model, and comparing the file with it; this takes minutes for large models.")
     with write_atomically(file) as temporary:
-        check = partial(save_and_compare, model, file=temporary, metadata=metadata)
-        exported = export_program(model, height, width, check)
+        check = partial(save_and_compare, model, target, file=temporary, metadata=metadata)
+        exported = export_program(model, height, width, target.dynamic, check)
         if precision != "fp32":
             logger.info("Converting the file to %s.", precision)
         if precision == "fp16":
             convert_to_half(temporary)
-        elif calibration is not None:  # int8
-            quantize(temporary, calibration, processor, model.input_name, (height, width))
+        elif photos is not None:  # int8
+            quantize(temporary, photos, processor, model.input_name, (height, width))
+        if exported.smallest_side is None:
+            fix_size(processor, height, width)
         processor.save_pretrained(processor_folder)
-    return exported.difference, exported.smallest_side
+        if not with_postprocessing:
+            loaded.config.save_pretrained(processor_folder)
+    return exported

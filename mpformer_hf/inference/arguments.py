@@ -29,7 +29,7 @@ class LoadingArguments(CheckedArguments):
 
     _argument_group_name = "model"
 
-    model: str = argument("model", "saved MP-Former or Mask2Former: folder or Hub name")
+    model: str = argument("model", "saved MP-Former or Mask2Former: folder, Hub name or exported file")
     revision: str | None = option(None, "Branch, tag or commit of a Hub name.")
     device: str | None = option(None, "cpu, cuda:1, mps, ...; default: an accelerator if there is one.")
     dtype: Dtype = option("float32", "Precision of weights and activations.")

@@ -13,7 +13,9 @@ from transformers.utils.hub import cached_file
 from ..data.arguments import DataArguments
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
+from ..utils.compiling import compile_model
 from ..utils.files import file_start
+from .exported import ExportedModel, Model, is_exported, settings_folder
 
 ANSWERED = "the Hub answered"  # beginning of a reason
 
@@ -119,6 +121,30 @@ def load_model(name: str, quantized: bool = False, **kwargs) -> MPFormerForUnive
     return model
 
 
+def load_for_inference(
+    name: str, device: str | torch.device, dtype: torch.dtype = torch.float32, compile: bool = False, **kwargs
+) -> Model:
+    """What a command or a `Predictor` runs: a saved model on a device, also one with quantised weights, or an exported
+    file.
+
+    Args:
+        name: folder, Hub name, or exported file.
+        device, dtype: of the model.
+        compile: compile its layers, see `compile_model`.
+        kwargs: see `load_model`.
+
+    Raises:
+        ValueError: it cannot be loaded, or is a file and options are for saved models.
+    """
+    if not is_exported(name):
+        model = load_model(name, quantized=True, dtype=dtype, **kwargs).to(device)
+        compile_model(model, "blocks" if compile else "none")
+        return model
+    if dtype != torch.float32 or compile or torch.device(device).type != "cpu":
+        raise ValueError(f"{name} is an exported file and runs on the CPU as it is: leave out device, dtype, compile.")
+    return ExportedModel(name)
+
+
 def is_quantized(tensor: torch.Tensor) -> bool:
     """Whether a tensor is of torchao."""
     return type(tensor.data) is not torch.Tensor
@@ -127,13 +153,16 @@ def is_quantized(tensor: torch.Tensor) -> bool:
 def fingerprint(name: str, revision: str | None = None) -> str:
     """Identifies the weights and settings of a saved model: a hash of its files, or the commit of a Hub repository."""
     folder = Path(name)
-    if not folder.is_dir():
+    if is_exported(name):
+        files, folder = [folder], settings_folder(name)
+    elif folder.is_dir():
+        files = sorted(folder.glob("*.safetensors"))
+    else:
         file = Path(cached_file(name, "config.json", revision=revision))  # .../snapshots/COMMIT/config.json
         return file.parent.name
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        if file.suffix == ".safetensors" or file.name in ("config.json", "preprocessor_config.json"):
-            digest.update(file.name.encode() + file.read_bytes())
+    for file in [*files, folder / "config.json", folder / "preprocessor_config.json"]:
+        digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
     return digest.hexdigest()
 
 
@@ -152,9 +181,10 @@ def load_processor(name: str, **kwargs) -> MPFormerImageProcessor:
     """Load the image processor of an MP-Former or Mask2Former from a folder or the Hub.
 
     Args:
-        name, kwargs: as for `load_model`.
+        name, kwargs: as for `load_model`; or an exported file.
 
     Raises:
         ValueError: it cannot be loaded.
     """
+    name = str(settings_folder(name)) if is_exported(name) else name
     return load_pretrained(MPFormerImageProcessor, name, **kwargs)

@@ -19,7 +19,6 @@ from ..model.cleaning import remove_small_regions, without_duplicates
 from ..model.image_sizes import size_of
 from ..model.images import to_image_tensor
 from ..model.matcher import mask_costs
-from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..model.postprocessing import ResizeGeometry, resize_masks, valid_sizes
 from ..model.prompting import (
     EncodedImage,
@@ -31,9 +30,9 @@ from ..model.prompting import (
     prepare_mask,
 )
 from ..model.ranges import check_range
-from ..utils.compiling import compile_model
 from .arguments import InferenceOptions, LoadingArguments
-from .loading import load_model, load_processor
+from .exported import Model, is_exported
+from .loading import load_for_inference, load_processor
 from .result import Result
 from .windows import (
     Box,
@@ -56,19 +55,14 @@ class Predictor:
     """Segments images, with a model and its processor.
 
     Args:
-        model: `MPFormerForUniversalSegmentation`, on its device and of any dtype; used in evaluation mode.
+        model: `MPFormerForUniversalSegmentation`, on its device and of any dtype, or an `ExportedModel`; used in
+            evaluation mode.
         processor: an MP-Former image processor.
         task: semantic, instance or panoptic; None = the processor's.
         options: see `InferenceOptions`.
     """
 
-    def __init__(
-        self,
-        model: MPFormerForUniversalSegmentation,
-        processor,
-        task: str | None = None,
-        options: InferenceOptions | None = None,
-    ):
+    def __init__(self, model: Model, processor, task: str | None = None, options: InferenceOptions | None = None):
         self.model, self.processor, self.options = model, processor, options or InferenceOptions()
         self.task = task or processor.task
         if self.task not in POSTPROCESS:
@@ -91,7 +85,7 @@ class Predictor:
         """Predictor of a saved model.
 
         Args:
-            name: folder or Hub name of an MP-Former or Mask2Former.
+            name: folder or Hub name of an MP-Former or Mask2Former, or a file of `mpformer export`.
             task: semantic, instance or panoptic; None = the processor's.
             options: see `InferenceOptions`.
             device: of the model; None = that of this process, an accelerator if there is one.
@@ -107,10 +101,9 @@ class Predictor:
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-        model = load_model(name, quantized=True, dtype=dtype, **kwargs).to(
-            PartialState().device if device is None else device
-        )
-        compile_model(model, "blocks" if compile else "none")
+        if device is None:
+            device = "cpu" if is_exported(name) else PartialState().device
+        model = load_for_inference(name, device, dtype, compile, **kwargs)
         return cls(model, load_processor(name, **kwargs), task, options)
 
     @classmethod

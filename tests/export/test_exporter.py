@@ -1,10 +1,13 @@
 """`mpformer export`: exported files have the outputs of the model, also at other sizes than the traced ones."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +18,16 @@ from transformers import AutoBackbone, SwinConfig, Swinv2Config
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.export import exporter
+from mpformer_hf.export.portable import portable
 from mpformer_hf.export.postprocessing import RESULTS, Postprocessing
+from mpformer_hf.export.targets import TARGETS
 from mpformer_hf.export.windows import replace_window_attention
+from mpformer_hf.inference.exported import ExportedModel, Runtime, runtimes_of
 from mpformer_hf.inference.loading import load_model
+from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.model.images import read_image, to_rgb
 from mpformer_hf.model.outputs import MPFormerForUniversalSegmentationOutput
+from tests import datasets_on_disk as make
 from tests import official_folders
 from tests.datasets_on_disk import photo as photo_of
 from tests.runs import ROOT
@@ -42,7 +50,9 @@ def traced_once():
     """Tests that export the same model at the same size share what `torch.export` made."""
     traced, export = {}, torch.export.export
 
-    def once(model, arguments, dynamic_shapes):
+    def once(model, arguments, *rest, dynamic_shapes=None, **options):
+        if rest or options or not hasattr(model, "output_names"):  # of other packages
+            return export(model, arguments, *rest, dynamic_shapes=dynamic_shapes, **options)
         key = (type(model), tuple(model.output_names), model.smallest_side, arguments[0].shape, repr(dynamic_shapes))
         if key not in traced:
             traced[key] = export(model, arguments, dynamic_shapes=dynamic_shapes)
@@ -51,6 +61,11 @@ def traced_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.export, "export", once)
         yield
+
+
+def run(file: Path, images: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs of an exported file."""
+    return runtimes_of(file)[0].open(file)(images)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +91,7 @@ def test_the_file_is_the_model(saved, tmp_path, backbone, name, smallest, capsys
     logits = exporter.ExportableModel(load_model(str(saved[backbone])))
     with torch.no_grad():
         expected = logits(pixel_values)
-    for ours, theirs in zip(exporter.run_exported(file, pixel_values), expected, strict=True):
+    for ours, theirs in zip(run(file, pixel_values), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -97,34 +112,40 @@ def test_windows_that_can_be_exported_are_those_of_transformers(config, size):
             torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
+def read_with(monkeypatch, read):
+    """Let files of torch.export be read by a function of the file and images."""
+    runtime = replace(runtimes_of("model.pt2")[0], open=lambda file: lambda images: read(file, images))
+    monkeypatch.setattr(exporter, "runtimes_of", lambda file: [runtime])
+
+
 def test_what_differs_is_not_kept(saved, tmp_path, monkeypatch, capsys):
     def wrong(file, pixel_values):
         height, width = pixel_values.shape[-2:]
         return [torch.zeros(3, 8, 5), torch.full((3, 8, height // 4, width // 4), 9.0)]
 
-    monkeypatch.setattr(exporter, "run_exported", wrong)
+    read_with(monkeypatch, wrong)
     with pytest.raises(SystemExit, match=r"at 64x96: its outputs differ from the model's by .*; nothing was saved"):
         mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--height", "64", "--width", "96"])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_cannot_be_read_back_gets_one_size(saved, tmp_path, monkeypatch, capsys):
-    read = exporter.run_exported
-
     def guarded(file, pixel_values):
         if pixel_values.shape[-2:] != (64, 96):
             raise RuntimeError("the shape guards cannot be read")
-        return read(file, pixel_values)
+        return run(file, pixel_values)
 
-    monkeypatch.setattr(exporter, "run_exported", guarded)
+    read_with(monkeypatch, guarded)
     mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--height", "64", "--width", "96"])
     assert "image sides: only 64x96" in capsys.readouterr().out
+    processor = MPFormerImageProcessor.from_pretrained(tmp_path / "model_processor")
+    assert processor([torch.zeros(3, 70, 50)], return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 96)
 
 
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["{resnet}", "model.txt"], "must end in .onnx or .pt2"),
+        (["{resnet}", "model.txt"], "must end in one of .aoti.pt2, .pt2, .onnx, .pte, .tflite, .mlpackage"),
         (["{resnet}", "{resnet}/config.pt2"], "exists; choose another file"),
         (["{resnet}", "model.pt2", "--height", "100"], "multiples of 32"),
         (["no/such folder", "model.pt2"], "Cannot load no/such folder"),
@@ -219,7 +240,7 @@ def test_results_in_the_graph_and_the_example_without_torch(task, saved, tmp_pat
     with torch.no_grad():
         logits = exporter.ExportableModel(load_model(str(folder)))((images / 255 - mean) / std)
     outputs = MPFormerForUniversalSegmentationOutput(**dict(zip(exporter.OUTPUTS, logits, strict=True)))
-    found = dict(zip(RESULTS[task], exporter.run_exported(file, images), strict=True))
+    found = dict(zip(RESULTS[task], run(file, images), strict=True))
     check_results(task, found, results_of(processor, outputs, (96, 128)), least_classes=1)
     Image.effect_noise((90, 70), 60).save(tmp_path / "photo.png")
     command = [sys.executable, "-X", "importtime", "scripts/run_onnx.py", str(file), str(tmp_path / "photo.png")]
@@ -267,12 +288,12 @@ def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, onnx_file)
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_other_precisions_are_near_the_model(precision, saved, onnx_file, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
-    save_onnx = lambda model, program, file, metadata: shutil.copyfile(onnx_file, file)  # noqa: E731
-    monkeypatch.setattr(exporter, "save_onnx", save_onnx)
+    copy = replace(TARGETS[".onnx"], save=lambda program, file, *_: shutil.copyfile(onnx_file, file))
+    monkeypatch.setitem(TARGETS, ".onnx", copy)
     official_folders.mask_images(tmp_path / "photos")
     file = tmp_path / "model.onnx"
     flags = ["--height", "64", "--width", "96", "--precision", precision]
-    flags += ["--calibration", str(tmp_path / "photos")] if precision == "int8" else []
+    flags += ["--photos", str(tmp_path / "photos")] if precision == "int8" else []
     mpformer(["export", str(saved["resnet"]), str(file), *flags])
     content = onnx.load(file)
     if precision == "int8":
@@ -287,7 +308,7 @@ def test_other_precisions_are_near_the_model(precision, saved, onnx_file, tmp_pa
     pixel_values = processor([photo, photo], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = load_model(str(saved["resnet"]))(pixel_values).masks_queries_logits
-    found = exporter.run_exported(file, pixel_values)[1]
+    found = run(file, pixel_values)[1]
     assert (
         0 < (found - expected).abs().mean() < (0.005 if precision == "fp16" else 0.25) * expected.abs().mean() + 0.002
     )
@@ -295,11 +316,11 @@ def test_other_precisions_are_near_the_model(precision, saved, onnx_file, tmp_pa
 
 def test_precisions_that_do_not_fit(saved, tmp_path):
     argv = ["export", str(saved["resnet"]), str(tmp_path / "model.onnx"), "--precision"]
-    with pytest.raises(SystemExit, match="int8 needs a folder of images to calibrate with"):
+    with pytest.raises(SystemExit, match="int8 needs --photos, a folder of images to calibrate with"):
         mpformer([*argv, "int8"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="empty has no image to calibrate with"):
-        mpformer([*argv, "int8", "--calibration", str(tmp_path / "empty")])
+        mpformer([*argv, "int8", "--photos", str(tmp_path / "empty")])
     with pytest.raises(SystemExit, match=r"precision fp16 is for \.onnx files"):
         mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--precision", "fp16"])
 
@@ -325,3 +346,70 @@ def test_the_extremes_of_the_mask_threshold(threshold, share):
     graph = Postprocessing("instance", [], 0.0, threshold, 0.8, detections=5)
     masks = graph(torch.randn(1, 8, 5), torch.randn(1, 8, 16, 24))[2]
     assert masks.float().mean() == share
+
+
+def test_graphs_of_phones_are_the_model(saved):
+    """Without operators and memory layouts that their runtimes do not have."""
+    model, image = exporter.ExportableModel(load_model(str(saved["resnet"]))), torch.randn(1, 3, 64, 96)
+    program = portable(torch.export.export(model, (image,), dynamic_shapes=None))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not names & {"aten.__or__.Tensor", "aten.bitwise_not.default", "aten.clamp.Tensor", "aten.alias.default"}
+    kinds = {node.kwargs["memory_format"] for node in program.graph.nodes if "memory_format" in node.kwargs}
+    assert torch.channels_last not in kinds
+    with torch.no_grad():
+        for ours, theirs in zip(program.module()(image), model(image), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".aoti.pt2", ".pte", ".tflite", ".mlpackage"])
+def test_files_of_one_size(saved, tmp_path, suffix, capsys):
+    """The command compares the file with the model; a photo of any shape is padded to its size."""
+    for package in TARGETS[suffix].packages:
+        pytest.importorskip(package)
+    if suffix == ".aoti.pt2" and "MPFORMER_TEST_INDUCTOR" not in os.environ:
+        pytest.skip("it is compiled for half a minute: set MPFORMER_TEST_INDUCTOR=1")
+    file = tmp_path / f"model{suffix}"
+    mpformer(["export", str(saved["resnet"]), str(file), "--height", "64", "--width", "64"])
+    assert (
+        "only 64x64): not compared" if suffix == ".mlpackage" else "only 64x64): largest"
+    ) in capsys.readouterr().out
+    if suffix == ".mlpackage":
+        return
+    photo = photo_of(48, 80)
+    found = Predictor.from_pretrained(str(file), "semantic")(photo)
+    processor = MPFormerImageProcessor.from_pretrained(tmp_path / "model_processor")
+    expected = Predictor(load_model(str(saved["resnet"])), processor, "semantic")(photo)
+    assert (found.label_map == expected.label_map).float().mean() > 0.999
+    assert processor(photo, return_tensors="pt")["pixel_mask"].sum(1).max() == round(64 * 48 / 80)
+
+
+def test_an_exported_file_is_a_model(saved, onnx_file, tmp_path):
+    """`predict` and `evaluate` make of it what they make of the saved model."""
+    data = make.shapes(tmp_path / "shapes", train=1, validation=2)
+    for folder in (saved["resnet"], onnx_file.with_name("model_processor")):
+        processor = MPFormerImageProcessor(task="semantic", size={"shortest_edge": 64, "longest_edge": 128})
+        processor.save_pretrained(folder)
+    maps = []
+    for name in (saved["resnet"], onnx_file):
+        output = tmp_path / f"of_{name.name}"
+        mpformer(["predict", str(name), str(data), str(output), "--split", "validation", "--write", "maps"])
+        maps.append({file.name: file.read_bytes() for file in sorted((output / "maps").iterdir())})
+    assert len(maps[0]) == 2 and maps[0] == maps[1]
+    predictor = Predictor.from_pretrained(str(onnx_file))
+    with pytest.raises(ValueError, match=r"model.onnx has no pilot, which boxes and rough masks need: give the saved"):
+        predictor.refine(torch.zeros(3, 64, 64, dtype=torch.uint8), boxes=torch.tensor([[1, 1, 9, 9]]))
+    with pytest.raises(ValueError, match="runs on the CPU as it is: leave out device, dtype, compile"):
+        Predictor.from_pretrained(str(onnx_file), dtype="bfloat16")
+    with pytest.raises(SystemExit, match=r"Cannot load .*model\.onnx"):
+        mpformer(["export", str(onnx_file), str(tmp_path / "again.onnx")])
+
+
+def test_a_file_without_its_folder_or_runtime(tmp_path, onnx_file, monkeypatch):
+    alone = shutil.copyfile(onnx_file, tmp_path / "alone.onnx")
+    with pytest.raises(ValueError, match=r"alone.onnx cannot be used as a model: .*alone_processor/config.json"):
+        ExportedModel(alone)
+    monkeypatch.setattr(Runtime, "is_installed", lambda runtime: False)
+    for name, message in (("m.mlpackage", "Core ML, is not supported"), ("m.pte", "needs ExecuTorch: pip install")):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=message):
+            runtimes_of(tmp_path / name)

@@ -1,0 +1,96 @@
+"""Writers of exported files, by the end of their names."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from .portable import portable
+
+Save = Callable[[ExportedProgram, Path, list[str], list[str], dict[str, str]], None]
+
+
+def save_torch(
+    program: ExportedProgram, file: Path, inputs: list[str], outputs: list[str], metadata: dict[str, str]
+) -> None:
+    buffer = io.BytesIO()  # its writer of files aborts the process on a full disk
+    torch.export.save(program, buffer, extra_files=metadata)
+    file.write_bytes(buffer.getbuffer())
+
+
+def save_inductor(program: ExportedProgram, file: Path, *_) -> None:
+    torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+
+
+def save_onnx(
+    program: ExportedProgram, file: Path, inputs: list[str], outputs: list[str], metadata: dict[str, str]
+) -> None:
+    onnx_program: Any = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
+    onnx_program.model.metadata_props.update(metadata)
+    onnx_program.save(file)
+
+
+def save_executorch(program: ExportedProgram, file: Path, *_) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    lowered = to_edge_transform_and_lower(portable(program), partitioner=[XnnpackPartitioner()])
+    file.write_bytes(lowered.to_executorch().buffer)
+
+
+def save_litert(program: ExportedProgram, file: Path, *_) -> None:
+    import litert_torch
+
+    example, _ = program.example_inputs
+    litert_torch.convert(portable(program).module(), example).export(str(file))
+
+
+def save_coreml(program: ExportedProgram, file: Path, inputs: list[str], outputs: list[str], *_) -> None:
+    import coremltools
+
+    names = {"outputs": [coremltools.TensorType(name=name) for name in outputs]}
+    coremltools.convert(portable(program), **names).save(str(file))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of exported files.
+
+    Attributes:
+        save: writes a file.
+        packages: modules that it needs.
+        install: what brings them.
+        dynamic: whether batch and image size may be dynamic; else files take one image of the traced size.
+        runs: whether the file can be compared with the model here.
+    """
+
+    save: Save
+    packages: tuple[str, ...] = ()
+    install: str = ""
+    dynamic: bool = False
+    runs: bool = True
+
+    def require(self) -> None:
+        """
+        Raises:
+            ValueError: a package is missing.
+        """
+        for package in self.packages:
+            try:
+                __import__(package)
+            except ImportError as error:
+                raise ValueError(f"This export needs {error.name or package}: pip install {self.install}.") from error
+
+
+TARGETS = {
+    ".aoti.pt2": Target(save_inductor),
+    ".pt2": Target(save_torch, dynamic=True),
+    ".onnx": Target(save_onnx, ("onnx", "onnxruntime", "onnxscript"), '"mpformer-hf[onnx]"', dynamic=True),
+    ".pte": Target(save_executorch, ("executorch.runtime",), '"mpformer-hf[executorch]"'),
+    ".tflite": Target(save_litert, ("litert_torch", "ai_edge_litert"), '"mpformer-hf[litert]"'),
+    ".mlpackage": Target(save_coreml, ("coremltools",), '"mpformer-hf[coreml]"', runs=False),
+}
