@@ -122,6 +122,9 @@ class PreparationArguments(CheckedArguments):
     validation_share: float | None = option(None, "Share of the first split that is the second one.", within="(0, 1)")
     id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
     version: str | None = option(None, "Configuration of the dataset, such as v2.0 of Mapillary Vistas.")
+    allow_outside_files: bool = option(
+        False, "Read files that the dataset names outside of its folder (absolute paths, links)."
+    )
     workers: int = option(os.cpu_count() or 1, "Threads that read images.", within="[1, 1024]")
 
 

@@ -1,5 +1,6 @@
 """Class names of a dataset, and which classes are things."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from ..model.ranges import is_color
-from ..utils.files import read_json
+from ..utils.files import check_inside, read_json
 from .arguments import MEMORY, DataArguments
 from .coco_checks import find_category_problems, is_flag
 from .names import check_names, read_names
 
+NO_CLASSES = ("unlabelled", "unlabeled", "void", "ignore", "ignored")  # names of what is none
 EXAMPLE = '{"0": "background", "1": "leaf"}'  # of a file of class names
 
 
@@ -83,12 +85,18 @@ def as_rows(segments: list[dict] | dict[str, list]) -> list[dict]:
     return segments
 
 
-def read_dataset_json(dataset: str, name: str):
-    """Content of a JSON file in the dataset's folder or Hub repository, or None if it has none."""
+def read_dataset_json(args: DataArguments, name: str):
+    """Content of a JSON file in the dataset's folder or Hub repository, or None if it has none.
+
+    Raises:
+        ValueError: it is not JSON, or a link that leads out of the folder.
+    """
+    dataset = args.dataset_name
     if dataset.startswith(MEMORY):
         return None
     if Path(dataset).is_dir():
         file = Path(dataset) / name
+        check_inside(file, None if args.allow_outside_files else (os.path.realpath(dataset),))
         return read_json(file) if file.is_file() else None
     try:
         return read_json(Path(hf_hub_download(dataset, name, repo_type="dataset")))
@@ -150,13 +158,13 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         ValueError: there are no names.
     """
     if categories is None or not any("isthing" in category for category in categories):
-        given = read_dataset_json(args.dataset_name, "panoptic_categories.json")
+        given = read_dataset_json(args, "panoptic_categories.json")
         check_categories(given, args.dataset_name)
         categories = categories if given is None else given
     names: dict | None = None
     if args.id2label:
         names = read_names(args.id2label)
-    elif (content := read_dataset_json(args.dataset_name, "id2label.json")) is not None:
+    elif (content := read_dataset_json(args, "id2label.json")) is not None:
         names = check_names(content, f"id2label.json of {args.dataset_name}")
     void = frozenset(category["id"] for category in categories or () if category.get("void"))
     categories = categories and [category for category in categories if category["id"] not in void]
@@ -175,6 +183,11 @@ def read_labels(args: DataArguments, rows: Dataset, label_column: str, categorie
         names = names_of_categories(names, categories, args)
     if args.do_reduce_labels and "semantic_class_to_id" in rows.column_names and not args.id2label:
         names = {category - 1: name for category, name in names.items() if category > 0}
+    elif args.do_reduce_labels and str(names.get(0)).strip("_").lower() in NO_CLASSES:
+        raise ValueError(
+            f"Class 0 of {args.dataset_name} is {names[0]!r}; with do_reduce_labels the first name is that of id 1: "
+            f"leave do_reduce_labels out, and give --ignore_labels {names[0]}."
+        )
     things = find_things(args, rows, categories)
     ignored_categories = void
     colors = {category["id"]: read_color(category.get("color")) for category in categories or ()}
@@ -243,6 +256,8 @@ def names_of_categories(names: dict[int, str], categories: list[dict], args: Dat
         return {**own, **{free + index: name for index, name in enumerate(absent)}}
     if set(own.values()) & set(names.values()) or set(own) - set(names):
         unknown = next(name for name in own.values() if name not in names.values())
+        if args.id2label and all(category.get("default") for category in categories):
+            return names
         raise ValueError(f"{args.dataset_name} has the class {unknown!r}, which the given names do not have.")
     return {category: names[category] for category in own}
 

@@ -143,9 +143,13 @@ def read_folder(args: DataArguments, split: str) -> FolderSplit | None:
     if args.dataset_config_name and args.dataset_config_name not in layout.versions:
         without_effect.append("dataset_config_name")
     if without_effect:
+        void = {"do_reduce_labels", "void_label"} & set(without_effect)
+        remedy = (
+            "name the class that is void with --ignore_labels" if void else "write parquet files (mpformer prepare)"
+        )
         raise ValueError(
             f"{args.dataset_name} is {layout.name}, which cannot be read with {', '.join(without_effect)}: leave it "
-            "out, or write it in the Hub's layout first (mpformer prepare)."
+            f"out, or {remedy}."
         )
     warn_of_other_images(Path(args.dataset_name))
     folder = layout.read(Path(args.dataset_name), split, args.task, args.dataset_config_name)

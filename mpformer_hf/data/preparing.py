@@ -27,6 +27,7 @@ def prepare(args: PreparationArguments) -> None:
         raise ValueError(f"--splits must be different names of letters, digits and _, got {' '.join(args.splits)}.")
     fields: dict = {"dataset_name": args.dataset, "task": args.task, "dataset_config_name": args.version}
     fields |= {"id2label": args.id2label, "validation_share": args.validation_share}
+    fields |= {"allow_outside_files": args.allow_outside_files}
     pairs = [(a, b) for i, a in enumerate(args.splits) for b in args.splits[i + 1 :]] or [
         (args.splits[0], "validation")
     ]

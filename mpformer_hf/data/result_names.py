@@ -32,7 +32,8 @@ def result_names(files: list[str]) -> list[str]:
 
     Returns:
         `result_name` of each. Where two are equal, the suffix is added, and where they still are or are too long for a
-        file, a hash of the path; so a name does not depend on the order of the files.
+        file, a hash of the path; so a name does not depend on the order of the files. Of a path that is there several
+        times the later ones get a number.
     """
     names = [result_name(file) for file in files]
     counts = Counter(names)
@@ -44,10 +45,15 @@ def result_names(files: list[str]) -> list[str]:
         short = name.encode()[:LONGEST].decode(errors="ignore")
         return f"{short}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
 
-    return [
+    names = [
         name if counts[name] == 1 and len(name.encode()) <= LONGEST else with_hash(name, file)
         for name, file in zip(names, files, strict=True)
     ]
+    seen: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        seen[name] += 1
+        names[index] += f"-{seen[name]}" * (seen[name] > 1)
+    return names
 
 
 def path_inside(folder: Path, *parts: str) -> Path:

@@ -36,7 +36,8 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
             map_, present = map_ // 65793, grey  # a grey image that was saved as RGB: R = G = B
         if reduce_labels:
             present = present[present != 0]
-        colored = row[column].mode in ("RGB", "RGBA") and present.max(initial=0) > 255  # then 255 is red
+        red = present.size and present.max() == FILE_VOID and not set(present.tolist()) - {0, FILE_VOID}
+        colored = row[column].mode in ("RGB", "RGBA") and (present.max(initial=0) > 255 or red)  # then 255 is red
         present = present[~np.isin(present, sorted(void_ids - {FILE_VOID} if colored else void_ids))]
         classes = {int(i): int(i) - reduce_labels for i in present}
         unknown = sorted(i for i, c in classes.items() if c not in labels.category_to_class)

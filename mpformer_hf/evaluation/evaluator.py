@@ -167,7 +167,8 @@ def evaluate_model(
         details.objects = ObjectCounts(len(labels.names), processor.threshold)
     config: Any = model.config
     losses: list[float] = []
-    crowded: list[int] = []  # numbers of objects of images that have more than queries
+    crowded: list[int] = []  # numbers of objects of images that have more than can be found
+    most = min(config.num_queries, max_detections) if task == "instance" else config.num_queries
     was_training = model.training
     model.eval()
     for batch in batches_with_progress(loader, "evaluate", accelerator):
@@ -178,7 +179,7 @@ def evaluate_model(
                 metric.add(predictions, segments)
             if "loss" in predictions:
                 losses.append(predictions["loss"])
-            if task != "semantic" and len(segments.classes) > config.num_queries:
+            if task != "semantic" and len(segments.classes) > most:
                 crowded.append(len(segments.classes))
             if details is not None:
                 details.add(score, batch["index"][row], predictions, segments, labels.things)
@@ -194,8 +195,8 @@ def evaluate_model(
     images = sum(gather_object([images]))
     records, crowded = gather_object(records), gather_object(crowded)
     if crowded:
-        text = "%d of %d images have more objects (up to %d) than the model has queries (num_queries %d)."
-        logger.warning(text, len(crowded), images, max(crowded), config.num_queries)
+        text = "%d of %d images have more objects (up to %d) than can be found: num_queries is %d, max_detections %d."
+        logger.warning(text, len(crowded), images, max(crowded), config.num_queries, max_detections)
     if accelerator.is_main_process:
         for writer in writers:
             writer.finish(sorted(records, key=lambda record: record.name))

@@ -1,9 +1,10 @@
 """`mpformer evaluate`: score a saved model on a split, and write what is asked for."""
 
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..data.writers.registry import FORMATS
 from ..inference.exported import is_exported
 from ..inference.loading import with_task
 from ..inference.predictor import Predictor
-from ..utils.files import write_json
+from ..utils.files import write_json, write_new_folder
 from .arguments import MOST_FREQUENT, EvaluationArguments, ScoredModel
 from .details import EvaluationDetails
 from .evaluator import diagnose_model, draw_rows, evaluate_model, evaluation_loader
@@ -70,6 +71,22 @@ def evaluate(loading: ScoredModel, data: DataArguments, args: EvaluationArgument
     return scores
 
 
+@contextlib.contextmanager
+def new_folder(path: str, accelerator: Accelerator) -> Iterator[Path | None]:
+    """Context manager that yields the temporary folder of `write_new_folder` to all processes; None without a path."""
+    if not path:
+        yield None
+    elif accelerator.is_main_process:
+        with write_new_folder(Path(path)) as temporary:
+            accelerator.wait_for_everyone()
+            yield temporary
+            accelerator.wait_for_everyone()
+    else:
+        accelerator.wait_for_everyone()
+        yield Path(path).with_name(f".writing-{Path(path).name}")
+        accelerator.wait_for_everyone()
+
+
 def categories_of(labels: Labels) -> list[Category]:
     """Classes with the dataset's ids."""
     rows = zip(labels.category_ids, labels.names, strict=True)
@@ -97,21 +114,20 @@ def score_model(
     check_classes(model.config.id2label, split.labels.id2label)
     loader = evaluation_loader(split, processor, accelerator, args.batch_size)
     details = EvaluationDetails()
-    scores = evaluate_model(
-        model,
-        processor,
-        loader,
-        accelerator,
-        pictures=Path(args.pictures) if args.pictures else None,
-        num_pictures=args.num_pictures,
-        max_detections=args.max_detections,
-        details=details,
-        all_scores=args.all_scores,
-        writers=[
-            FORMATS[name](Path(args.predictions_dir), data.task, categories_of(split.labels), processor.threshold)
-            for name in args.save_predictions
-        ],
-    )
+    with new_folder(args.pictures, accelerator) as pictures, new_folder(args.predictions_dir, accelerator) as folder:
+        options = (data.task, categories_of(split.labels), processor.threshold)
+        scores = evaluate_model(
+            model,
+            processor,
+            loader,
+            accelerator,
+            pictures=pictures,
+            num_pictures=args.num_pictures,
+            max_detections=args.max_detections,
+            details=details,
+            all_scores=args.all_scores,
+            writers=[FORMATS[name](folder, *options) for name in args.save_predictions] if folder else [],
+        )
     if "ap" in scores:
         scores["ap_rules"] = split.score
     if not (args.diagnostics or args.report):

@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils.hub import cached_file
 
 from ..data.arguments import DataArguments
@@ -67,9 +68,13 @@ def load_weights(
         ValueError: it cannot be loaded, weights are missing, have other shapes, are not finite, or are quantised and
             may not be.
     """
-    check_stored_types(name)
+    if Path(name).is_dir():
+        check_stored_types(Path(name))
     kwargs = {"dtype": torch.float32, **kwargs}  # that of the images; autocast lowers it where it is used
     model, info = load_pretrained(MPFormerForUniversalSegmentation, name, output_loading_info=True, **kwargs)
+    if not Path(name).is_dir():  # the files of the Hub are in its cache now
+        known = {key: kwargs[key] for key in ("revision", "cache_dir", "token") if key in kwargs}
+        check_stored_types(Path(cached_file(name, "config.json", **known)).parent)
     if getattr(model.config, "quantization_config", None) and not quantized:
         raise ValueError(f"The weights of {name} are quantised, for predictions only: give the model it was made of.")
     missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
@@ -88,21 +93,38 @@ def load_weights(
     return model
 
 
-def check_stored_types(name: str) -> None:
+def check_stored_types(folder: Path) -> None:
     """Check that the weights of a folder are floats, unless its configuration says that they are quantised;
     transformers would convert integers.
 
     Raises:
-        ValueError: some are not.
+        ValueError: some are not, or a file of weights is no regular file.
     """
-    if '"quantization_config"' in file_start(Path(name) / "config.json", 1 << 20):
-        return
-    for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
-        with contextlib.suppress(SafetensorError, OSError), safe_open(file, "pt") as weights:  # reported later
-            for key in weights.keys():  # noqa: SIM118 - it is no mapping
-                kind = weights.get_slice(key).get_dtype()
-                if "F" not in kind and not key.endswith(("num_batches_tracked", "relative_position_index")):
-                    raise ValueError(f"Cannot load {name}: {key} has values of type {kind}, expected floats.")
+    with contextlib.suppress(ValueError, AttributeError):  # a wrong configuration is reported when it is read
+        if json.loads(file_start(folder / "config.json", 1 << 20)).get("quantization_config"):
+            return
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        if not file.is_file():
+            raise ValueError(f"{file} is not a regular file.")
+        check_floats(file)
+
+
+def check_floats(file: Path) -> None:
+    """
+    Raises:
+        ValueError: a file of weights has values of other types than floats.
+    """
+    kinds: dict[str, str] = {}
+    with contextlib.suppress(Exception):  # what cannot be read is reported when it is loaded
+        if file.suffix == ".bin":
+            weights = torch.load(file, map_location="meta", weights_only=True)
+            kinds = {key: "F" if value.is_floating_point() else str(value.dtype) for key, value in weights.items()}
+        else:
+            with safe_open(file, "pt") as opened:
+                kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118 - no mapping
+    for key, kind in kinds.items():
+        if "F" not in kind and not key.endswith(("num_batches_tracked", "relative_position_index")):
+            raise ValueError(f"{file}: {key} has values of type {kind}, expected floats.")
 
 
 def load_model(name: str, quantized: bool = False, **kwargs) -> MPFormerForUniversalSegmentation:

@@ -48,6 +48,8 @@ def list_images(source: str, split: str | None, every: int, output: Path | None 
         name = Path(source.split("?")[0]).name or "image"
         (unique,) = result_names([name])
         return [SourceImage(unique, 0, name, lambda: to_rgb(fetch_image(source)))]
+    if "://" in source:
+        raise ValueError(f"{source} is a stream, which is not read; give a video file.")
     if source.isdecimal():
         raise ValueError(f"{source} is the number of a camera, which is not read; give a video file.")
     path = Path(source)
@@ -84,6 +86,8 @@ def list_images(source: str, split: str | None, every: int, output: Path | None 
         raise ValueError(f"{source} has no image ({', '.join(IMAGE_SUFFIXES)}){hint}.")
     if glob.has_magic(source):
         raise ValueError(f"No file matches {source}.")
+    if not path.is_dir() and (source.endswith("/") or path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)):
+        raise ValueError(f"{source} is not a file or folder that can be read.")
     return dataset_images(source, split or "test", every)
 
 

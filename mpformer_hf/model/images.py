@@ -33,6 +33,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF
 EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
 WHITE_IS_ZERO = "white is zero"  # key of `info` of a TIFF of 16 bits
 SIXTEEN_BIT_RGB = "sixteen bits"  # key of `info` of an image of which Pillow keeps the upper 8 bits
+TWELVE_BITS = 4095
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -53,6 +54,8 @@ def stored_rgb(image: Image.Image) -> Tensor:
     if image.mode in SIXTEEN_BITS:
         values = np.array(image).astype(np.int32)
         values = 65535 - values if image.info.get(WHITE_IS_ZERO) else values
+        if 0 < values.max(initial=0) <= TWELVE_BITS:
+            say_that_it_is_dark()
         grey = torch.from_numpy((values >> 8).astype(np.uint8))
         return grey.expand(3, -1, -1).contiguous()
     if image.mode not in EIGHT_BITS:
@@ -248,6 +251,14 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
         if wide:
             image.info[SIXTEEN_BIT_RGB] = True
         return loaded(image)
+
+
+@functools.lru_cache(maxsize=1)
+def say_that_it_is_dark() -> None:
+    """Log, once in a process, that an image of 16 bits uses 12 of them at most."""
+    logger.warning(
+        "An image of 16 bits has no value above 4095, so it is nearly black: stretch its values to 0 to 65535."
+    )
 
 
 @functools.lru_cache(maxsize=1)

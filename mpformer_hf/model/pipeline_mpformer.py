@@ -60,7 +60,8 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         for name, tensors in inputs.items():
             padded = [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in tensors]
             model_inputs[name] = torch.cat(padded)
-        return super()._forward(model_inputs)
+        with self.model.evaluating():
+            return super()._forward(model_inputs)
 
     def postprocess(self, model_outputs: Any, subtask: str | None = None, **thresholds: float) -> list[dict[str, Any]]:
         """Model outputs of one image to `[{"label", "score", "mask"}]`, masks as PIL images of mode L, 0 or 255.

@@ -19,7 +19,7 @@ from ..inference.arguments import InferenceOptions, LoadingArguments
 from ..inference.loading import with_task
 from ..inference.predictor import Predictor
 from ..model.boxes import mask_boxes
-from ..utils.files import check_new_folder, write_json
+from ..utils.files import check_new_folder, write_json, write_new_folder
 from ..utils.progress import progress
 from .arguments import AuditArguments
 from .audit import KINDS, annotations_of, audit_image
@@ -57,10 +57,11 @@ def audit(loading: LoadingArguments, data: DataArguments, args: AuditArguments) 
         pictures.append((finding, draw_finding(image, annotations, finding, split.labels)))
     if not findings and counts:
         print("note: no finding; `mpformer evaluate` tells whether the model finds these objects", file=sys.stderr)
-    write_json(findings, output / "audit.json", indent=None)
-    write_suggestions(findings, split, output)
     title = f"Audit of {Path(data.dataset_name).name}, {data.eval_split}, by {Path(loading.model).name}"
-    write_audit_page(output / "index.html", title, findings, counts, pictures, split.labels)
+    with write_new_folder(output) as temporary:
+        write_json(findings, temporary / "audit.json", indent=None)
+        write_suggestions(findings, split, temporary)
+        write_audit_page(temporary / "index.html", title, findings, counts, pictures, split.labels)
     kinds = Counter(finding["kind"] for finding in findings)
     print(", ".join(f"{kind}: {kinds[kind]}" for kind in KINDS), f"in {number(counts.total(), 'annotation')}")
     print(f"page: {output / 'index.html'}")

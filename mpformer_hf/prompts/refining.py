@@ -224,7 +224,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
     for row in content["images"]:
-        check_inside(str(args.images / row["file_name"]), (os.path.realpath(args.images),))
+        check_inside(str(args.images / row["file_name"]), (os.path.realpath(args.images),), hint="")
     missing = [row["file_name"] for row in content["images"] if not (args.images / row["file_name"]).is_file()]
     if missing:
         raise ValueError(f"{args.images} has no {missing[0]}; {len(missing)} of {len(content['images'])} are missing.")

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from ..inference.loading import check_floats
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.files import read_json, remove, write_json
@@ -57,6 +58,8 @@ def verify(checkpoint: Path) -> None:
         expected = dict(json.loads((checkpoint / CHECKSUMS).read_text()).items())
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{checkpoint} has no valid {CHECKSUMS}") from error
+    if STATE not in expected:
+        raise ValueError(f"{checkpoint} has no valid {CHECKSUMS}")
     for name, digest in expected.items():
         if not (checkpoint / name).is_file():
             raise ValueError(f"{checkpoint} has no {name}")
@@ -71,6 +74,8 @@ def read_state(checkpoint: Path) -> dict:
         ValueError: it is of another step than its folder's name says, or of a version without arguments.
     """
     state = read_json(checkpoint / STATE)
+    if not isinstance(state, dict):
+        raise ValueError(f"{checkpoint / STATE} is not the state of a run.")
     if state.get("step") != step_of(checkpoint):
         raise ValueError(f"{checkpoint} is the checkpoint of step {state.get('step')}; it was renamed.")
     if "arguments" not in state:
@@ -171,6 +176,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: MovingAvera
         raise ValueError(f"{checkpoint} has no random state of process {accelerator.process_index}.")
     if (ema is not None) != (checkpoint / EMA).is_file():
         raise ValueError(f"{checkpoint} was saved {'without' if ema is not None else 'with'} ema_decay.")
+    for file in checkpoint.glob("*.safetensors"):
+        check_floats(file)
     try:
         accelerator.load_state(str(checkpoint))
         if ema is not None:
@@ -226,4 +233,5 @@ def check_space(output: Path, parameters: int, checkpoints_kept: int) -> None:
     free = shutil.disk_usage(output).free
     if needed > free:
         room = f"{needed / 2**30:.1f} GiB for its weights and checkpoints, {free / 2**30:.1f} GiB are free"
-        raise ValueError(f"The run needs {room} on the disk of {output}: choose another one, or --save_total_limit 1.")
+        fewer = ", or --save_total_limit 1" if checkpoints_kept > 2 else ""
+        raise ValueError(f"The run needs {room} on the disk of {output}: choose another one{fewer}.")

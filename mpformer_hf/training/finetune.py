@@ -38,6 +38,8 @@ from .transforms import choose_augmentation
 
 logger = logging.getLogger(__name__)
 
+LONGEST_WAIT = 600  # seconds for a batch of a worker; then it is not running any more
+
 
 def check_trackers(names: str | None) -> None:
     """
@@ -234,6 +236,7 @@ def training_loader(args: Arguments, split, processor, accelerator: Accelerator,
         "collate_fn": batches.collate_with_rows,
         "num_workers": args.data.dataloader_num_workers,
         "persistent_workers": args.data.dataloader_num_workers > 0,
+        "timeout": LONGEST_WAIT if args.data.dataloader_num_workers else 0,
         "pin_memory": accelerator.device.type == "cuda",  # copies from pinned memory do not wait
         "generator": torch.Generator().manual_seed(args.run.seed),  # the global one is for the model
     }

@@ -1,6 +1,7 @@
 """Running a command line program: errors in one sentence, and only text that does not change the terminal."""
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -44,6 +45,9 @@ def run_command(command: Callable[[list[str]], object], argv: list[str] | None =
         argv: default: those of the process.
     """
     hide_bars_of_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     argv = list(sys.argv[1:] if argv is None else argv)
     with (
         contextlib.redirect_stdout(PrintableStream(sys.stdout)),

@@ -1,6 +1,7 @@
 """Writing files atomically, and the file types that are read."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -51,8 +52,10 @@ def is_inside(path: str | Path, roots: tuple[str, ...] | None) -> bool:
     return roots is None or any(os.path.commonpath((real, root)) == root for root in roots)
 
 
-def check_inside(path: str | Path, roots: tuple[str, ...] | None) -> None:
-    """Check that a file that a dataset names belongs to the dataset.
+def check_inside(
+    path: str | Path, roots: tuple[str, ...] | None, hint: str = "; --allow_outside_files reads such files"
+) -> None:
+    """Check that a file that a dataset names belongs to the dataset; `hint` ends the message.
 
     Raises:
         ValueError: it is in none of the folders.
@@ -60,7 +63,7 @@ def check_inside(path: str | Path, roots: tuple[str, ...] | None) -> None:
     if roots is not None and not is_inside(path, roots):
         real = os.path.realpath(path)
         where = "is" if real == str(path) else f"leads to {real},"
-        raise ValueError(f"{path} {where} outside of the dataset {roots[0]}; --allow_outside_files reads such files")
+        raise ValueError(f"{path} {where} outside of the dataset {roots[0]}{hint}")
 
 
 def file_start(file: Path, size: int = 1 << 14) -> str:
@@ -116,12 +119,25 @@ def write_atomically(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".writing-{path.name}")
     remove(temporary)
     try:
-        yield temporary
-        if temporary.is_dir():
-            remove(path)
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            if temporary.is_dir():
+                remove(path)
+            temporary.replace(path)
     finally:
         remove(temporary)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context manager that adds what is written to the error of a full disk, also of libraries in Rust."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+        if full or f"(os error {errno.ENOSPC})" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -140,7 +156,8 @@ def write_new_folder(path: Path) -> Iterator[Path]:
         for left in temporary.iterdir():
             if left.name != LOCK:
                 remove(left)
-        yield temporary
+        with naming(path):
+            yield temporary
         check_new_folder(path)
         (temporary / LOCK).unlink()
         if exists:

@@ -452,6 +452,8 @@ def test_shards_may_start_at_the_same_time(tmp_path):
         (["nothing/*.png"], "No file matches nothing"),
         (["empty"], "empty has no image"),
         (["./nowhere"], "Folder ./nowhere does not exist"),
+        (["nowhere.jpg"], "nowhere.jpg is not a file or folder that can be read"),
+        (["rtsp://x/y"], "rtsp://x/y is a stream"),
     ],
 )
 def test_bad_arguments(trained, photos, tmp_path, monkeypatch, flags, message):

@@ -1,5 +1,6 @@
 """Tests of `dataset_outside_files`."""
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from datasets import Features, Value
@@ -107,3 +108,17 @@ def test_tables_outside_of_the_data_set_are_not_read(tmp_path):
     (named / "README.md").write_text(f"---\n{bomb}configs: *a9\n---\n")
     with pytest.raises(ValueError, match=r"The YAML of .*README\.md has aliases, which are not read"):
         open_dataset(DataArguments(dataset_name=str(named), task="semantic"), "train")
+
+
+def test_side_files_that_are_links_are_not_read(tmp_path):
+    """Nor written into the prepared dataset, unless the flag allows it."""
+    (tmp_path / "private.json").write_text('{"0": "secret", "1": "name"}')
+    folder = make.semantic(tmp_path / "data", [np.eye(2, dtype=np.uint8).repeat(20, 0).repeat(30, 1)])
+    (folder / "id2label.json").unlink()
+    (folder / "id2label.json").symlink_to(tmp_path / "private.json")
+    argv = ["prepare", str(folder), str(tmp_path / "prepared"), "--task", "semantic", "--splits", "train"]
+    with pytest.raises(SystemExit, match=r"id2label.json leads to .*private.json, outside of the dataset"):
+        mpformer(argv)
+    assert not (tmp_path / "prepared").exists()
+    mpformer([*argv, "--allow_outside_files"])
+    assert "secret" in (tmp_path / "prepared" / "id2label.json").read_text()

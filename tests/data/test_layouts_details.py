@@ -317,3 +317,35 @@ def test_voc_without_lists_and_in_folders(tmp_path):
     (tmp_path / "class_names.txt").write_text("_background_\ncat\n")
     dataset = opened(tmp_path, "semantic")
     assert dataset.labels.names == ["_background_", "cat"] and (dataset[0][1].map == 1).all()
+
+
+def test_names_replace_those_of_pascal_voc(tmp_path, caplog):
+    folder = official_folders.pascal_voc(tmp_path / "voc")
+    caplog.set_level("INFO")
+    opened(folder, "semantic")
+    assert "has no names of classes (class_names.txt), so they are those of Pascal VOC" in caplog.text
+    names = json.dumps({i: f"class {i}" for i in range(21)})
+    assert opened(folder, "semantic", id2label=names).labels.names[7] == "class 7"
+
+
+def test_labelme_without_an_image_and_rectangles(tmp_path, caplog):
+    folder = labelme_of(tmp_path / "d", [("a", (0, 0), (9, 9))])
+    lost = json.loads((folder / "a.json").read_text()) | {"imagePath": "lost.png", "imageData": None}
+    (folder / "lost.json").write_text(json.dumps(lost))
+    with pytest.raises(
+        ValueError, match=r"1 of 2 images are invalid: .*refers to 'lost.png', which does not exist.*skip"
+    ):
+        opened(folder, "instance")
+    split = opened(folder, "instance", skip_bad_images=True)
+    assert len(split) == 1 and len(split.skipped) == 1
+    assert "rectangles are read as masks that fill them" in caplog.text
+
+
+def test_void_flags_that_a_layout_does_not_have_name_the_one_that_it_has(tmp_path):
+    folder = official_folders.mask_images(tmp_path)
+    for flag in ({"do_reduce_labels": True}, {"void_label": 2}):
+        with pytest.raises(
+            ValueError, match=f"cannot be read with {next(iter(flag))}.*name the class.*--ignore_labels"
+        ):
+            opened(folder, "semantic", **flag)
+    assert opened(folder, "semantic", ignore_labels=["car"]).labels.names == ["sky", "road"]

@@ -76,3 +76,16 @@ def test_yaml_files_that_do_not_end(text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as refused:
         open_dataset(DataArguments(dataset_name=str(tmp_path), task="instance"), "train")
     assert len(str(refused.value)) < 500
+
+
+def test_an_odd_number_of_coordinates_and_folders_outside(tmp_path):
+    folder, outside = official_folders.yolo(tmp_path / "data"), official_folders.yolo(tmp_path / "outside")
+    file = folder / "train" / "labels" / "a.txt"
+    file.write_text(f"{file.read_text().splitlines()[0]} 0.5\n")
+    with pytest.raises(ValueError, match="coordinates, an odd number: x or y is missing"):
+        split = open_dataset(DataArguments(dataset_name=str(folder), task="instance", train_split="train"), "train")
+        [split[row] for row in range(len(split))]
+    images = outside / "train" / "images"
+    (folder / "data.yaml").write_text(f"train: {images}\nval: {images}\nnames: [a, b, c, d, e]\n")
+    with pytest.raises(ValueError, match=r"outside of the dataset .*; --allow_outside_files reads such files"):
+        open_dataset(DataArguments(dataset_name=str(folder), task="instance"), "train")

@@ -94,3 +94,9 @@ def test_commands_write_below_their_output_only(hostile, saved, tmp_path, capsys
     assert (tmp_path / "x.txt").read_text() == "the user's own"
     labels = [file for file in new if "/labels/" in file and file.endswith(".txt")]
     assert len(labels) == len(ESCAPES), "each image has its own file"
+
+
+def test_images_of_one_name_in_a_table_get_their_own_results():
+    assert (
+        result_names(["a.png", "b.png", "a.png"])[1] == "b" and len(set(result_names(["a.png", "a.png", "b.png"]))) == 3
+    )

@@ -255,3 +255,23 @@ def test_objects_of_any_form_are_named_by_row(objects, tmp_path):
     with pytest.raises(ValueError, match=r"^Row 0: ") as error:
         open_dataset(data, "train")[0]
     assert "\n" not in str(error.value)
+
+
+def test_a_label_image_of_pure_red_is_no_map_of_void(tmp_path):
+    label = np.zeros((40, 60, 3), np.uint8)
+    label[:10, :10, 0] = 255
+    rows = [{"image": make.photo(), "label": Image.fromarray(label)}]
+    columns = {"image": ImageColumn(), "label": ImageColumn()}
+    make.write(tmp_path, rows, columns, {"id2label.json": {"0": "ground", "1": "leaf", "2": "tree"}})
+    with pytest.raises(ValueError, match=r"colours such as \(255, 0, 0\).*class_dict.csv"):
+        open_dataset(DataArguments(dataset_name=str(tmp_path), task="semantic"), "train")[0]
+
+
+def test_names_that_begin_with_void_are_not_those_after_reducing(tmp_path):
+    folder = make.semantic(tmp_path / "data", [np.ones((40, 60), np.uint8)])
+    (folder / "id2label.json").write_text('{"0": "unlabelled", "1": "road", "2": "car"}')
+    data = DataArguments(dataset_name=str(folder), task="semantic", do_reduce_labels=True)
+    with pytest.raises(
+        ValueError, match=r"with do_reduce_labels the first name is that of id 1.*--ignore_labels unlabelled"
+    ):
+        open_dataset(data, "train")

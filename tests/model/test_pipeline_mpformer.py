@@ -155,3 +155,12 @@ def test_texts_in_base64_have_the_values_of_their_files(folder, tmp_path):
         assert torch.equal(segmenter.preprocess(given)["pixel_values"][0], of_file)
     with pytest.raises(ValueError, match="is no file, no URL and not base64"):
         segmenter("no_such_file.jpg")
+
+
+def test_a_model_in_training_mode_is_used_in_evaluation_mode(folder):
+    segmenter = pipeline("image-segmentation", model=str(folder))
+    expected = segmenter(image())
+    segmenter.model.train()
+    before = {name: tensor.clone() for name, tensor in segmenter.model.named_buffers()}
+    assert [row["score"] for row in segmenter(image())] == [row["score"] for row in expected]
+    assert segmenter.model.training and all(torch.equal(before[n], x) for n, x in segmenter.model.named_buffers())

@@ -1,6 +1,7 @@
 """Checkpoints and disks as they are found: odd names, weights that are not finite, no room."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -82,3 +83,41 @@ def test_weights_that_are_no_floats_and_adapters_are_refused(tmp_path):
     (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="has LoRA adapters, not a whole model: load them with peft"):
         load_model(str(tmp_path / "adapters"))
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("state.json", "[]", r"state.json is not the state of a run"),
+        ("checksums.json", "{}", r"checkpoint-1 has no valid checksums.json"),
+    ],
+)
+def test_files_of_a_checkpoint_with_other_content(name, text, message, tmp_path):
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    (folder / "state.json").write_text('{"step": 1}')
+    (folder / name).write_text(text)
+    if name == "state.json":
+        (folder / "checksums.json").write_text(json.dumps({name: checkpoints.checksum(folder / name)}))
+    with pytest.raises(ValueError, match=message):
+        checkpoints.verify(folder)
+        checkpoints.read_state(folder)
+
+
+def test_integers_instead_of_weights(tmp_path):
+    """In a folder as a file of torch, or where the configuration names a quantisation that is none; and no file."""
+    model = tiny_model()
+    for name in ("bin", "null", "pipe"):
+        model.config.save_pretrained(tmp_path / name)
+    torch.save({"class_predictor.bias": torch.ones(5).long()}, tmp_path / "bin" / "pytorch_model.bin")
+    save_file({"class_predictor.bias": torch.ones(5).long()}, tmp_path / "null" / "model.safetensors")
+    config = read_json(tmp_path / "null" / "config.json") | {"quantization_config": None}
+    (tmp_path / "null" / "config.json").write_text(json.dumps(config))
+    os.mkfifo(tmp_path / "pipe" / "model.safetensors")
+    for name, message in (
+        ("bin", r"class_predictor.bias has values of type torch.int64"),
+        ("null", r"class_predictor.bias has values of type I64"),
+        ("pipe", "is not a regular file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_model(str(tmp_path / name))

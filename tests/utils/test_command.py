@@ -1,5 +1,6 @@
 """Tests of `command`."""
 
+import io
 import runpy
 import sys
 from pathlib import Path
@@ -98,3 +99,11 @@ def test_names_do_not_change_the_terminal(saved, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         mpformer(["predict", str(saved), str(tmp_path / "\x1b[2J"), str(tmp_path / "other")])
     assert "\x1b" not in str(stopped.value)
+
+
+def test_names_that_the_terminal_cannot_show(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    run_command(lambda argv: print("c\u00f4ne"), [])
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"c\\xf4ne\n"

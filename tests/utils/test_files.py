@@ -7,7 +7,7 @@ import pytest
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.training.checkpoints import save_model
-from mpformer_hf.utils.files import write_json, write_new_folder
+from mpformer_hf.utils.files import write_atomically, write_json, write_new_folder
 from tests.tiny import tiny_model
 
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
@@ -65,3 +65,13 @@ def test_a_folder_is_written_whole_and_by_one_process(tmp_path):
         (other / "one").touch()
         raise OSError("full")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mounted", "new"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("I/O error: full (os error 28)")]
+)
+def test_a_full_disk_is_named_with_what_is_written(tmp_path, error):
+    for writing in (write_new_folder, write_atomically):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/results'"), writing(tmp_path / "results"):
+            raise error
+    assert not list(tmp_path.iterdir())

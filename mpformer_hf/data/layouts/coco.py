@@ -288,6 +288,9 @@ SIGNATURES = {  # texts at the beginning of JSON files of annotation tools that 
     "Hasty": ('"label_classes"',),
     "Segments.ai": ('"task_type": "segmentation', '"segmentation_bitmap_file"'),
     "Scale": ('"callback_url"',),
+    "Labelbox": ('"Labeled Data"', '"data_row"'),
+    "CreateML": ('"coordinates"',),
+    "GeoJSON": ('"FeatureCollection"', '"features"'),
 }
 
 

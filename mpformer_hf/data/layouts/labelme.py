@@ -137,7 +137,7 @@ class Labelme(FolderLayout):
         files = self.annotations(folder)
         found = (file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
         images = {(file.parent, plain(file.name)): file for file in found}
-        rows, ignored = [], 0
+        rows, ignored, boxes, problems = [], 0, 0, []
         named: dict[str, Path] = {}
         for file in files:
             content = read_json(file)
@@ -153,18 +153,25 @@ class Labelme(FolderLayout):
             names |= {shape["label"] for shape in areas}
             if source in file.parents:
                 ignored += len(shapes) - len(areas)
+                boxes += sum("rectangle" in str(shape.get("shape_type")) for shape in areas)
                 stated = [content.get("imageHeight"), content.get("imageWidth")]
                 size = {"size": stated if all(isinstance(side, int) for side in stated) else None}
-                rows.append(row_of(file, text=file) | self.image_columns(file, content, images) | size)
+                try:
+                    rows.append(row_of(file, text=file) | self.image_columns(file, content, images) | size)
+                except ValueError as error:
+                    problems.append(str(error))
+                    continue
                 path = rows[-1]["image"]["path"]
                 if path is not None and named.setdefault(path, file) != file:
                     raise ValueError(f"{named[path]} and {file} both name {path}; leave one of them.")
         if not rows:
-            raise ValueError(f"{source} has no JSON of labelme.")
+            raise ValueError(problems[0] if problems else f"{source} has no JSON of labelme.")
         with_file = sum(row["image"]["path"] is not None for row in rows)
         warn_left_out(source, sum(source in file.parents for file in images.values()), with_file)
         if ignored:
             logger.warning("%s: %d shapes without an area (points, lines) are ignored.", source, ignored)
+        if boxes:
+            logger.warning("%s: %d rectangles are read as masks that fill them.", source, boxes)
         given = folder / "labels.txt"
         listed = read_lines(given) if given.is_file() else sorted(names - {BACKGROUND})
         left_out = {IGNORED} if task == "semantic" else {IGNORED, BACKGROUND}
@@ -183,7 +190,7 @@ class Labelme(FolderLayout):
         def make_reader(labels: Labels) -> Reader:
             return (semantic_shapes_reader if task == "semantic" else object_shapes_reader)(labels, ids)
 
-        return FolderSplit(make_rows(rows, text=Value("string")), categories, make_reader)
+        return FolderSplit(make_rows(rows, text=Value("string")), categories, make_reader, problems=problems)
 
     def image_columns(self, file: Path, content: dict, images: dict[tuple[Path, str], Path]) -> dict:
         """`image` and `file_name`: the file that `imagePath` names, or else the `imageData` in the JSON. `images` are
@@ -198,9 +205,9 @@ class Labelme(FolderLayout):
             if name and path is not None and readable and path.is_file():
                 return {"image": {"path": str(path), "bytes": None}, "file_name": path.name}
         if not isinstance(content.get("imageData"), str):
-            raise ValueError(f"{file} refers to {name!r}, which does not exist, and has no imageData.")
+            raise ValueError(f"{file} refers to {name!r}, which does not exist, and has no imageData")
         try:
             data = base64.b64decode(content["imageData"], validate=True)
         except binascii.Error as error:
-            raise ValueError(f"{file} has imageData that is not base64.") from error
+            raise ValueError(f"{file} has imageData that is not base64") from error
         return {"image": {"bytes": data, "path": None}, "file_name": PurePosixPath(name).name or f"{file.stem}.png"}

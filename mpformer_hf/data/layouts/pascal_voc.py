@@ -1,5 +1,6 @@
 """Pascal VOC, and other datasets in its layout."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..tables import semantic_reader
 from .class_tables import COLORS, VALUES, codes_of, color_reader, find_table, read_colors, read_values
 from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of
 
+logger = logging.getLogger(__name__)
 NAMES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
 NAMES += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 VOID = 255
@@ -87,6 +89,8 @@ class PascalVoc(FolderLayout):
                 make_rows(rows), [row | {"color": voc_color(row["id"])} for row in read_values(values)], make_reader
             )
         own_names = (folder / "id2label.json").is_file()
+        if not own_names:
+            logger.info("%s has no names of classes (class_names.txt), so they are those of Pascal VOC.", folder)
         return FolderSplit(make_rows(rows), None if own_names else VOC, make_reader)
 
 
@@ -114,4 +118,7 @@ def voc_color(label_id: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-VOC = [{"id": i, "name": name, "isthing": int(i > 0), "color": voc_color(i)} for i, name in enumerate(NAMES)]
+VOC = [
+    {"id": i, "name": name, "isthing": int(i > 0), "color": voc_color(i), "default": True}
+    for i, name in enumerate(NAMES)
+]

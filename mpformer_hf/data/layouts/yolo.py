@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Value
 
 from ...model.images import displayed_size
-from ...utils.files import IMAGE_SUFFIXES, files_below, read_yaml
+from ...utils.files import IMAGE_SUFFIXES, ROOTS, check_inside, files_below, read_yaml
 from ..coco_masks import decode_part
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects
@@ -48,7 +48,9 @@ def polygon_of(values: list[float], number: int, file: Path, height: int, width:
     Raises:
         ValueError: these are not at least three points in the image.
     """
-    if len(values) < 6 or len(values) % 2:
+    if len(values) % 2:
+        raise ValueError(f"line {number} of {file} has {len(values)} coordinates, an odd number: x or y is missing")
+    if len(values) < 6:
         raise ValueError(f"line {number} of {file} has {len(values)} coordinates, expected at least three points")
     if not all(-OUTSIDE <= value <= 1 + OUTSIDE for value in values):
         raise ValueError(f"line {number} of {file} has coordinates outside of 0 to 1")
@@ -206,6 +208,7 @@ class Yolo(FolderLayout):
         places = self.sources(folder, split)
         images = [image for place in places for image in self.images(place, folder)]
         if not images:
+            check_inside(places[0], ROOTS.get())
             raise ValueError(f"{places[0]} has no image.")
         files = [labels_path(image) for image in images]
         if not any(file.is_file() for file in files):
