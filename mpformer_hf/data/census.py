@@ -38,6 +38,7 @@ class ImageFacts:
         void: share of pixels without a class.
         not_exhaustive: number of classes whose objects may not all be labelled.
         pages: number of pages of the file; the first is used.
+        cut: number of objects that reach beyond the image.
     """
 
     size: tuple[int, int]
@@ -50,6 +51,7 @@ class ImageFacts:
     void: float
     not_exhaustive: int
     pages: int = 1
+    cut: int = 0
 
 
 @dataclass
@@ -118,6 +120,12 @@ class Census:
         void = np.mean([fact.void for fact in facts])
         if not self.objects and void > 0.5:
             yield f"{100 * void:.0f} % of the pixels are void: is 255, or the void label, a class?"
+        cut = sum(fact.cut for fact in facts)
+        if cut:
+            yield f"{cut} objects reach beyond their images and are cut off: are they of images before a resize?"
+        crowds = sum(fact.crowds for fact in facts)
+        if not self.semantic and crowds > len(areas):
+            yield f"{crowds} of {crowds + len(areas)} objects are crowds (iscrowd 1), which are not trained on"
         long = [fact.size for fact in facts if max(fact.size) > LONG * min(fact.size)]
         if long:
             yield f"{len(long)} images are long and narrow, such as {long[0][1]}x{long[0][0]}: cut them into tiles"
@@ -175,7 +183,7 @@ def facts_of(dataset, index: int) -> ImageFacts:
     areas = [(label, area) for label, area in areas if area]
     void = 1 - covered(segments) / (height * width)
     not_exhaustive = sum(segments.not_exhaustive(label) for label in range(len(dataset.labels.names)))
-    counts = (len(segments.crowds), segments.empty, void, not_exhaustive, pages)
+    counts = (len(segments.crowds), segments.empty, void, not_exhaustive, pages, segments.cut)
     return ImageFacts((height, width), mode, turned, largest, areas, *counts)
 
 
@@ -219,10 +227,17 @@ def take_census(dataset, task: str, sample: int | None = SAMPLED) -> Census:
             if not suspicious():
                 return census
     if listed:
-        raise ValueError(f"None of the {number} images has an object that is trained on.")
+        crowds = sum(fact.crowds for fact in census.facts)
+        why = f": {crowds} are crowds (iscrowd 1), which are not trained on" if crowds else ""
+        raise ValueError(f"None of the {number} images has an object that is trained on{why}.")
     found = any(fact.areas for fact in census.facts)
     only = f"have only {dataset.labels.names[0]!r} and void" if found else "have no class"
-    raise ValueError(f"All {number} images {only}; 255 is void: divide masks of 0 and 255 by 255.")
+    raise ValueError(f"All {number} images {only}; 255 is void: divide masks of 0 and 255 by 255, or add other images.")
+
+
+def ended(sentence: str) -> str:
+    """A sentence with its full stop, or its question mark."""
+    return sentence if sentence.endswith("?") else f"{sentence}."
 
 
 def log_census(dataset, task: str, name: str) -> Census:
@@ -234,5 +249,5 @@ def log_census(dataset, task: str, name: str) -> Census:
     census = take_census(dataset, task)
     logger.info("%s\n%s", name, "\n".join(f"  {line}" for line in census.table()))
     for doubt in census.doubts():
-        logger.warning("%s: %s.", name, doubt)
+        logger.warning("%s: %s", name, ended(doubt))
     return census

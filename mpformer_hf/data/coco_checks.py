@@ -102,23 +102,15 @@ def find_annotation_problems(content, masks_required: bool = True) -> Iterator[t
 
 
 def check_coordinates(content: dict, file: Path) -> None:
-    """Compare the polygons of checked annotations with the sizes of their images.
+    """Check that the polygons of checked annotations are in pixels.
 
     Raises:
         ValueError: all coordinates are between 0 and 1.
     """
-    sizes = {row["id"]: (row.get("width"), row.get("height")) for row in content["images"]}
     masks = [row for row in content["annotations"] if isinstance(row.get("segmentation"), list) and row["segmentation"]]
     largest = [[max(max(polygon[axis::2]) for polygon in row["segmentation"]) for axis in (0, 1)] for row in masks]
     if largest and max(map(max, largest)) <= 1:
         raise ValueError(f"{file} has coordinates between 0 and 1, expected pixels; multiply them by the sides.")
-    beyond = sum(
-        any(side and value > 1.02 * side + 1 for value, side in zip(values, sizes[row["image_id"]], strict=True))
-        for row, values in zip(masks, largest, strict=True)
-    )
-    if beyond:
-        text = "%s: %d of %d objects reach beyond their images and are cut off; are they of images before a resize?"
-        logger.warning(text, file, beyond, len(masks))
 
 
 def find_category_problems(categories: list[dict]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from datasets import Dataset, Image, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, check_inside, files_below, read_text
+from ..utils.hub_errors import reason_of
 from .arguments import MEMORY, DataArguments
 from .dataset import roots_of, without_decoding
 from .memory import find_split
@@ -41,7 +42,7 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
         rows = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=args.streaming)
     except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        reason = str(cause).splitlines()[0]
+        reason = reason_of(cause)
         reason += "" if Path(args.dataset_name).exists() else "; there is no local folder of this name either"
         raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error
     if "__key__" in rows.column_names:

@@ -32,6 +32,7 @@ class Segments:
         areas: area in pixels of each segment as the dataset states it; where there is none, it is counted.
         ignored: ids, among those without a class, whose pixels official scores ignore; None: all of them.
         empty: number of segments that the dataset lists and that have no pixel.
+        cut: number of objects whose polygons reach beyond the image.
         ignored_objects: ids of regions that are void for every task: objects of classes that the user ignores.
         annotated: for each class, whether all its objects in this image are labelled; None: so for all classes.
         complete: whether all objects are labelled, and not only some of them.
@@ -43,6 +44,7 @@ class Segments:
     areas: dict[int, float] = field(default_factory=dict)
     ignored: frozenset[int] | None = None
     empty: int = 0
+    cut: int = 0
     ignored_objects: frozenset[int] = frozenset()
     annotated: tuple[bool, ...] | None = None
     complete: bool = True

@@ -123,20 +123,34 @@ def objects_reader(image_column: str, labels: Labels, column: str = "objects") -
         if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
             raise ValueError(f"{column} is {str(objects)[:60]!r}, expected a list of mappings")
         width, height = displayed_size(row[image_column])
+        cut = 0
 
         def decode(number: int, item: dict) -> ObjectMask:
+            nonlocal cut
             try:
                 category = first_value(item, ("category_id", "category", "label"))
                 if category not in labels.category_to_class:
                     raise ValueError(f"has category {category}, which is not in id2label")
-                mask, top, left = decode_part(first_value(item, ("segmentation", "mask")), height, width)
+                segmentation = first_value(item, ("segmentation", "mask"))
+                mask, top, left = decode_part(segmentation, height, width)
+                cut += bool(mask.any()) and reaches_beyond(segmentation, height, width)
             except ValueError as error:
                 raise ValueError(f"object {number} {error}") from error
             return ObjectMask(mask, labels.category_to_class[category], is_crowd(item), item.get("area"), top, left)
 
-        return from_objects((decode(number, item) for number, item in enumerate(objects)), height, width)
+        segments = from_objects((decode(number, item) for number, item in enumerate(objects)), height, width)
+        segments.cut = cut
+        return segments
 
     return read
+
+
+def reaches_beyond(segmentation, height: int, width: int) -> bool:
+    """Whether decoded polygons have points outside of their image, by more than a fiftieth of it and a pixel."""
+    if not isinstance(segmentation, list) or not segmentation or not isinstance(segmentation[0], list):
+        return False
+    ends = [max(max(polygon[axis::2]) for polygon in segmentation) for axis in (0, 1)]
+    return any(end > 1.02 * side + 1 for end, side in zip(ends, (width, height), strict=True))
 
 
 def has_targets(objects: str | list[dict] | dict[str, list], labels: Labels) -> bool:

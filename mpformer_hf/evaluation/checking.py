@@ -8,12 +8,21 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.arguments import CheckArguments, DataArguments
-from ..data.census import take_census
+from ..data.census import ended, take_census
 from ..data.opening import open_dataset
 from ..data.splits import warn_of_common_images
 from ..inference.drawing import draw_segmentation
 from ..utils.files import write_new_folder
 from .drawing import drawn_reference
+
+
+class Warnings(logging.Handler):
+    """Counts what is logged."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
 
 
 def check(data: DataArguments, args: CheckArguments) -> None:
@@ -24,6 +33,8 @@ def check(data: DataArguments, args: CheckArguments) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     splits, labels, doubts = {}, None, 0
+    warned = Warnings(logging.WARNING)
+    logging.getLogger("mpformer_hf").addHandler(warned)
     for name in args.splits:
         splits[name] = split = open_dataset(replace(data, streaming=False), name, data.max_eval_samples, labels)
         labels = split.labels
@@ -31,9 +42,11 @@ def check(data: DataArguments, args: CheckArguments) -> None:
         print(f"{data.dataset_name}, {name}", *(f"  {line}" for line in census.table()), sep="\n")
         for doubt in census.doubts():
             doubts += 1
-            print(f"  look: {doubt}.")
+            print(f"  look: {ended(doubt)}")
     for first, other in zip(splits.values(), list(splits.values())[1:], strict=False):
-        doubts += warn_of_common_images(first, other)
+        warn_of_common_images(first, other)
+    logging.getLogger("mpformer_hf").removeHandler(warned)
+    doubts += warned.count
     print(f"{doubts} thing{'' if doubts == 1 else 's'} to look at" if doubts else "nothing looks wrong")
     if not args.output:
         return

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import safe_open
 from transformers.utils.hub import cached_file
 
@@ -16,9 +15,8 @@ from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.compiling import compile_model
 from ..utils.files import file_start
+from ..utils.hub_errors import ANSWERED, reason_of
 from .exported import ExportedModel, Model, is_exported, settings_folder
-
-ANSWERED = "the Hub answered"  # beginning of a reason
 
 
 def load_pretrained(cls, name: str, **kwargs):
@@ -37,19 +35,6 @@ def load_pretrained(cls, name: str, **kwargs):
         known = Path(name).is_dir() or reason.startswith(ANSWERED)
         hint = "" if known else " (there is no local folder of this name)"
         raise ValueError(f"Cannot load {name}{hint}: {reason}") from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The line of an error, or of the answer of the Hub that caused it, which says why."""
-    cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
-    chain, link = [], cause
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    answer = next((link for link in chain if isinstance(link, HfHubHTTPError) and link.response is not None), None)
-    if answer is not None:
-        return f"{ANSWERED} {answer.response.status_code}: {next(iter(str(answer).strip().splitlines()), '')}"
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
 
 
 def load_weights(

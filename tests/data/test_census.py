@@ -97,7 +97,7 @@ def test_the_command_and_the_training_print_it(tmp_path, capsys, caplog):
     mpformer(["check", str(folder), "--task", "instance", "--splits", "train", "--output", str(tmp_path / "pictures")])
     told = capsys.readouterr().out
     assert "objects   3, 1.5 an image" in told and "look: 1 objects cover no pixel" in told
-    assert "2 things to look at" in told and Image.open(tmp_path / "pictures" / "train" / "0001.png").height >= 40
+    assert "3 things to look at" in told and Image.open(tmp_path / "pictures" / "train" / "0001.png").height >= 40
     argv = flags(folder, tmp_path / "run", task="instance", eval_split="train", max_train_steps=1)
     fields = json.loads(argv[1])
     argv[1] = json.dumps({**fields, "num_queries": 1})
@@ -105,3 +105,11 @@ def test_the_command_and_the_training_print_it(tmp_path, capsys, caplog):
         finetune.main(argv)
     assert "objects   3, 1.5 an image" in caplog.text and "1 objects cover no pixel" in caplog.text
     assert "more objects (up to 2) than the model has queries (1)" in caplog.text
+
+
+def test_objects_that_are_cut_and_crowds_only(tmp_path):
+    census = census_of(objects(tmp_path / "d", [[box(50, 0, 40, 40), box(0, 0, 9, 9)], [box(1, 1, 58, 38)]]))
+    assert "1 objects reach beyond their images and are cut off: are they of images before a resize?" in census.doubts()
+    crowds = [[box(0, 0, 9, 9, iscrowd=1)], [box(0, 0, 9, 9, iscrowd=1)]]
+    with pytest.raises(ValueError, match=r"None of the 2 images .* trained on: 2 are crowds"):
+        census_of(objects(tmp_path / "crowds", crowds))

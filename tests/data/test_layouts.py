@@ -165,11 +165,6 @@ def labelme_without_image(folder):
     (folder / "a.jpg").unlink()
 
 
-def labels_without_images(folder):
-    official_folders.mask_images(folder)
-    (folder / "images" / "val" / "a.jpg").unlink()
-
-
 def coco_stuff_without_images(folder):
     official_folders.coco_stuff(folder)
     shutil.rmtree(folder / "val2017")
@@ -201,7 +196,6 @@ def one_of_two_folders(folder):
         ),
         (voc_without_a_map, "instance", "val", "names 2007_000000_val, but .*SegmentationObject.* is missing"),
         (labelme_without_image, "instance", "train", r"a\.json refers to 'a\.jpg', which does not exist"),
-        (labels_without_images, "semantic", "val", r"a_mask\.png has no image in .*images/val"),
         (coco_stuff_without_images, "semantic", "val", "has no images val2017/"),
         (one_of_two_folders, "semantic", "val", "The nearest is Cityscapes .*, for which gtFine/ is missing"),
         (lambda folder: folder.mkdir(), "semantic", "val", "fits no layout of Cityscapes .*, ADE20K .*, YOLO"),
@@ -304,3 +298,14 @@ def test_files_of_other_tools_are_named(name, content, tool, tmp_path):
     (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=f"is written by {tool}, whose files are not read: export COCO JSON"):
         open_dataset(DataArguments(dataset_name=str(tmp_path), task="instance"), "train")
+
+
+def test_a_label_without_an_image_and_a_lost_map_of_voc(tmp_path, caplog):
+    folder = official_folders.mask_images(tmp_path / "masks")
+    (folder / "images" / "val" / "a.jpg").unlink()
+    assert len(open_dataset(DataArguments(dataset_name=str(folder), task="semantic"), "val")) == 1
+    assert "a_mask.png has no image in" in caplog.text
+    voc = official_folders.pascal_voc(tmp_path / "voc")
+    (voc / "SegmentationClass" / "2007_000000_val.png").unlink()
+    with pytest.raises(ValueError, match=r"2007_000000_val.*is missing"):
+        open_dataset(DataArguments(dataset_name=str(voc), task="semantic"), "val")

@@ -124,7 +124,7 @@ def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Pat
     """Images and label images of the same name, without suffix and with `ending` added. Label images may be missing.
 
     Raises:
-        ValueError: an image is missing, or a label is there twice.
+        ValueError: there is no image, or a label is there twice.
     """
     found: dict[str, Path] = {}
     for path in images_in(labels):
@@ -136,10 +136,10 @@ def pair_by_stem(images: Path, labels: Path, ending: str = "") -> list[tuple[Pat
         missing = labels / f"{image.stem}{ending}.png"  # is noticed with all others, see `leave_out_missing`
         stem = image.stem + ending
         pairs.append((image, found.pop(stem if stem in found else image.name, missing)))
-    if found:
-        raise ValueError(f"{next(iter(found.values()))} has no image in {images}; there are {len(found)} of these.")
     if not pairs:
         raise ValueError(f"{images} has no image.")
+    if found:
+        logger.warning("%s has no image in %s; there are %d of these.", next(iter(found.values())), images, len(found))
     return pairs
 
 

@@ -67,31 +67,30 @@ class PascalVoc(FolderLayout):
         folders = {"label": "SegmentationClass"} | ({"instances": "SegmentationObject"} if task == "instance" else {})
         images = names_in(folder / "JPEGImages")
         names = read_lines(list_) if list_.is_file() else sorted(names_in(folder / "SegmentationClass"))
-        rows = []
+        rows, problems = [], []
         for name in names:
             maps = {column: folder / part / f"{name}.png" for column, part in folders.items()}
             missing = [path for path in maps.values() if not path.is_file()]
             if name not in images:
                 missing.append(folder / "JPEGImages" / name)
             if missing:
-                raise ValueError(f"{list_} names {name}, but {missing[0]} is missing.")
+                problems.append(f"{list_} names {name}, but {missing[0]} is missing")
+                continue
             rows.append(row_of(images[name], **maps))
         if not rows:
-            raise ValueError(f"{list_} names no image.")
+            raise ValueError(f"{problems[0] if problems else f'{list_} names no image'}.")
         colors, values = find_table(folder, COLORS), find_table(folder, VALUES)
         if colors is not None:
-            return FolderSplit(
-                make_rows(rows), read_colors(colors), color_instances if task == "instance" else in_colors
-            )
+            color_readers = color_instances if task == "instance" else in_colors
+            return FolderSplit(make_rows(rows), read_colors(colors), color_readers, problems=problems)
         make_reader = instance_reader if task == "instance" else lambda labels: semantic_reader("label", labels, False)
         if values is not None:
-            return FolderSplit(
-                make_rows(rows), [row | {"color": voc_color(row["id"])} for row in read_values(values)], make_reader
-            )
+            named = [row | {"color": voc_color(row["id"])} for row in read_values(values)]
+            return FolderSplit(make_rows(rows), named, make_reader, problems=problems)
         own_names = (folder / "id2label.json").is_file()
         if not own_names:
             logger.info("%s has no names of classes (class_names.txt), so they are those of Pascal VOC.", folder)
-        return FolderSplit(make_rows(rows), None if own_names else VOC, make_reader)
+        return FolderSplit(make_rows(rows), None if own_names else VOC, make_reader, problems=problems)
 
 
 def names_in(folder: Path) -> dict[str, Path]:
