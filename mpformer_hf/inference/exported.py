@@ -155,7 +155,7 @@ class ExportedModel(nn.Module):
         if not (folder / "config.json").is_file():
             where = f"{folder.name}/config.json, which mpformer export writes beside it without --with_postprocessing"
             raise ValueError(f"{file} cannot be used as a model: there is no {where}.")
-        self.config = MPFormerConfig.from_pretrained(folder)
+        self.config = MPFormerConfig.from_pretrained(folder, mask_piloting=False)  # it has no pilot
         self.runtime = runtime or runtimes_of(file)[0]
         try:
             self.run = self.runtime.open(self.file)

@@ -188,9 +188,15 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
 
     async def compute(request: Request, make_options: Callable[[str, int], Any]) -> Result:
         admission.enter()
-        pixels = 0
+        received = pixels = 0
+
+        def receive(count: int) -> None:
+            nonlocal received
+            admission.receive(count)
+            received += count
+
         try:
-            content, prompts = await read_upload(request, limits)
+            content, prompts = await read_upload(request, limits, receive)
             size = min(with_http_errors(size_in_pixels, content), limits.pixels)
             options = make_options(prompts, size)
             admission.decode(size)
@@ -200,6 +206,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         finally:
             admission.requests -= 1
             admission.pixels -= pixels
+            admission.bytes -= received
 
     def check_query(request: Request, *known: str) -> None:
         unknown = sorted(set(request.query_params) - set(known))

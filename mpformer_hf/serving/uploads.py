@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..data.coco_masks import decode_segmentation
 from ..model.images import ImageTooLarge, open_image, read_size, to_rgb
 
 GONE = 499  # status of requests whose client has gone, which nobody sees
+LARGEST_TOGETHER = 10  # requests of the largest size that may be read and wait
 DECODED = 10  # images of the largest size that may be decoded and wait
 FIELDS = ("image", "file")  # of a form, that may have the image
 MOST_PROMPTS = 200  # of one request
@@ -46,14 +47,14 @@ class Limits:
 
 
 class Admission:
-    """Requests that are read or wait, and pixels that are decoded; places are taken before anything is read.
+    """Requests that are read or wait, their bytes, and pixels that are decoded; places are taken first.
 
     Args:
         limits: of the service.
     """
 
     def __init__(self, limits: Limits):
-        self.limits, self.requests, self.pixels = limits, 0, 0
+        self.limits, self.requests, self.bytes, self.pixels = limits, 0, 0, 0
 
     def enter(self) -> None:
         """Take the place of a request.
@@ -64,6 +65,16 @@ class Admission:
         if self.requests >= self.limits.waiting + self.limits.batch:
             raise HTTPException(503, f"{self.requests} requests are waiting; try again later")
         self.requests += 1
+
+    def receive(self, count: int) -> None:
+        """Take the place of a part of a request.
+
+        Raises:
+            HTTPException: the requests have too many bytes together.
+        """
+        if self.bytes + count > LARGEST_TOGETHER * self.limits.body:
+            raise HTTPException(503, f"{self.requests} requests are waiting; try again later")
+        self.bytes += count
 
     def decode(self, pixels: int) -> None:
         """Take the place of an image.
@@ -76,8 +87,8 @@ class Admission:
         self.pixels += pixels
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """Content of a request.
+async def read_body(request: Request, limits: Limits, receive: Callable[[int], None]) -> bytes:
+    """Content of a request; `receive` is called with the size of each part.
 
     Raises:
         HTTPException: it is too large or too slow; the rest is not read.
@@ -89,6 +100,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
     async def read() -> None:
         async for part in request.stream():
+            receive(len(part))
             content.extend(part)
             if len(content) > limits.body:
                 raise HTTPException(413, f"the request has more than {limits.body} bytes")
@@ -102,13 +114,13 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return bytes(content)
 
 
-async def read_upload(request: Request, limits: Limits) -> tuple[bytes, str]:
+async def read_upload(request: Request, limits: Limits, receive: Callable[[int], None]) -> tuple[bytes, str]:
     """Bytes of the image of a request, and the field `prompts` of a form, "" without one.
 
     Raises:
         HTTPException: see `read_body`; or a form has no image.
     """
-    body = await read_body(request, limits)
+    body = await read_body(request, limits, receive)
     if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         return body, ""
 

@@ -65,6 +65,30 @@ def test_more_objects_than_queries_are_said(tmp_path, caplog):
         argv = ["--model", str(tmp_path / str(queries)), "--dataset_name", str(data)]
         evaluate.main([*argv, "--task", "instance", "--eval_split", "train"])
         assert ("have more objects (up to" in caplog.text) == (queries < most)
+    caplog.clear()
+    argv = ["--model", str(tmp_path / str(most)), "--dataset_name", str(data), "--max_detections", "1"]
+    evaluate.main([*argv, "--task", "instance", "--eval_split", "train"])
+    assert f"num_queries is {most}, max_detections 1" in caplog.text
+
+
+def test_folders_appear_whole(shapes, tmp_path_factory, tmp_path, monkeypatch):
+    """An evaluation that ends early leaves nothing, so that the same command works again."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    saved, names = tmp_path_factory.mktemp("model"), dict(enumerate(read_json(shapes / "id2label.json").values()))
+    tiny_model(id2label=names, num_labels=len(names)).save_pretrained(saved)
+    MPFormerImageProcessor(task="panoptic", size=SIZE, threshold=0.0).save_pretrained(saved)
+    flags = ["--save_predictions", "coco_panoptic", "--predictions_dir", str(tmp_path / "files")]
+    argv = ["evaluate", str(saved), str(shapes), *flags, "--pictures", str(tmp_path / "pictures")]
+    with monkeypatch.context() as patch:
+        patch.setattr("mpformer_hf.evaluation.evaluator.draw_pair", full)
+        with pytest.raises(SystemExit, match=r"No space left on device: '.*/files'"):
+            mpformer(argv)
+    assert not list(tmp_path.iterdir())
+    mpformer(argv)
+    assert {path.name for path in tmp_path.iterdir()} == {"files", "pictures"} and any((tmp_path / "files").iterdir())
 
 
 def test_the_task_is_that_of_the_model_unless_it_is_given(saved, shapes, capsys):

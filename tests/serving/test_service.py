@@ -361,7 +361,7 @@ def test_slow_clients_are_sent_away():
             return slow()
 
     with pytest.raises(HTTPException, match=r"408: the request took more than 0\.1 seconds"):
-        asyncio.run(read_body(Slow(), Limits(seconds=0.1)))
+        asyncio.run(read_body(Slow(), Limits(seconds=0.1), lambda count: None))
 
 
 def test_ports_that_cannot_be_used_are_one_sentence(service):
@@ -396,3 +396,13 @@ def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
         serve.main(["model"])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         serve.main(["model", "--batch_size", "0"])
+
+
+def test_requests_together_have_a_limit():
+    """Ten of the largest size; what is refused frees nothing that others hold."""
+    admission = Admission(Limits(body=100))
+    for _ in range(10):
+        admission.receive(100)
+    with pytest.raises(HTTPException) as refused:
+        admission.receive(1)
+    assert refused.value.status_code == 503 and admission.bytes == 1000
