@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..model.image_processing_mpformer import MPFormerImageProcessor
+from ..model.image_sizes import check_shape
 from ..model.images import SIXTEEN_BITS, open_header, orientation_of
 from ..utils.progress import progress
 from .segments import Segments
@@ -153,6 +155,18 @@ class Census:
     def incomplete(self) -> int:
         """Number of images that may have unlabelled objects."""
         return sum(fact.not_exhaustive > 0 for fact in self.facts)
+
+    def check_shapes(self, processor: MPFormerImageProcessor, name: str) -> None:
+        """Check that the images can be resized.
+
+        Raises:
+            ValueError: one is too narrow; the message begins with the name of the split.
+        """
+        for fact in self.facts if processor.do_resize else ():
+            try:
+                check_shape(fact.size, dict(processor.size).get("longest_edge"))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; cut it into tiles.") from error
 
     def crowding(self, queries: int) -> str | None:
         """A sentence, if images have more objects than a model has queries."""

@@ -159,11 +159,11 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     eval_split = open_dataset(data, data.eval_split, data.max_eval_samples, train_split.labels)
     if data.streaming:
         eval_split = materialize_stream(eval_split)
-    census, incomplete = None, False
+    census = evaluated = None
     if not data.streaming:
         census = log_census(train_split, data.task, data.train_split)
-        incomplete = log_census(eval_split, data.task, data.eval_split).incomplete > 0
-        if incomplete:
+        evaluated = log_census(eval_split, data.task, data.eval_split)
+        if evaluated.incomplete:
             logger.warning(
                 "%s: where labels are incomplete, unmatched predictions are no false positives: scores are too high, "
                 "and no threshold is chosen: evaluate on complete labels if there are any.",
@@ -176,6 +176,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     if census is not None and (crowding := census.crowding(model.config.num_queries)):
         logger.warning("%s", crowding)
     processor = build_processor(data, args.transforms, train_split.labels, find_preprocessing(args.model))
+    if evaluated is not None:
+        evaluated.check_shapes(processor, data.eval_split)
     length = None if data.streaming else len(train_split)
     kept = run_args.save_total_limit + 1 if run_args.checkpointing_steps else 0
     check_space(output, model.num_parameters(), kept)
@@ -201,7 +203,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     given = (model, processor, *recipe, accelerator, *loaders, output, total, checkpoint, run)
     tuner = FineTuner(
         *given,
-        finds_threshold=args.transforms.eval_threshold is None and not incomplete,
+        finds_threshold=args.transforms.eval_threshold is None and not (evaluated and evaluated.incomplete),
         own_metrics=lambda: own_metrics(args.own),
     )
     if run_args.report_to and not accelerator.trackers:

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from datasets import Image as ImageColumn
-from datasets import Value
 from PIL import Image
 
+from datasets import Image as ImageColumn
+from datasets import Value
+from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.census import take_census
@@ -113,3 +114,13 @@ def test_objects_that_are_cut_and_crowds_only(tmp_path):
     crowds = [[box(0, 0, 9, 9, iscrowd=1)], [box(0, 0, 9, 9, iscrowd=1)]]
     with pytest.raises(ValueError, match=r"None of the 2 images .* trained on: 2 are crowds"):
         census_of(objects(tmp_path / "crowds", crowds))
+
+
+def test_images_that_are_too_narrow_are_named_before_training(tmp_path):
+    census = census_of(objects(tmp_path / "d", [[box(0, 0, 9, 2)]], [Image.new("RGB", (300, 2))]))
+    census.check_shapes(MPFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 200}), "val")
+    processor = MPFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    with pytest.raises(
+        ValueError, match="val: the image is 300x2 pixels, too narrow for a longest edge of 128; cut it"
+    ):
+        census.check_shapes(processor, "val")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...utils.files import TABLE_SUFFIXES, files_below
+from ...utils.files import TABLE_SUFFIXES, file_start, files_below
 from .ade20k import Ade20k
 from .cityscapes import Cityscapes
 from .coco import IMAGES, Coco, annotation_files, tool_of
@@ -74,6 +74,9 @@ def find_layout(name: str, task: str) -> FolderLayout | None:
         raise ValueError(f"{name} is {other.name}, which is for task {tasks}, not for task {task}{hint}.")
     tools = {tool for file in annotation_files(folder) if (tool := tool_of(file))}
     tools |= {tool for ending, tool in FILES.items() if any(file.name.endswith(ending) for file in files)}
+    if any(file.suffix == ".xml" and "<bndbox>" in file_start(file) for file in files):
+        remedy = "convert them to COCO JSON, and make masks of them with mpformer refine"
+        raise ValueError(f"{name} has boxes in XML files of Pascal VOC: {remedy}.")
     if tools:
         text = "is written by {}, whose files are not read: export COCO JSON, YOLO or label images from it."
         raise ValueError(f"{name} {text.format(' or '.join(sorted(tools)))}")
