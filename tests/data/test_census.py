@@ -120,7 +120,5 @@ def test_images_that_are_too_narrow_are_named_before_training(tmp_path):
     census = census_of(objects(tmp_path / "d", [[box(0, 0, 9, 2)]], [Image.new("RGB", (300, 2))]))
     census.check_shapes(MPFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 200}), "val")
     processor = MPFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
-    with pytest.raises(
-        ValueError, match="val: the image is 300x2 pixels, too narrow for a longest edge of 128; cut it"
-    ):
+    with pytest.raises(ValueError, match="val: the image is 300x2 pixels, too narrow for a longest edge of 128"):
         census.check_shapes(processor, "val")

@@ -17,7 +17,9 @@ def test_images_too_narrow_to_evaluate_on_stop_the_run_in_a_sentence(tmp_path):
     maps = [np.zeros((1, 20000), dtype=np.uint8)] * 2
     data = make.semantic(tmp_path / "data", maps)
     argv = flags(data, tmp_path / "out", task="semantic", longest_edge=96)
-    with pytest.raises(ValueError, match=r"Row 0: the image is 20000x1 pixels, too narrow for a longest edge of 64"):
+    with pytest.raises(
+        ValueError, match=r"train: the image is 20000x1 pixels, too narrow for a longest edge of 64; cut it"
+    ):
         finetune.main([*argv, "--eval_split", "train", "--train_split", "train"])
 
 
