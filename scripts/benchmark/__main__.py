@@ -9,8 +9,8 @@ Each row has the ratio of medians, ours / theirs, and the smallest and largest r
 depend on the machine and its load. Training steps are ours with the pilot and theirs without. Peak memory is measured
 in separate processes, above that of the loaded model; on the CPU once with an allocator that returns freed blocks, to
 measure the memory of tensors, and once with the default allocator. Uses a GPU if there is one; `--bf16`
-runs the models under autocast. Two presets have flags of their own (`--preset gpu --help`): `gpu` measures whole
-training steps on a GPU, `files` CPU time and memory beside the model.
+runs the models under autocast. Three presets have flags of their own (`--preset gpu --help`): `gpu` measures
+whole training steps on a GPU, `files` CPU time and memory beside the model, `runtimes` exported files.
 """
 
 import argparse
@@ -27,11 +27,11 @@ import transformers
 from mpformer_hf.utils.command import run_command
 from mpformer_hf.utils.files import write_json
 
-from . import files, gpu
+from . import files, gpu, runtimes
 from .model_rows import inference_rows, memory_rows, option_rows, pilot_rows, stage_rows, training_rows
 from .models import BACKBONES, DEVICE
 
-PRESETS = {"gpu": gpu.main, "files": files.main}
+PRESETS = {"gpu": gpu.main, "files": files.main, "runtimes": runtimes.main}
 BENCHMARKS = {
     "inference": inference_rows,
     "stages": stage_rows,

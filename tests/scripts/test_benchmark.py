@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import files, gpu, gpu_steps
+from scripts.benchmark import files, gpu, gpu_steps, runtimes
 from tests.tiny import tiny_model
 
 
@@ -113,3 +113,12 @@ def test_works_of_the_preset_files(tmp_path, monkeypatch):
         assert set(here.recv()) == {"cpu_s", "wall_s", "peak_mib"}
     image, segments = files.read_ours(tmp_path)()
     assert image.shape == (3, 64, 64) and len(segments.classes) == 4
+
+
+def test_the_preset_runtimes(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtimes, "build", lambda backbone, **_: tiny_model("resnet", decoder_layers=2))
+    monkeypatch.setattr(runtimes, "TARGETS", {".pt2": runtimes.TARGETS[".pt2"]})
+    argv = ["--preset", "runtimes", "--side", "64", "--output_file", str(tmp_path / "r.json")]
+    rows = benchmark.main(argv)["rows"]
+    assert [row["model"] for row in rows] == ["model", "file0.pt2 (torch.export)"]
+    assert rows[1]["equal_pixels"] > 0.99 and json.loads((tmp_path / "r.json").read_text())["side"] == 64
