@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from .progress import hide_bars_of_libraries
+from .progress import quiet_libraries
 
 # What progress bars begin with, or write to move the cursor, and colours; and control characters, also those that turn
 # the direction of a text.
@@ -44,7 +44,7 @@ def run_command(command: Callable[[list[str]], object], argv: list[str] | None =
         command: takes the arguments without `--debug`.
         argv: default: those of the process.
     """
-    hide_bars_of_libraries()
+    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show

@@ -1,5 +1,6 @@
 """Progress bars on a terminal; plain lines in a log file."""
 
+import logging
 import os
 import sys
 from typing import TextIO
@@ -28,8 +29,10 @@ class Lines:
         self.file.flush()
 
 
-def hide_bars_of_libraries() -> None:
-    """Turn off the bars of transformers, huggingface_hub and datasets where the output is not a terminal."""
+def quiet_libraries() -> None:
+    """Turn off a warning of PyTorch about torchao's enumerations, and the bars of transformers, huggingface_hub and
+    datasets where the output is not a terminal."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     if sys.stderr.isatty():
         return
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
