@@ -127,7 +127,7 @@ class OptimizationArguments(CheckedArguments):
     """AdamW and its schedule; defaults are the official recipe."""
 
     _argument_group_name = "optimization"
-    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm")
+    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm", "adam_beta2")
 
     learning_rate: float = option(1e-4, "Peak learning rate.", within="(0, inf)")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.", within="[0, inf)")
@@ -136,6 +136,9 @@ class OptimizationArguments(CheckedArguments):
     )
     weight_decay: float = option(
         0.05, "Weight decay; none for norms, embeddings and position tables.", within="[0, inf)"
+    )
+    adam_beta2: float = option(
+        0.999, "AdamW's decay of squared gradients; 0.99 for some hundred steps.", within="[0, 1)"
     )
     max_grad_norm: float = option(
         0.01, "Clip the total L2 norm of gradients to this value; 0: do not clip.", within="[0, inf)"

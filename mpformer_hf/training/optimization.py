@@ -71,7 +71,8 @@ def layer_decays(model: PreTrainedModel, decay: float) -> Callable[[str], float]
 def build_optimizer(model: PreTrainedModel, args: OptimizationArguments, device: torch.device) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; fused, in one kernel, if the model is trained on a CUDA device."""
     fused = True if device.type == "cuda" else None
-    return torch.optim.AdamW(parameter_groups(model, args), lr=args.learning_rate, fused=fused)
+    groups = parameter_groups(model, args)
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2), fused=fused)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, args: OptimizationArguments, total: int) -> LRScheduler:

@@ -99,6 +99,9 @@ def test_optimizer_groups_are_the_official_ones():
         "class_predictor.weight": (1e-4, 0.05),
     }
     assert {name: found[name] for name in expected} == {k: pytest.approx(v) for k, v in expected.items()}
+    for fields, beta2 in (({}, 0.999), ({"adam_beta2": 0.99}, 0.99)):
+        optimizer = build_optimizer(model, OptimizationArguments(**fields), torch.device("cpu"))
+        assert {group["betas"] for group in optimizer.param_groups} == {(0.9, beta2)}
 
 
 @pytest.mark.parametrize(
