@@ -127,7 +127,7 @@ class OptimizationArguments(CheckedArguments):
     """AdamW and its schedule; defaults are the official recipe."""
 
     _argument_group_name = "optimization"
-    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm", "adam_beta2")
+    _advanced = ("poly_power", "layer_decay", "freeze_batch_norm")
 
     learning_rate: float = option(1e-4, "Peak learning rate.", within="(0, inf)")
     backbone_lr_multiplier: float = option(0.1, "Factor for the backbone's learning rate.", within="[0, inf)")
