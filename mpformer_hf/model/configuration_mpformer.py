@@ -100,8 +100,6 @@ class MPFormerConfig(Mask2FormerConfig):
             of every mask (`background`), as in the official code.
         incomplete_no_object_weight (`float` in [0, 1], defaults to 0.1): in an image that is not complete, factor on
             the loss of an unmatched query off the labelled objects.
-        pixel_loss_weight (`float >= 0`, defaults to 0.0): weight of a loss of the mask features alone, see
-            `pixel_loss.py`.
         prompt_calibration (`list[list[float]]`, *optional*): scores and the mean IoU of prompts with these scores,
             by which the scores of refined masks are calibrated; written by `mpformer calibrate`.
 
@@ -134,7 +132,6 @@ class MPFormerConfig(Mask2FormerConfig):
     mask_loss_points: str = "image"
     void_in_loss: str = "ignored"
     incomplete_no_object_weight: float | int = ranged("incomplete_no_object_weight", 0.1)
-    pixel_loss_weight: float | int = ranged("pixel_loss_weight", 0.0)
     prompt_calibration: list[list[float]] | None = None
 
     # Mask2Former's fields, with intervals

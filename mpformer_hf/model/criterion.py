@@ -19,7 +19,6 @@ from .incomplete_labels import no_object_or_unknown
 from .mask_losses import UncertainPointLosses, point_losses_per_mask
 from .mask_piloting import Pilot
 from .matcher import Assignment, HungarianMatcher, Prediction
-from .pixel_loss import pixel_loss
 from .point_sampling import ByteMasks, points_on_void, sample_features, sample_targets
 from .targets import Targets
 
@@ -78,8 +77,7 @@ class MPFormerCriterion(nn.Module):
 
         Returns:
             weighted losses, scalars: `loss_cross_entropy`, `loss_mask`, `loss_dice` of the last prediction; with suffix
-            `_{i}` of the earlier prediction i; with `_pilot` and `_pilot_{i}` of the pilot. With `pixel_loss_weight`
-            also `loss_pixels`, see `pixel_loss.py`.
+            `_{i}` of the earlier prediction i; with `_pilot` and `_pilot_{i}` of the pilot.
         """
         config = self.config
         with torch.autocast(mask_features.device.type, enabled=False):
@@ -114,11 +112,7 @@ class MPFormerCriterion(nn.Module):
                     )
                     for suffix, prediction in zip(suffixes, predictions, strict=True)
                 ]
-            losses = self.group_losses(loss_groups, mask_features, targets, truth, generator)
-            if config.pixel_loss_weight:
-                loss = pixel_loss(mask_features, targets, truth, generator)
-                losses["loss_pixels"] = config.pixel_loss_weight * loss
-            return losses
+            return self.group_losses(loss_groups, mask_features, targets, truth, generator)
 
     def group_losses(
         self,

@@ -16,7 +16,6 @@ RANGES = {  # of configuration fields; the trainer's flags of the same names ref
     "pilot_label_noise": "[0, 1]",
     "pilot_loss_weight": "[0, inf)",
     "incomplete_no_object_weight": "[0, 1]",
-    "pixel_loss_weight": "[0, inf)",
     "num_queries": "[1, 10000]",
     "hidden_dim": "[1, 65536]",
     "feature_size": "[1, 65536]",

@@ -34,13 +34,10 @@ class ModelArguments(CheckedArguments):
         "Incomplete images: factor on the no-object loss of unmatched queries off the labelled objects; default: 0.1.",
         within=RANGES["incomplete_no_object_weight"],
     )
-    pixel_loss_weight: float | None = option(
-        None, "Weight of a loss that tells the features of objects apart.", within=RANGES["pixel_loss_weight"]
-    )
 
     def given(self) -> dict:
         """Fields of the configuration that were set, besides `model_fields`."""
-        names = ("void_in_loss", "incomplete_no_object_weight", "pixel_loss_weight")
+        names = ("void_in_loss", "incomplete_no_object_weight")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
