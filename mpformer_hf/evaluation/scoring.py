@@ -44,6 +44,8 @@ def evaluate(loading: ScoredModel, data: DataArguments, args: EvaluationArgument
             raise ValueError(f"{path} exists or is given twice; choose another name.")
     if args.diagnostics and Path(args.diagnostics).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"diagnostics must be a file .png, .svg or .pdf, got {args.diagnostics}.")
+    if args.diagnostics and is_exported(loading.model):
+        raise ValueError(f"diagnostics need the layers of a saved model, and {loading.model} is an exported file.")
     if loading.model == MOST_FREQUENT and data.task is None:
         raise ValueError(f"{MOST_FREQUENT} has no task: give --task.")
     data = with_task(data, loading.model, loading.revision)
@@ -130,13 +132,13 @@ def score_model(
         )
     if "ap" in scores:
         scores["ap_rules"] = split.score
-    if not (args.diagnostics or args.report):
-        return scores, None
-    diagnostics = diagnose_model(model, processor, loader, accelerator)
-    scores |= {"mask_consistency": diagnostics.mask_consistency, "query_utilisation": diagnostics.query_utilisation}
-    name = Path(loading.model).name
-    if args.diagnostics and accelerator.is_main_process:
-        plot_diagnostics({name: diagnostics}, Path(args.diagnostics))
+    name, draw_layers = Path(loading.model).name, None
+    if (args.diagnostics or args.report) and not is_exported(loading.model):
+        diagnostics = diagnose_model(model, processor, loader, accelerator)
+        scores |= {"mask_consistency": diagnostics.mask_consistency, "query_utilisation": diagnostics.query_utilisation}
+        draw_layers = partial(plot_diagnostics, {name: diagnostics})
+        if args.diagnostics and accelerator.is_main_process:
+            draw_layers(Path(args.diagnostics))
     if not args.report:
         return scores, None
 
@@ -154,7 +156,6 @@ def score_model(
             for rows in details.extremes(args.num_pictures)
         )
         title = f"{name} on {Path(data.dataset_name).name}, {data.eval_split}"
-        draw = partial(plot_diagnostics, {name: diagnostics})
-        write_report(Path(args.report), title, data.task, scores, details, split.labels, worst, best, draw)
+        write_report(Path(args.report), title, data.task, scores, details, split.labels, worst, best, draw_layers)
 
     return scores, draw_report

@@ -40,9 +40,11 @@ def test_the_table_and_the_page(models, capsys):
     assert [row["model"] for row in rows] == ["one", "other", "copy", "one.pt2 (torch.export)"]
     for row, name in zip(rows, ("one", "other", "copy", "one.pt2"), strict=True):
         flags = ["--task", "semantic", "--output_file", str(models / f"{name}.json")]
+        flags += ["--report", str(models / f"{name}.html")]
         mpformer(["evaluate", str(models / name), str(models / "data"), *flags])
         scores = json.loads((models / f"{name}.json").read_text())
         assert row["score"] == pytest.approx(scores["mean_iou"], abs=1e-4)
+        assert ("layer" in (models / f"{name}.html").read_text()) == (name != "one.pt2"), "a file has no layers"
     assert rows[0]["score"] > 0 and abs(rows[0]["score"] - rows[1]["score"]) > 0.001
     assert rows[2]["largest_logit_difference"] == 0 and rows[2]["equal_pixels"] == 1
     assert 0 < rows[3]["largest_logit_difference"] < 1e-4 and rows[3]["equal_pixels"] > 0.999

@@ -395,6 +395,8 @@ def test_an_exported_file_is_a_model(saved, onnx_file, tmp_path):
         mpformer(["predict", str(name), str(data), str(output), "--split", "validation", "--write", "maps"])
         maps.append({file.name: file.read_bytes() for file in sorted((output / "maps").iterdir())})
     assert len(maps[0]) == 2 and maps[0] == maps[1]
+    with pytest.raises(SystemExit, match=r"model\.onnx is an exported file"):
+        mpformer(["evaluate", str(onnx_file), str(data), "--diagnostics", str(tmp_path / "layers.png")])
     predictor = Predictor.from_pretrained(str(onnx_file))
     with pytest.raises(ValueError, match=r"model.onnx has no pilot, which boxes and rough masks need: give the saved"):
         predictor.refine(torch.zeros(3, 64, 64, dtype=torch.uint8), boxes=torch.tensor([[1, 1, 9, 9]]))
