@@ -138,7 +138,7 @@ class OptimizationArguments(CheckedArguments):
         0.05, "Weight decay; none for norms, embeddings and position tables.", within="[0, inf)"
     )
     adam_beta2: float = option(
-        0.999, "AdamW's decay of squared gradients; 0.99 for some hundred steps.", within="[0, 1)"
+        0.999, "AdamW's decay of squared gradients; see docs/train.md, few steps.", within="[0, 1)"
     )
     max_grad_norm: float = option(
         0.01, "Clip the total L2 norm of gradients to this value; 0: do not clip.", within="[0, inf)"
