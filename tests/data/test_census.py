@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from datasets import Image as ImageColumn
 from datasets import Value
+from PIL import Image
+
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
