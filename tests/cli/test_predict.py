@@ -309,7 +309,7 @@ def test_results_belong_to_a_model_and_to_the_pixels_of_an_image(trained, photos
     assert read(tmp_path / "out" / "results" / "a.png.json")["width"] == 52
     torch.manual_seed(1)
     tiny_model(id2label=NAMES).save_pretrained(tmp_path / "model")  # retrained
-    with pytest.raises(SystemExit, match="has results of another model \(its weights"):
+    with pytest.raises(SystemExit, match=r"has results of another model \(its weights"):
         run(tmp_path / "model", photos, tmp_path / "out")
 
 
