@@ -32,8 +32,8 @@ def result_names(files: list[str]) -> list[str]:
 
     Returns:
         `result_name` of each. Where two are equal, the suffix is added, and where they still are or are too long for a
-        file, a hash of the path; so a name does not depend on the order of the files. Of a path that is there several
-        times the later ones get a number.
+        file, a hash of the path; so a name does not depend on the order of the files. Of equal paths, all
+        but the first get a number.
     """
     names = [result_name(file) for file in files]
     counts = Counter(names)

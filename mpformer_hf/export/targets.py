@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from .portable import portable
 
+# writes a program to a file, with names of its inputs and outputs and, where a file has a place for it, metadata
 Save = Callable[[ExportedProgram, Path, list[str], list[str], dict[str, str]], None]
 
 

@@ -14,7 +14,7 @@ from ..model.configuration_mpformer import MPFormerConfig
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..model.outputs import MPFormerForUniversalSegmentationOutput
 
-Run = Callable[[Tensor], list[Tensor]]
+Run = Callable[[Tensor], list[Tensor]]  # from images, float32 `[B, 3, H, W]` or uint8, to the outputs of the file
 
 
 def open_with_torch(file: Path) -> Run:
@@ -71,7 +71,7 @@ class Runtime:
         name: of the runtime.
         suffix: end of the names of its files.
         package: module that it needs.
-        install: of which package of PyPI.
+        install: the package of PyPI that brings it.
         open: returns what runs a file on float32 images `[B, 3, H, W]`.
         batches: whether files have a dynamic batch size; else they run one image.
     """
