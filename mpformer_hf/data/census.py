@@ -149,7 +149,8 @@ class Census:
         absent = set(range(len(self.names))) - found
         if absent and len(facts) == self.images:
             shown = ", ".join(self.names[label] for label in sorted(absent)[:5])
-            yield f"{len(absent)} classes do not occur: {shown}{', ...' if len(absent) > 5 else ''}"
+            number = f"{len(absent)} classes do" if len(absent) > 1 else "1 class does"
+            yield f"{number} not occur: {shown}{', ...' if len(absent) > 5 else ''}"
 
     @property
     def incomplete(self) -> int:

@@ -13,15 +13,18 @@ from .labels import Labels, as_rows
 from .segments import ObjectMask, Reader, Segments, from_objects, read_map
 
 FILE_VOID = 255
+SIGNED_VOID = (-1, -100)  # in maps of signed integers: what libraries ignore
 
 
 def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int = FILE_VOID) -> Reader:
-    """Label maps of class ids. `void` is void, and so is 255 unless the dataset has such a class. Each class is one
-    segment."""
+    """Label maps of class ids. `void`, -1 and -100 are void, and so is 255 unless the dataset has such a class. Each
+    class is one segment."""
     ids = {category + reduce_labels for category in labels.category_to_class}
     if void != FILE_VOID and void in ids:
         raise ValueError(f"void_label {void} is the id of a class.")
-    void_ids = ({void, FILE_VOID} | {category + reduce_labels for category in labels.ignored_categories}) - ids
+    void_ids = (
+        {void, FILE_VOID, *SIGNED_VOID} | {category + reduce_labels for category in labels.ignored_categories}
+    ) - ids
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])

@@ -200,6 +200,7 @@ class MPFormerConfig(Mask2FormerConfig):
         about the other type. Class names that the caller gives replace those of the file before these are checked."""
         fields, unused = super().get_config_dict(name, **kwargs)
         if names := unused.get("id2label"):
+            names = unused["id2label"] = {int(i): label for i, label in names.items()}  # keys of JSON are texts
             fields = {**fields, "id2label": names, "label2id": {label: i for i, label in names.items()}}
         backbone = fields.get("backbone_config")
         if isinstance(backbone, dict) and backbone.get("use_pretrained_backbone"):  # its weights are in the file

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 16  # queries that are resized at a time
+CHUNK = 16  # queries that are resized at a time, or fewer:
+CHUNK_PIXELS = 1 << 24  # largest number of their pixels
 TILE = 128  # side of tiles in pixels
 
 
@@ -68,8 +69,9 @@ def resize_masks(masks: Tensor, geometry: ResizeGeometry) -> Tensor:
 
 def resize_in_chunks(masks: Tensor, geometry: ResizeGeometry):
     """Yield resized masks of a chunk of queries: (index of the first query, `[chunk, H, W]`)."""
-    for first in range(0, len(masks), CHUNK):
-        yield first, resize_masks(masks[first : first + CHUNK], geometry)
+    chunk = max(1, min(CHUNK, CHUNK_PIXELS // (geometry.target[0] * geometry.target[1])))
+    for first in range(0, len(masks), chunk):
+        yield first, resize_masks(masks[first : first + chunk], geometry)
 
 
 def semantic_inference(

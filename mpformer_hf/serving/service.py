@@ -211,7 +211,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
     def check_query(request: Request, *known: str) -> None:
         unknown = sorted(set(request.query_params) - set(known))
         if unknown:
-            raise HTTPException(422, f"unknown parameter {unknown[0]!r}; known are {', '.join(known)}")
+            raise HTTPException(422, f"unknown parameter {unknown[0]!r}; known are {', '.join(known) or 'none'}")
 
     @app.post("/predict", responses=RESPONSES, openapi_extra=body_of())
     async def predict(

@@ -49,7 +49,7 @@ def test_counts_of_objects(tmp_path):
     ]
     assert list(census.doubts()) == [
         "1 objects cover no pixel, and are not trained on: look at their coordinates",
-        "1 classes do not occur: dog",
+        "1 class does not occur: dog",
     ]
     assert census.crowding(2) is None and census.crowding(1).startswith("1 of 2 images have more objects (up to 2)")
 

@@ -291,12 +291,14 @@ def test_folders_of_label_images_beside_those_of_splits(beside, ending, tmp_path
         ("a.jpg___objects.json", {"metadata": {"isClosed": True}, "instances": []}, "SuperAnnotate"),
         ("a.json", {"version": "2.0", "schema_ref": "https://darwin-public/darwin-json"}, "Darwin V7"),
         ("a.json", {"info": {"description": "ISAT", "folder": "x"}, "objects": []}, "ISAT"),
+        ("task-1-annotation-2-by-3-tag-cat-0.npy", "", "Label Studio"),
+        ("a_seg.npy", "", "Cellpose"),
     ],
 )
 def test_files_of_other_tools_are_named(name, content, tool, tmp_path):
     official_folders.save_photo(tmp_path / "a.jpg")
     (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ValueError, match=f"is written by {tool}, whose files are not read: export COCO JSON"):
+    with pytest.raises(ValueError, match=f"by {tool}, whose files of this kind are not read: export COCO JSON"):
         open_dataset(DataArguments(dataset_name=str(tmp_path), task="instance"), "train")
 
 

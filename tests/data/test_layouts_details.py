@@ -261,6 +261,16 @@ def test_masks_of_one_object_have_one_value(tmp_path):
         opened(folder, "instance")[0]
 
 
+def test_soft_masks_are_no_maps_of_ids(tmp_path):
+    soft = np.zeros((40, 60), np.uint8)
+    soft[5:25, 5:25], soft[5, 5:25] = 255, np.arange(10, 210, 10)
+    for kind, values in (("images", soft), ("instances", soft)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(values).save(tmp_path / kind / "a.png")
+    with pytest.raises(ValueError, match="the label is a soft mask of up to 255, expected ids of objects"):
+        opened(tmp_path, "instance")[0]
+
+
 def test_a_label_image_is_turned_by_its_own_exif_data(tmp_path):
     labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     exif = Image.Exif()

@@ -1,5 +1,6 @@
 """Exports of annotation tools other than COCO, and label images with tables, against masks made by hand."""
 
+import csv
 import json
 import os
 import shutil
@@ -94,6 +95,24 @@ def test_via(version, tmp_path, caplog):
     assert semantic.labels.names == ["cat", "dog", "background"]
     labels = semantic[0][1].map.numpy()
     assert labels[0, 0] == 2 and labels[6, 8] == 0 and labels[12, 35] == 1
+
+
+def test_a_table_of_via_is_read_as_its_json(tmp_path):
+    regions = [via_polygon(TRIANGLE, label="cat"), via_region({"name": "point", "cx": 5, "cy": 3}, label="dog"), {}]
+    with (tmp_path / "via.csv").open("w", newline="") as opened:
+        table = csv.writer(opened)
+        columns = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"
+        table.writerow(columns.split(","))
+        for number, region in enumerate(regions):
+            shape, attributes = (json.dumps(region.get(key, {})) for key in ("shape_attributes", "region_attributes"))
+            table.writerow([["a.jpg", "a.jpg", "b.jpg"][number], 9, "{}", 2, number, shape, attributes])
+    photos(tmp_path, "a.jpg", "b.jpg")
+    split = read(tmp_path)
+    assert len(split) == 2 and masks_of(split, 1) == []
+    assert_masks(masks_of(split), [("cat", INSIDE)], 0.12)
+    (tmp_path / "via.csv").write_text(f"{columns}\na.jpg,9,{{}},1,0,{{,x\n")
+    with pytest.raises(ValueError, match=r"via\.csv: a row cannot be read"):
+        read(tmp_path)
 
 
 def test_via_attributes_of_which_none_is_a_class(tmp_path):
@@ -548,6 +567,23 @@ def test_labelme_in_deep_folders_of_splits(tmp_path):
     (tmp_path / "images" / "val" / "other.json").write_text(shapes_of("val.jpg"))
     with pytest.raises(ValueError, match=r"val/other\.json and .*val/val\.json both name .*val\.jpg; leave"):
         read(tmp_path, split="val")
+
+
+def test_one_json_an_image_in_folders_of_splits(tmp_path):
+    for split, label in (("train", "cat"), ("val", "dog")):
+        photos(tmp_path / "labelme" / split, "0.jpg", "1.jpg")
+        photos(tmp_path / "coco" / split, "0.jpg", "1.jpg")
+        for kind in ("labelme", "coco"):
+            (tmp_path / kind / "annotations" / split).mkdir(parents=True)
+        for name in ("0", "1"):
+            (tmp_path / "labelme" / "annotations" / split / f"{name}.json").write_text(shapes_of(f"{name}.jpg", label))
+            (tmp_path / "coco" / "annotations" / split / f"{name}.json").write_text(json.dumps(coco(f"{name}.jpg")))
+    for kind in ("labelme", "coco"):
+        for split in ("train", "val"):
+            rows = read(tmp_path / kind, split=split).rows
+            paths = [row["image"]["path"] for row in rows]
+            assert paths == [str(tmp_path / kind / split / f"{name}.jpg") for name in ("0", "1")]
+    assert [label for label, _ in masks_of(read(tmp_path / "labelme", split="val"))] == ["dog"]
 
 
 def test_the_exact_path_is_taken_before_others_of_its_name(tmp_path):

@@ -267,6 +267,23 @@ def test_a_label_image_of_pure_red_is_no_map_of_void(tmp_path):
         open_dataset(DataArguments(dataset_name=str(tmp_path), task="semantic"), "train")[0]
 
 
+def test_ignored_ids_of_signed_maps_are_void(tmp_path):
+    label = np.zeros((40, 60), np.int32)
+    label[:10], label[10:20], label[20:30] = -1, -100, 1
+    columns = {"image": ImageColumn(), "label": ImageColumn()}
+    for name in ("a", "b"):
+        Image.fromarray(label).save(tmp_path / f"{name}.tif")
+        label[0, 0] = -3
+    for name in ("a", "b"):
+        rows = [{"image": make.photo(), "label": {"bytes": (tmp_path / f"{name}.tif").read_bytes(), "path": None}}]
+        make.write(tmp_path / name, rows, columns, {"id2label.json": {"0": "ground", "1": "leaf"}})
+    _, segments = open_dataset(DataArguments(dataset_name=str(tmp_path / "a"), task="semantic"), "train")[0]
+    assert segments.classes == {0: 0, 1: 1}
+    assert torch.equal(segments.void("semantic"), torch.from_numpy(label < 0))
+    with pytest.raises(ValueError, match=r"has ids \[-3\] that are not in id2label"):
+        open_dataset(DataArguments(dataset_name=str(tmp_path / "b"), task="semantic"), "train")[0]
+
+
 def test_names_that_begin_with_void_are_not_those_after_reducing(tmp_path):
     folder = make.semantic(tmp_path / "data", [np.ones((40, 60), np.uint8)])
     (folder / "id2label.json").write_text('{"0": "unlabelled", "1": "road", "2": "car"}')

@@ -395,6 +395,12 @@ def test_annotations_for_cvat_are_coco(model, tmp_path):
     assert masks and {mask.shape for mask in masks} == {(official_folders.HEIGHT, official_folders.WIDTH)}
     images = coco.loadImgs(coco.getImgIds())
     assert [image["file_name"] for image in images] == ["000000037777.jpg", "000000397133.jpg"]
+    own = COCO(str(next((folder / "annotations").glob("*.json"))))
+    names = {image["file_name"]: image["id"] for image in own.loadImgs(own.getImgIds())}
+    assert {image["file_name"]: image["id"] for image in images} == names
+    assert {row["name"]: row["id"] for row in coco.loadCats(coco.getCatIds())} == {
+        row["name"]: row["id"] for row in own.loadCats(own.getCatIds())
+    }
 
 
 def brush_mask(numbers: list[int], shape: tuple[int, int]) -> np.ndarray:

@@ -9,6 +9,12 @@ from mpformer_hf import MPFormerConfig
 from mpformer_hf.model.configuration_mpformer import RANGES
 
 
+def test_class_names_with_keys_of_json(tmp_path):
+    MPFormerConfig().save_pretrained(tmp_path)
+    config = MPFormerConfig.from_pretrained(tmp_path, id2label={"0": "cat", "1": "dog"})
+    assert config.id2label == {0: "cat", 1: "dog"} and config.label2id == {"cat": 0, "dog": 1}
+
+
 @pytest.mark.parametrize("field", RANGES)
 def test_the_configuration_refuses_numbers_out_of_range(field):
     kind = type(getattr(MPFormerConfig(), field) or 0)

@@ -27,11 +27,11 @@ LABEL_FOLDERS = {"mask", "masks", "label", "labels", "annotations"}
 
 
 def annotation_files(folder: Path) -> list[Path]:
-    """JSON files other than those of class names, in a folder, in folders of it and in their `annotations`."""
+    """JSON files other than those of class names, in a folder and in folders of it, also below `annotations`."""
     others = ("id2label.json", "panoptic_categories.json")
     files = [file for file in files_below(folder) if file.suffix == ".json" and file.name not in others]
-    depths = {file: len(file.relative_to(folder).parts) - (file.parent.name == "annotations") for file in files}
-    return sorted(file for file, depth in depths.items() if depth <= 2)
+    places = {file: file.relative_to(folder).parts for file in files}
+    return sorted(file for file, parts in places.items() if len(parts) - ("annotations" in parts[:-1]) <= 2)
 
 
 LABELME = re.compile(r'"shapes"\s*:\s*\[|"imagePath"\s*:|"imageData"\s*:')

@@ -17,7 +17,7 @@ from ..coco_masks import decode_part
 from ..labels import Labels
 from ..segments import VOID, ObjectMask, Reader, Segments, from_objects
 from ..split_names import ALL_SPLITS, words_of
-from .coco import is_labelme, plain
+from .coco import FileFinder, is_labelme, plain
 from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of, warn_left_out
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,9 @@ class Labelme(FolderLayout):
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         source, names = self.source(folder, split, task), set()
         files = self.annotations(folder)
-        found = (file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
-        images = {(file.parent, plain(file.name)): file for file in found}
+        images = sum(file.suffix.lower() in IMAGE_SUFFIXES and source in file.parents for file in files_below(folder))
+        of_source = [file for file in files if source in file.parents]
+        finder = FileFinder(folder, of_source[0]) if of_source else None
         rows, ignored, boxes, problems = [], 0, 0, []
         named: dict[str, Path] = {}
         for file in files:
@@ -151,13 +152,13 @@ class Labelme(FolderLayout):
                 raise ValueError(f"{file} has no list of shapes with label and points.")
             areas = [shape for shape in shapes if (shape.get("shape_type") or "polygon") in AREAS]
             names |= {shape["label"] for shape in areas}
-            if source in file.parents:
+            if finder is not None and source in file.parents:
                 ignored += len(shapes) - len(areas)
                 boxes += sum("rectangle" in str(shape.get("shape_type")) for shape in areas)
                 stated = [content.get("imageHeight"), content.get("imageWidth")]
                 size = {"size": stated if all(isinstance(side, int) for side in stated) else None}
                 try:
-                    rows.append(row_of(file, text=file) | self.image_columns(file, content, images) | size)
+                    rows.append(row_of(file, text=file) | self.image_columns(file, content, finder) | size)
                 except ValueError as error:
                     problems.append(str(error))
                     continue
@@ -167,7 +168,7 @@ class Labelme(FolderLayout):
         if not rows:
             raise ValueError(problems[0] if problems else f"{source} has no JSON of labelme.")
         with_file = sum(row["image"]["path"] is not None for row in rows)
-        warn_left_out(source, sum(source in file.parents for file in images.values()), with_file)
+        warn_left_out(source, images, with_file)
         if ignored:
             logger.warning("%s: %d shapes without an area (points, lines) are ignored.", source, ignored)
         if boxes:
@@ -192,17 +193,21 @@ class Labelme(FolderLayout):
 
         return FolderSplit(make_rows(rows, text=Value("string")), categories, make_reader, problems=problems)
 
-    def image_columns(self, file: Path, content: dict, images: dict[tuple[Path, str], Path]) -> dict:
-        """`image` and `file_name`: the file that `imagePath` names, or else the `imageData` in the JSON. `images` are
-        known by folder and name.
+    def image_columns(self, file: Path, content: dict, finder: FileFinder) -> dict:
+        """`image` and `file_name`: the file that `imagePath` names, or else the `imageData` in the JSON, or else a file
+        of that name elsewhere.
 
         Raises:
             ValueError: there is neither.
         """
         name = plain(str(content.get("imagePath") or ""))
-        for path in (file.parent / name, images.get((file.parent, PurePosixPath(name).name))):
-            readable = path is not None and (path.suffix.lower() in IMAGE_SUFFIXES or not content.get("imageData"))
-            if name and path is not None and readable and path.is_file():
+        paths = [file.parent / name] if name else []
+        if name:
+            elsewhere = finder.find(f"{file.parent.relative_to(finder.root)}/{name}", is_map=False)
+            paths += [elsewhere] if elsewhere.parent == file.parent or not content.get("imageData") else []
+        for path in paths:
+            readable = path.suffix.lower() in IMAGE_SUFFIXES or not content.get("imageData")
+            if readable and path.is_file():
                 return {"image": {"path": str(path), "bytes": None}, "file_name": path.name}
         if not isinstance(content.get("imageData"), str):
             raise ValueError(f"{file} refers to {name!r}, which does not exist, and has no imageData")

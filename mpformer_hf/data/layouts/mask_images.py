@@ -30,6 +30,7 @@ INSTANCES = ("instances", "instance_masks", "instance_maps", "instance_ids", "in
 ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "-mask", "_gt", "_L", "_masks", "_cp_masks")  # of label images
 UNNAMED = "default"  # the subset of CVAT's images that have none
 BESIDE = ("_labels", "_masks", "_label", "_mask", "_annot", "annot")  # of the names of folders of label images
+SOFT = 8  # ids of a map of which most pixels have the largest value there is: levels of a soft edge
 OBJECT = [{"id": 0, "name": "object", "isthing": 1}]
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,10 @@ def ids_reader(labels: Labels) -> Reader:
 
     def read(row: dict) -> Segments:
         map_ = read_map(row["label"])
-        ids = np.unique(map_[map_ != 0]).tolist()
+        ids, areas = np.unique(map_[map_ != 0], return_counts=True)
+        if len(ids) > SOFT and ids[-1] in (255, 65535) and 2 * areas[-1] > areas.sum():
+            raise ValueError(f"the label is a soft mask of up to {ids[-1]}, expected ids of objects, 1, 2, ...")
+        ids = ids.tolist()
         return Segments(torch.from_numpy(map_), dict.fromkeys(ids, 0))
 
     return read

@@ -1,5 +1,6 @@
 """All folder layouts, and which one a folder has."""
 
+import re
 from pathlib import Path
 
 from ...utils.files import TABLE_SUFFIXES, file_start, files_below
@@ -18,11 +19,12 @@ from .pascal_voc import PascalVoc
 from .via import Via
 from .yolo import Yolo
 
-FILES = {
-    "___objects.json": "SuperAnnotate",
-    "___fuse.png": "SuperAnnotate",
-    ".ndjson": "Labelbox",
-    ".geojson": "QuPath",
+FILES = {  # patterns of names of files of tools
+    r".*___(objects\.json|fuse\.png)": "SuperAnnotate",
+    r".*\.ndjson": "Labelbox",
+    r".*\.geojson": "QuPath",
+    r".*_seg\.npy": "Cellpose",
+    r"task-\d+-annotation-\d+-.*\.(png|npy)": "Label Studio",  # its brushes
 }
 LAYOUTS: tuple[FolderLayout, ...] = (  # the first that fits is taken: the particular ones first
     Cityscapes(),
@@ -73,12 +75,12 @@ def find_layout(name: str, task: str) -> FolderLayout | None:
         tasks = " and ".join(other.tasks)
         raise ValueError(f"{name} is {other.name}, which is for task {tasks}, not for task {task}{hint}.")
     tools = {tool for file in annotation_files(folder) if (tool := tool_of(file))}
-    tools |= {tool for ending, tool in FILES.items() if any(file.name.endswith(ending) for file in files)}
+    tools |= {tool for pattern, tool in FILES.items() if any(re.fullmatch(pattern, file.name) for file in files)}
     if any(file.suffix == ".xml" and "<bndbox>" in file_start(file) for file in files):
         remedy = "convert them to COCO JSON, and make masks of them with mpformer refine"
         raise ValueError(f"{name} has boxes in XML files of Pascal VOC: {remedy}.")
     if tools:
-        text = "is written by {}, whose files are not read: export COCO JSON, YOLO or label images from it."
+        text = "is written by {}, whose files of this kind are not read: export COCO JSON, YOLO or label images."
         raise ValueError(f"{name} {text.format(' or '.join(sorted(tools)))}")
     raise ValueError(f"{name} is not a dataset: {describe_nearest(folder)}")
 

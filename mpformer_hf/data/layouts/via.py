@@ -1,28 +1,35 @@
-"""VGG Image Annotator: JSONs of regions."""
+"""VGG Image Annotator: JSONs or CSVs of regions."""
 
+import csv
+import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from ...utils.files import files_below, read_json
+from ...utils.files import file_start, files_below, read_json, read_text
 from .coco import tool_of
 from .tools import UNREADABLE, Collected, ToolLayout, ellipse, rectangle, unreadable
 
 CLASS_ATTRIBUTES = ("class", "label", "category")  # of VIA, where regions have several; the first that is there
 OTHER_CLASS_ATTRIBUTES = ("type", "name")  # if only one of them is there
+CSV_START = "filename,file_size,file_attributes,region_count,"
 
 
 class Via(ToolLayout):
-    """`via_region_data.json` or a project of VIA 1 and 2. Classes are the values of one attribute of the regions: the
-    only one, or the one that is called class, label or category, or else type or name."""
+    """`via_region_data.json`, the same as CSV, or a project of VIA 1 and 2. Classes are the values of one attribute of
+    the regions: the only one, or the one that is called class, label or category, or else type or name."""
 
     name = "VIA (VGG Image Annotator, via_region_data.json)"
     needs = "a JSON of VIA"
     tool = "VGG Image Annotator"
 
     def files(self, folder: Path) -> list[Path]:
-        return sorted(f for f in files_below(folder) if f.suffix == ".json" and tool_of(f) == self.tool)
+        files = list(files_below(folder))
+        jsons = [file for file in files if file.suffix == ".json" and tool_of(file) == self.tool]
+        tables = [f for f in files if f.suffix == ".csv" and file_start(f).lstrip("#\ufeff").startswith(CSV_START)]
+        return sorted(jsons + tables)
 
     def regions(self, file: Path) -> tuple[dict, list[tuple[str, list[dict]]]]:
         """Content of a file, and the file name and the regions of each of its images.
@@ -30,7 +37,7 @@ class Via(ToolLayout):
         Raises:
             ValueError: it is not of VIA.
         """
-        content = read_json(file)
+        content = read_csv(file) if file.suffix == ".csv" else read_json(file)
         metadata = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
         rows = list(metadata.values()) if isinstance(metadata, dict) else []
         if not all(isinstance(row, dict) and isinstance(row.get("filename"), str) for row in rows):
@@ -73,6 +80,24 @@ class Via(ToolLayout):
         if len(keys) > 1 and (not named or (len(named) > 1 and named[0].lower() not in CLASS_ATTRIBUTES)):
             raise ValueError(f"{folder} has the attributes {', '.join(keys)}; name the one of the classes `class`.")
         return (named or keys or [None])[0]
+
+
+def read_csv(file: Path) -> dict:
+    """A CSV, which has a row for each region, in the form of the JSON.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    images: dict[str, dict] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(read_text(file).lstrip("#\ufeff"))):
+            image = images.setdefault(row["filename"], {"filename": row["filename"], "regions": []})
+            shape, attributes = (json.loads(row[f"region_{key}attributes"] or "{}") for key in ("shape_", ""))
+            if shape:  # an image without regions has a row too
+                image["regions"].append({"shape_attributes": shape, "region_attributes": attributes})
+    except (*UNREADABLE, csv.Error) as error:
+        raise unreadable(file, "a row", error) from error
+    return images
 
 
 def regions_of(row: dict) -> Iterable[dict]:

@@ -94,12 +94,15 @@ class Cvat(PredictionFormat):
         return {"segmentation": mask_polygons(mask, self.tolerance)}
 
     def finish(self, records: list[ImageRecord]) -> list[Path]:
-        numbers = {record.name: number for number, record in enumerate(records, start=1)}
+        own = all(isinstance(record.image_id, int) for record in records)
+        numbers = {record.name: record.image_id if own else n for n, record in enumerate(records, start=1)}
         images = [{**row, "id": number} for row, number in zip(image_rows(records), numbers.values(), strict=True)]
+        first = 0 if all(category.id > 0 for category in self.categories) else 1 - min(c.id for c in self.categories)
+        ids = [category.id + first for category in self.categories]  # 0 is the background of some tools
         annotations = [
             {
                 "image_id": numbers[record.name],
-                "category_id": segment["label_id"] + 1,
+                "category_id": ids[segment["label_id"]],
                 "iscrowd": 0,
                 **{key: segment[key] for key in ANNOTATION_FIELDS if key in segment},
                 **self.shape_of(segment, record),
@@ -109,7 +112,7 @@ class Cvat(PredictionFormat):
             if wanted
         ]
         annotations = [{"id": number, **row} for number, row in enumerate(annotations, start=1)]
-        categories = [{"id": i, "name": category.name} for i, category in enumerate(self.categories, start=1)]
+        categories = [{"id": i, "name": category.name} for i, category in zip(ids, self.categories, strict=True)]
         file = self.folder / "annotations" / "instances_default.json"
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_json(content, file, indent=None)
