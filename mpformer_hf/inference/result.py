@@ -89,14 +89,13 @@ class Result:
 
     def in_order(self) -> list[Segment]:
         """All segments in the order of the model, that of refined masks in the order of the prompts."""
-        found = segments_of(self.raw)
-        boxes = mask_boxes(torch.stack([mask for _, mask in found])).tolist() if found else []
-        return [
-            Segment(
-                self.id2label[row["label_id"]], row["label_id"], row.get("score"), mask, tuple(box), int(mask.sum())
-            )
-            for (row, mask), box in zip(found, boxes, strict=True)
-        ]
+        found = []
+        for row, mask in segments_of(self.raw):
+            label = row["label_id"]
+            x0, y0, x1, y1 = box = tuple(mask_boxes(mask[None])[0].tolist())
+            area = int(mask[y0:y1, x0:x1].sum())
+            found.append(Segment(self.id2label[label], label, row.get("score"), mask, box, area))
+        return found
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)

@@ -331,7 +331,7 @@ class MPFormerImageProcessorMixin(Backend):
             if return_binary_maps:
                 segmentation = instances.masks
             elif return_coco_annotation:
-                segmentation = [encode_rle(mask) for mask in instances.masks.cpu().numpy()]
+                segmentation = [encode_rle(mask.cpu().numpy()) for mask in instances.masks]
             else:
                 overlap = self._threshold(overlap_mask_area_threshold, "overlap_mask_area_threshold")
                 segmentation, kept = instances_to_map(instances, overlap)

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .boxes import mask_boxes
-
 CHUNK = 16  # queries that are resized at a time, or fewer:
 CHUNK_PIXELS = 1 << 24  # largest number of their pixels
 TILE = 128  # side of tiles in pixels
@@ -170,24 +168,32 @@ def instance_inference(
     scores, labels, queries = scores[keep], labels[keep], queries[keep]
 
     unique, which = queries.unique(return_inverse=True)
+    masks = torch.zeros(len(queries), *geometry.target, dtype=torch.bool, device=mask_logits.device)
     quality = scores.new_zeros(len(unique))
-    parts: list[tuple[slice, slice, Tensor]] = []  # of masks, on their boxes, so that few pixels are held twice
     least = logit_of(mask_threshold)
     for first, part in resize_in_chunks(mask_logits[unique], geometry):
         inside = part > least
         probability = part.sigmoid_()
         area = inside.flatten(1).view(torch.uint8).sum(1, dtype=torch.int64)
         quality[first : first + len(part)] = probability.mul_(inside).flatten(1).sum(1) / (area + 1e-6)
-        for mask, (x0, y0, x1, y1) in zip(inside, mask_boxes(inside).tolist(), strict=True):
-            parts.append((slice(y0, y1), slice(x0, x1), mask[y0:y1, x0:x1].clone()))
+        chunk = (which >= first) & (which < first + len(part))
+        masks[chunk] = inside[which[chunk] - first]
     scores = scores * quality[which]
     order = scores.argsort(descending=True, stable=True)
-    order = order[(scores >= threshold)[order]]
-    masks = torch.zeros(len(order), *geometry.target, dtype=torch.bool, device=mask_logits.device)
-    for mask, query in zip(masks, which[order].tolist(), strict=True):
-        rows, columns, part = parts[query]
-        mask[rows, columns] = part
-    return Instances(scores[order], labels[order], masks)
+    order_in_place(masks, order.tolist())
+    count = int((scores >= threshold).sum())
+    order = order[:count]
+    return Instances(scores[order], labels[order], masks[:count])
+
+
+def order_in_place(rows: Tensor, order: list[int]) -> None:
+    """`rows[:] = rows[order]` for a permutation, without a second tensor of this size."""
+    for start in range(len(order)):
+        first, at = rows[start].clone(), start
+        while order[at] != start:
+            rows[at] = rows[order[at]]
+            order[at], at = at, order[at]
+        rows[at], order[at] = first, at
 
 
 def instances_to_map(instances: Instances, overlap_mask_area_threshold: float) -> tuple[Tensor, list[int]]:

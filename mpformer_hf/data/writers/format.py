@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ...model.boxes import mask_boxes
 from ...model.cleaning import DUPLICATE_IOU, find_duplicates
-from ...model.label_maps import compress_counts, encode_rle
+from ...model.label_maps import compress_counts, encode_part
 from ...model.postprocessing import segments_of
 from ...utils.files import write_atomically
 
@@ -117,23 +116,24 @@ def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]
         rows = zip(labels.tolist(), areas.tolist(), strict=True)
         return [{"label_id": i, "label": id2label[i], "area": area} for i, area in rows]
     found = segments_of(result)
-    boxes = mask_boxes(torch.stack([mask for _, mask in found])).tolist() if found else []
     duplicates = [False] * len(found)
     if task == "instance":
         labels, scores = [row["label_id"] for row, _ in found], [row["score"] for row, _ in found]
         duplicates = find_duplicates(result["segmentation"], labels, scores, DUPLICATE_IOU)
     described = []
-    for (segment, mask), (x0, y0, x1, y1), duplicate in zip(found, boxes, duplicates, strict=True):
+    for (segment, mask), duplicate in zip(found, duplicates, strict=True):
+        x0, y0, x1, y1 = mask_boxes(mask[None])[0].tolist()
+        part = mask[y0:y1, x0:x1]
         row = {
             "id": segment["id"],
             "label_id": segment["label_id"],
             "label": id2label[segment["label_id"]],
             "score": segment["score"],
-            "area": int(mask.sum()),
+            "area": int(part.sum()),
             "bbox": [x0, y0, x1 - x0, y1 - y0],
         }
         if task == "instance":
-            rle = encode_rle(mask.numpy())
+            rle = encode_part(part.numpy(), y0, x0, *mask.shape)
             row["segmentation"] = {"size": rle["size"], "counts": compress_counts(rle["counts"])}
             row["duplicate"] = duplicate
         described.append(row)
