@@ -45,7 +45,7 @@ class InferenceOptions(CheckedArguments):
         scales: image sizes relative to the processor's; the first one is the reference.
         window: side of square windows in pixels of the image; None = the full image at once.
         overlap: overlap of neighbouring windows as a share of their side, in [0, 1).
-        threshold: min_pixels score; None = the processor's.
+        threshold: smallest score; None = the processor's.
         nms: instances with at least this IoU with a better one of their class are left out, see `find_duplicates`.
         min_pixels: parts of segments below this size are removed and holes are filled, see `clean_mask`.
 

@@ -1,13 +1,13 @@
 """Semantic, instance and panoptic inference as in the official code (MaskFormer, section 3.4; Mask2Former, appendix).
 
 Mask logits are resized to the size of the padded input, the padding is cropped, and they are resized to the size of the
-result; then the rule of the task is applied. Only queries above the score threshold are resized, a few at a time.
+result; then the rule of the task is applied. All this is done tile by tile, for the queries that matter in a tile.
 
 Shape letters: Q queries, K classes, h and w the size of the mask logits, H and W the size of the result.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 16  # queries that are resized at a time, or fewer:
-CHUNK_PIXELS = 1 << 24  # largest number of their pixels
-TILE = 128  # side of tiles in pixels
+EVERY = slice(None)
+TILE, TILE_OF_GPU = 128, 768  # sides of tiles in pixels: for caches, and for few launches
 
 
 @dataclass
@@ -67,11 +66,67 @@ def resize_masks(masks: Tensor, geometry: ResizeGeometry) -> Tensor:
     return masks[0]
 
 
-def resize_in_chunks(masks: Tensor, geometry: ResizeGeometry):
-    """Yield resized masks of a chunk of queries: (index of the first query, `[chunk, H, W]`)."""
-    chunk = max(1, min(CHUNK, CHUNK_PIXELS // (geometry.target[0] * geometry.target[1])))
-    for first in range(0, len(masks), chunk):
-        yield first, resize_masks(masks[first : first + chunk], geometry)
+def interpolation_matrix(source: int, padded: int, image: int, target: int, device: torch.device) -> Tensor:
+    """Matrix of `resize_masks` along one axis, float32 `[target, source]`: resizing is linear and separable."""
+    unit = torch.eye(source, device=device)[None]
+    columns = F.interpolate(unit, size=padded, mode="linear", align_corners=False)[..., :image]
+    if image != target:
+        columns = F.interpolate(columns, size=target, mode="linear", align_corners=False)
+    return columns[0].T.contiguous()
+
+
+def tiles_of_axis(matrix: Tensor, side: int) -> list[tuple[slice, slice]]:
+    """Tiles along one axis: pixels of the result, and the cells that they are interpolated from."""
+    used, cells = matrix != 0, torch.arange(1, matrix.shape[1] + 1, device=matrix.device, dtype=torch.int32)
+    last = (used * cells).amax(1).tolist()
+    first = (len(cells) - (used * cells.flip(0)).amax(1)).tolist()
+    starts = range(0, len(matrix), side)
+    ends = [min(start + side, len(matrix)) for start in starts]
+    return [(slice(a, b), slice(min(first[a:b]), max(last[a:b]))) for a, b in zip(starts, ends, strict=True)]
+
+
+@dataclass
+class Tile:
+    """A tile of the result: rows and columns of its pixels, and of the cells that they are interpolated from."""
+
+    pixels: tuple[slice, slice]
+    cells: tuple[slice, slice]
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return math.prod(part.stop - part.start for part in self.pixels)
+
+
+class Tiles:
+    """Resizes mask logits tile by tile, as `resize_masks` does for whole images.
+
+    Args:
+        logits: `[Q, h, w]`.
+        geometry: sizes of input and result.
+    """
+
+    def __init__(self, logits: Tensor, geometry: ResizeGeometry):
+        self.logits = logits.float()
+        self.rows, self.columns = (
+            interpolation_matrix(*sizes, logits.device)
+            for sizes in zip(logits.shape[1:], geometry.padded, geometry.image, geometry.target, strict=True)
+        )
+        side = TILE if logits.device.type == "cpu" else TILE_OF_GPU
+        axes = [tiles_of_axis(matrix, side) for matrix in (self.rows, self.columns)]
+        self.tiles = [Tile((y[0], x[0]), (y[1], x[1])) for y in axes[0] for x in axes[1]]
+
+    def resize(self, tile: Tile, queries: Tensor | slice = EVERY) -> Tensor:
+        """Logits of some queries in a tile, float32 `[n, height, width]`."""
+        (pixels_y, pixels_x), (y, x) = tile.pixels, tile.cells
+        return self.rows[pixels_y, y] @ self.logits[queries, y, x] @ self.columns[pixels_x, x].T
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest logit of each query in each tile, `[tiles, Q]`: a resized logit is between the
+        cells that it is interpolated from."""
+        parts = (self.logits[(EVERY, *tile.cells)].flatten(1) for tile in self.tiles)
+        least, most = torch.stack([torch.stack(part.aminmax(dim=1)) for part in parts]).unbind(1)
+        return least, most
 
 
 def semantic_inference(
@@ -92,21 +147,33 @@ def semantic_inference(
         processed = ResizeGeometry(geometry.padded, geometry.image, geometry.image)
         scores = semantic_inference(class_logits, mask_logits, processed)
         return F.interpolate(scores[None], size=geometry.target, mode="bilinear", align_corners=False)[0]
-    classes = class_logits.float().softmax(-1)[:, :-1].T
-    scores = classes.new_zeros(len(classes), geometry.target[0] * geometry.target[1])
-    for first, masks in resize_in_chunks(mask_logits, geometry):
-        probabilities = masks.sigmoid_().flatten(1)
-        scores.addmm_(classes[:, first : first + len(probabilities)], probabilities)
-    return scores.view(-1, *geometry.target)
+    scores = mask_logits.new_empty(class_logits.shape[-1] - 1, *geometry.target, dtype=torch.float32)
+    for tile, part in scores_in_tiles(class_logits, mask_logits, geometry):
+        scores[(slice(None), *tile.pixels)] = part
+    return scores
+
+
+def scores_in_tiles(
+    class_logits: Tensor, mask_logits: Tensor, geometry: ResizeGeometry
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Each tile of the result, and its part of `semantic_inference`, float32 `[K, height, width]`."""
+    classes = class_logits.float().softmax(-1)[:, :-1].T.contiguous()
+    grid = Tiles(mask_logits, geometry)
+    for tile in grid.tiles:
+        probabilities = grid.resize(tile).sigmoid_()
+        yield tile, (classes @ probabilities.flatten(1)).view(-1, *probabilities.shape[1:])
 
 
 def semantic_classes(
     class_logits: Tensor, mask_logits: Tensor, geometry: ResizeGeometry, resize_scores: bool = False
 ) -> Tensor:
-    """`semantic_inference(...).argmax(0)`, int64 `[H, W]`. Resized scores are compared class by class, so that memory
-    does not grow with the number of classes."""
+    """`semantic_inference(...).argmax(0)`, int64 `[H, W]`, up to the rounding of equal scores. Memory does not grow
+    with the number of classes: scores are made tile by tile, resized ones are compared class by class."""
     if not resize_scores or geometry.image == geometry.target:
-        return semantic_inference(class_logits, mask_logits, geometry).argmax(0)
+        found = torch.empty(geometry.target, dtype=torch.int64, device=mask_logits.device)
+        for tile, part in scores_in_tiles(class_logits, mask_logits, geometry):
+            found[tile.pixels] = first_largest(part)[0]
+        return found
     processed = ResizeGeometry(geometry.padded, geometry.image, geometry.image)
     scores = semantic_inference(class_logits, mask_logits, processed)
     largest = scores.new_full(geometry.target, -1.0)  # scores are at least 0
@@ -169,16 +236,18 @@ def instance_inference(
 
     unique, which = queries.unique(return_inverse=True)
     masks = torch.zeros(len(queries), *geometry.target, dtype=torch.bool, device=mask_logits.device)
-    quality = scores.new_zeros(len(unique))
+    areas, sums = scores.new_zeros(2, len(unique))
     least = logit_of(mask_threshold)
-    for first, part in resize_in_chunks(mask_logits[unique], geometry):
-        inside = part > least
-        probability = part.sigmoid_()
-        area = inside.flatten(1).view(torch.uint8).sum(1, dtype=torch.int64)
-        quality[first : first + len(part)] = probability.mul_(inside).flatten(1).sum(1) / (area + 1e-6)
-        chunk = (which >= first) & (which < first + len(part))
-        masks[chunk] = inside[which[chunk] - first]
-    scores = scores * quality[which]
+    grid = Tiles(mask_logits[unique], geometry)
+    for tile, near in zip(grid.tiles, grid.bounds()[1] > least, strict=True):
+        found = near.nonzero()[:, 0]
+        resized = grid.resize(tile, found)
+        inside = resized > least
+        areas[found] += inside.flatten(1).sum(1)
+        sums[found] += resized.sigmoid_().mul_(inside).flatten(1).sum(1)
+        pairs = near[which].nonzero()[:, 0]
+        masks[(pairs, *tile.pixels)] = inside[torch.searchsorted(found, which[pairs])]
+    scores = scores * (sums / (areas + 1e-6))[which]
     order = scores.argsort(descending=True, stable=True)
     order_in_place(masks, order.tolist())
     count = int((scores >= threshold).sum())
@@ -214,25 +283,6 @@ def instances_to_map(instances: Instances, overlap_mask_area_threshold: float) -
     return painted, kept
 
 
-def interpolation_matrix(source: int, padded: int, image: int, target: int, device: torch.device) -> Tensor:
-    """Matrix of `resize_masks` along one axis, float32 `[target, source]`: resizing is linear and separable."""
-    unit = torch.eye(source, device=device)[None]
-    columns = F.interpolate(unit, size=padded, mode="linear", align_corners=False)[..., :image]
-    if image != target:
-        columns = F.interpolate(columns, size=target, mode="linear", align_corners=False)
-    return columns[0].T.contiguous()
-
-
-def tiles(matrix: Tensor) -> list[tuple[slice, slice]]:
-    """Tiles along one axis: pixels of the result, and the cells that they are interpolated from."""
-    used, cells = matrix != 0, torch.arange(1, matrix.shape[1] + 1, device=matrix.device, dtype=torch.int32)
-    last = (used * cells).amax(1).tolist()
-    first = (len(cells) - (used * cells.flip(0)).amax(1)).tolist()
-    starts = range(0, len(matrix), TILE)
-    ends = [min(start + TILE, len(matrix)) for start in starts]
-    return [(slice(a, b), slice(min(first[a:b]), max(last[a:b]))) for a, b in zip(starts, ends, strict=True)]
-
-
 def first_largest(values: Tensor) -> Tensor:
     """`values.argmax(0, keepdim=True)` of float `[n, H, W]`, the first of equal values; faster than torch's argmax
     along the first dimension."""
@@ -246,8 +296,8 @@ def argmax_queries(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The query with the largest score x mask probability at each pixel.
 
-    A resized logit is between the smallest and the largest of the cells it is interpolated from. So in each tile only
-    those queries are resized that may be the largest at a pixel, or whose mask may have a border in it.
+    In each tile only those queries are resized that may be the largest at a pixel, or whose mask may have a border in
+    it.
 
     Args:
         logits: float32 `[Q, h, w]`.
@@ -259,32 +309,24 @@ def argmax_queries(
         int64 `[Q]`.
     """
     device = logits.device
-    rows, columns = (
-        interpolation_matrix(*sizes, device)
-        for sizes in zip(logits.shape[1:], geometry.padded, geometry.image, geometry.target, strict=True)
-    )
-    grid = [(row, column) for row in tiles(rows) for column in tiles(columns)]
-    bounds = torch.stack(
-        [torch.stack(logits[:, y, x].flatten(1).aminmax(dim=1)) for (_, y), (_, x) in grid]
-    )  # [tiles, 2, Q]
-    least, most = bounds.sigmoid().unbind(1)
+    grid = Tiles(logits, geometry)
+    least, most = (bound.sigmoid() for bound in grid.bounds())
     full, empty = least >= mask_threshold, most < mask_threshold
     may_be_largest = most * scores >= (least * scores).amax(1, keepdim=True)
     resized_in_tile = (may_be_largest | ~(full | empty)).cpu()
-    sizes = torch.tensor([(a.stop - a.start) * (b.stop - b.start) for (a, _), (b, _) in grid], device=device)
+    sizes = torch.tensor([tile.size for tile in grid.tiles], device=device)
     areas = ((full & ~resized_in_tile.to(device)) * sizes[:, None]).sum(0)
 
     winner = torch.zeros(geometry.target, dtype=torch.int64, device=device)
     covered = torch.zeros(geometry.target, dtype=torch.bool, device=device)
-    for ((pixels_y, y), (pixels_x, x)), selected in zip(grid, resized_in_tile, strict=True):
+    for tile, selected in zip(grid.tiles, resized_in_tile, strict=True):
         queries = selected.nonzero()[:, 0].to(device)
-        resized = rows[pixels_y, y] @ logits[queries, y, x] @ columns[pixels_x, x].T
-        probability = resized.sigmoid_()
+        probability = grid.resize(tile, queries).sigmoid_()
         inside = probability >= mask_threshold
         areas[queries] += inside.flatten(1).view(torch.uint8).sum(1, dtype=torch.int64)
         best = first_largest(probability * scores[queries, None, None])
-        winner[pixels_y, pixels_x] = queries[best[0]]
-        covered[pixels_y, pixels_x] = inside.gather(0, best)[0]
+        winner[tile.pixels] = queries[best[0]]
+        covered[tile.pixels] = inside.gather(0, best)[0]
     return winner, covered, areas
 
 

@@ -37,9 +37,9 @@ SAME = ResizeGeometry((24, 32), (24, 32), (24, 32))
 THINGS, STUFF = {0, 1, 2, 3}, {4, 5}
 
 
-@pytest.fixture(params=[16, 3], ids=["usual", "three at a time"], autouse=True)
-def queries_at_a_time(request, monkeypatch):
-    monkeypatch.setattr(postprocessing, "CHUNK", request.param)
+@pytest.fixture(params=[128, 7], ids=["usual", "small tiles"], autouse=True)
+def tiles(request, monkeypatch):
+    monkeypatch.setattr(postprocessing, "TILE", request.param)
 
 
 def test_semantic_equals_official():
@@ -314,8 +314,39 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_memory_of_semantic_results_does_not_grow_with_classes():
+@pytest.mark.parametrize("resize_scores", [False, True])
+def test_memory_of_semantic_results_does_not_grow_with_classes(resize_scores):
     classes, masks = torch.randn(4, 81), torch.randn(4, 8, 8)
     with Largest() as largest:
-        semantic_classes(classes, masks, ResizeGeometry((32, 32), (32, 32), (256, 300)), True)
-    assert largest.values <= max(256 * 300, 80 * 32 * 32)
+        semantic_classes(classes, masks, ResizeGeometry((32, 32), (32, 32), (256, 1200)), resize_scores)
+    assert largest.values <= max(256 * 1200, 80 * 32 * 32, 80 * 128 * 128 if not resize_scores else 0)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that are kernels on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_few_launches_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(postprocessing, "TILE", postprocessing.TILE_OF_GPU)
+    classes = 3 * torch.randn(100, 134)
+    masks = F.interpolate(5 * torch.randn(1, 100, 20, 20), size=(256, 256), mode="bicubic")[0]
+    with Launches() as launches:
+        panoptic_inference(classes, masks, ResizeGeometry((800, 1344), (800, 1333), (800, 1333)), 0.2)
+    assert launches.count <= 200
+
+
+def test_instances_need_little_more_than_their_masks():
+    masks = F.interpolate(5 * torch.randn(1, 20, 5, 5), size=(32, 32), mode="bicubic")[0]
+    geometry = ResizeGeometry((128, 128), (128, 128), (600, 800))
+    classes = torch.randn(20, 4)
+    with Largest() as largest:
+        found = instance_inference(classes, masks, geometry, max_detections=20)
+    assert len(found.scores) == 20 and largest.values == found.masks.numel()
+    alone = [resize_masks(mask[None], geometry)[0] > 0 for mask in masks]
+    assert all(any((mask != other).float().mean() < 1e-4 for other in alone) for mask in found.masks)
