@@ -122,6 +122,11 @@ class PreparationArguments(CheckedArguments):
     validation_share: float | None = option(None, "Share of the first split that is the second one.", within="(0, 1)")
     id2label: str | None = option(None, "JSON file of class names, or ade20k, ...; default: from the dataset.")
     version: str | None = option(None, "Configuration of the dataset, such as v2.0 of Mapillary Vistas.")
+    image_column: str | None = option(None, "Column of the images; default: image or pixel_values.")
+    label_column: str | None = option(None, "Column of the labels; default: objects, label or annotation.")
+    do_reduce_labels: bool = option(False, "Class 0 of the label maps is void, every other class one less.")
+    void_label: int = option(255, "Id of void in semantic label maps, in addition to 255.", within="[0, 65535]")
+    skip_bad_images: bool = option(False, "Read all images first, and leave out and name those that are invalid.")
     allow_outside_files: bool = option(
         False, "Read files that the dataset names outside of its folder (absolute paths, links)."
     )

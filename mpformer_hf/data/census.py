@@ -132,7 +132,7 @@ class Census:
         if long:
             yield f"{len(long)} images are long and narrow, such as {long[0][1]}x{long[0][0]}: cut them into tiles"
         turned = sum(fact.turned for fact in facts)
-        if turned and not self.objects:
+        if turned:
             yield f"{turned} images are turned by their EXIF data: are their labels too? --output draws them"
         pages = [fact.pages for fact in facts if fact.pages > 1]
         if pages:

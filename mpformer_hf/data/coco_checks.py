@@ -93,7 +93,7 @@ def find_annotation_problems(content, masks_required: bool = True) -> Iterator[t
             problems = find_panoptic_problems(row, index, categories)
         else:
             problems = find_object_problems(row, name, categories)
-            if "segmentation" not in row and masks_required:
+            if row.get("segmentation") is None and masks_required:
                 problems = itertools.chain(problems, [f"{name} has no segmentation"])
             elif isinstance(row.get("segmentation"), list) and (masks_required or row["segmentation"]):
                 found = (f"{name} has {text}" for text in find_polygon_problems(row["segmentation"]))
@@ -136,7 +136,7 @@ def find_image_problems(images: list[dict]) -> Iterator[str]:
         if not isinstance(row.get("file_name"), str) or not row["file_name"]:
             yield f"images[{index}] has no file_name"
         for key in ("height", "width"):
-            if key in row and not (is_id(row[key]) and 0 < row[key] < LARGEST_SIDE):
+            if row.get(key) is not None and not (is_id(row[key]) and 0 < row[key] < LARGEST_SIDE):
                 yield f"images[{index}] has {key} {row[key]!r}, expected a positive integer"
     ids = [row.get("id") for row in images]
     for index, value in enumerate(ids):

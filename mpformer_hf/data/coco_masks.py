@@ -11,6 +11,8 @@ from pycocotools import mask as coco_mask
 
 from ..model.label_maps import decompress_counts, part_of_runs
 
+LONGEST_OUTLINE = 1 << 22  # pixels
+
 
 def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
     """Polygons `[[x, y, x, y, ...], ...]`, an RLE `{"size": [height, width], "counts": ...}` or a bitmap to a mask of
@@ -84,7 +86,7 @@ def check_polygon(polygon, height: int, width: int) -> list[float]:
 
     Raises:
         ValueError: it has an odd number of coordinates, fewer than three points, or coordinates that are not numbers or
-            are far outside of the image.
+            are far outside of the image, or an outline for which pycocotools would need too much memory.
     """
     if not isinstance(polygon, (list, tuple, np.ndarray)) or not all(isinstance(x, Real) for x in polygon):
         raise ValueError("has a segmentation that is neither polygons nor RLE")
@@ -95,4 +97,10 @@ def check_polygon(polygon, height: int, width: int) -> list[float]:
         for value in polygon[axis::2]:
             if not math.isfinite(value) or not -margin <= value <= side + margin:
                 raise ValueError(f"has a polygon with the coordinate {value}, far outside of the image")
-    return [float(value) for value in polygon]
+    points = np.array(polygon, dtype=float).reshape(-1, 2)
+    length = np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum()
+    if length > LONGEST_OUTLINE:
+        raise ValueError(
+            f"has a polygon whose outline is {length:,.0f} pixels long, at most {LONGEST_OUTLINE:,} are read"
+        )
+    return points.flatten().tolist()

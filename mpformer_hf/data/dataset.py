@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +119,9 @@ class SegmentationDataset:
             declared = row.get("size")
             is_turned = orientation_of(opened[self.image_column]) != 1
             turned = (
-                "; its EXIF data turn the image, and the labels may be of the pixels as stored" if is_turned else ""
+                "; its EXIF data turn the image: if the labels are of the pixels as stored, remove its orientation"
+                if is_turned
+                else ""
             )
             if declared and list(image.shape[1:]) != list(declared):
                 sizes = ["x".join(map(str, shape)) for shape in (image.shape[1:], declared)]
@@ -158,8 +161,14 @@ def image_source(value: dict, roots: tuple[str, ...] | None) -> io.BytesIO | str
     """
     if value["bytes"] is not None:
         return io.BytesIO(value["bytes"])
-    check_inside(value["path"], roots)
-    return value["path"]
+    path, _, archive = value["path"].partition("::")
+    check_inside(archive or path, roots)
+    if not archive:
+        return path
+    if not path.startswith("zip://") or "::" in archive:
+        raise ValueError(f"{value['path']} is in an archive that is not read; unpack it")
+    with zipfile.ZipFile(archive) as opened:
+        return io.BytesIO(opened.read(path.removeprefix("zip://")))
 
 
 def roots_of(args: DataArguments) -> tuple[str, ...] | None:

@@ -93,13 +93,14 @@ class JoinedDataset(SegmentationDataset):
         return torch.cat([torch.full((len(part),), weight / len(part)) for part, weight in parts])
 
 
-def join_labels(parts: Sequence[Labels], synonyms: dict[str, str], sources: Sequence[str]) -> Labels:
+def join_labels(parts: Sequence[Labels], synonyms: dict[str, str], sources: Sequence[str], task: str) -> Labels:
     """Classes of several datasets, joined by name, in the order in which they occur first.
 
     Args:
         parts: classes of each dataset.
         synonyms: other names of classes.
         sources: names of the datasets.
+        task: semantic, instance or panoptic.
 
     Raises:
         ValueError: a class is of things in one dataset and of stuff in another, or two classes of one become the same.
@@ -111,7 +112,7 @@ def join_labels(parts: Sequence[Labels], synonyms: dict[str, str], sources: Sequ
         if twice:
             raise ValueError(f"synonyms make two classes of {source} the same: {twice[0]}.")
         for label, name in enumerate(own):
-            is_thing = label in labels.things
+            is_thing = label in labels.things and task != "semantic"  # which does not distinguish them
             if names.setdefault(name, is_thing) != is_thing:
                 raise ValueError(f"{name} is a thing in one dataset and stuff in another; {source} is one of them.")
     things = {label for label, is_thing in enumerate(names.values()) if is_thing}
@@ -126,7 +127,7 @@ def join(parts: Sequence[SegmentationDataset], args: DataArguments) -> JoinedDat
     """
     sources = (args.dataset_name, *args.join)
     synonyms = check_texts(read_json(Path(args.synonyms)), args.synonyms) if args.synonyms else {}
-    labels = join_labels([part.labels for part in parts], synonyms, sources)
+    labels = join_labels([part.labels for part in parts], synonyms, sources, args.task)
     names = [[synonyms.get(name, name) for name in part.labels.names] for part in parts]
     classes = tuple(tuple(labels.names.index(name) for name in own) for own in names)
     for label, name in enumerate(labels.names):

@@ -1,6 +1,7 @@
 """Tables of the Hub and of local folders, as `datasets` loads them."""
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -8,15 +9,19 @@ import yaml
 from datasets import Dataset, Image, load_dataset
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from ..utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, check_inside, files_below, read_text
+from ..utils.files import IMAGE_SUFFIXES, check_inside, files_below, read_text
 from ..utils.hub_errors import reason_of
 from .arguments import MEMORY, DataArguments
 from .dataset import roots_of, without_decoding
 from .memory import find_split
+from .segments import COMPLETENESS
 
 CARDS = ("README.md", ".huggingface.yaml")  # whose YAML `datasets` reads
 IMAGE_COLUMNS = ("image", "pixel_values")
+LABEL_COLUMNS = ("label", "annotation", "segmentation", "semantic_segmentation")
+OTHER_COLUMNS = ("segments_info", "semantic_class_to_id", "image_id", "file_name", *COMPLETENESS)
 WEBDATASET = {  # columns of tar files, which are endings of file names; the first one of each row is used
     "image_id": ("__key__",),
     "label": ("label.png", "mask.png", "label.tif", "png"),
@@ -53,51 +58,60 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
         rows = without_decoding(rows).rename_columns(webdataset_names(rows.column_names))
     image_column = args.image_column or first_column(IMAGE_COLUMNS, rows, args.dataset_name)
     if Path(args.dataset_name).is_dir():
-        rows = read_paths(rows, args.dataset_name)
+        rows = read_paths(rows, args.dataset_name, {image_column, args.label_column, *LABEL_COLUMNS})
     return rows, image_column
 
 
 def check_tables(folder: Path, roots: tuple[str, ...] | None) -> None:
-    """Check what `datasets` will read of a local folder: its tables, and the YAML in its card that names them.
+    """Check what `datasets` will read of a local folder: its files, and the YAML in its card that names them.
 
     Raises:
-        ValueError: a table is a link that leads out of the dataset, or the card names files outside of it or has
+        ValueError: a file is a link that leads out of the dataset, or the card names files outside of it or has
             aliases, which may have no end.
     """
     for file in files_below(folder):
-        if file.suffix.lower() in TABLE_SUFFIXES:
-            check_inside(file, roots)
+        check_inside(file, roots)
     for name in CARDS:
         file = folder / name
         if not file.is_file():
             continue
         check_inside(file, roots)
+        text = read_text(file)
+        if name == "README.md":
+            head = REGEX_YAML_BLOCK.search(text)
+            text = head[2] if head else ""
         try:
-            events = list(yaml.parse(read_text(file) if name != "README.md" else head_of(file), yaml.SafeLoader))
+            aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+            named = [] if aliases else list(named_files(yaml.safe_load(text)))
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"The YAML of {file} cannot be read: {' '.join(str(error).split())[:200]}.") from error
-        if any(isinstance(event, yaml.AliasEvent) for event in events):
+        if aliases:
             raise ValueError(f"The YAML of {file} has aliases, which are not read.")
-        values = [event.value for event in events if isinstance(event, yaml.ScalarEvent)]
-        outside = [v for v in values if v.startswith(("/", "~")) or ".." in PurePosixPath(v).parts or "::" in v]
-        if outside and roots is not None and {"data_files", "data_dir"} & set(values):
+        outside = [v for v in named if v.startswith(("/", "~")) or ".." in PurePosixPath(v).parts or "::" in v]
+        outside += [v for v in named if "://" in v]
+        if outside and roots is not None:
             hint = "--allow_outside_files reads such files"
             raise ValueError(f"{file} names {outside[0]}, outside of the dataset; {hint}.")
 
 
-def head_of(card: Path) -> str:
-    """The YAML between the first two lines `---` of a card; empty if it does not begin with one."""
-    first, *lines = read_text(card).lstrip().splitlines() or [""]
-    ends = [number for number, line in enumerate(lines) if line.strip() == "---"]
-    return "\n".join(lines[: ends[0]]) if first.strip() == "---" and ends else ""
+def named_files(content, named: bool = False) -> Iterator[str]:
+    """Texts in the YAML of a card that name files: all below `data_files` and `data_dir`."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from named_files(value, named or key in ("data_files", "data_dir"))
+    elif isinstance(content, list):
+        for value in content:
+            yield from named_files(value, named)
+    elif named and isinstance(content, str):
+        yield content
 
 
-def read_paths(rows: Dataset, folder: str) -> Dataset:
-    """A table of a local folder whose columns of paths of images, relative to it, are columns of images."""
+def read_paths(rows: Dataset, folder: str, columns: set[str | None]) -> Dataset:
+    """A table of a local folder of whose `columns` those of paths of images, relative to it, are columns of images."""
     texts = [
         name
         for name, feature in (rows.features or {}).items()
-        if getattr(feature, "dtype", None) in ("string", "large_string") and name != "file_name"
+        if getattr(feature, "dtype", None) in ("string", "large_string") and name in columns
     ]
     first: dict = next(iter(rows.select_columns(texts)), {}) if texts else {}
     for name, value in first.items():

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PilImage
 
-from ..model.images import to_image_tensor
+from ..model.images import orientation_of, to_image_tensor
 from ..model.label_maps import compress_counts, encode_rle
 from .arguments import MEMORY
 from .segments import as_png
@@ -77,6 +77,9 @@ def as_dataset(split: Any, name: str) -> Dataset:
 
 def as_row(image: Any, target: Any, labels: Any = None) -> dict:
     """A row of an image and its label map or masks, compressed without loss."""
+    if isinstance(image, PilImage.Image) and orientation_of(image) != 1:
+        remedy = "give ImageOps.exif_transpose(image), and labels of the turned image"
+        raise ValueError(f"the image is turned by its EXIF data, and arrays made of it are not: {remedy}")
     pixels = to_image_tensor(image).permute(1, 2, 0).numpy()
     values = np.asarray(target if not isinstance(target, PilImage.Image) else np.array(target))
     if labels is None:

@@ -16,14 +16,13 @@ from .joined import join
 from .labels import Labels, describe_difference, read_labels
 from .layouts.folder import FolderSplit, leave_out_missing
 from .layouts.registry import find_layout
-from .loading import first_column, load_split
+from .loading import LABEL_COLUMNS, OTHER_COLUMNS, first_column, load_split
 from .segments import Reader
 from .splits import divide, of_one
 from .tables import FILE_VOID, has_targets, instance_map_reader, objects_reader, panoptic_reader, semantic_reader
 
 logger = logging.getLogger(__name__)
 OBJECTS = ("objects",)
-LABEL_COLUMNS = ("label", "annotation", "segmentation", "semantic_segmentation")
 
 
 def open_dataset(
@@ -67,6 +66,8 @@ def open_dataset(
     else:
         rows, image_column = load_split(args, source)
         label_column, categories = find_label_column(args, rows, image_column), None
+        used = (image_column, label_column, *OTHER_COLUMNS)  # others are not opened
+        rows = rows.select_columns([name for name in rows.column_names if name in used])
     if labels is None or categories is not None:
         own = without_classes(
             read_labels(args, rows, label_column, categories), args.ignore_labels, args.task == "semantic"

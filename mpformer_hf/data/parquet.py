@@ -62,7 +62,9 @@ def image_bytes(value: dict) -> bytes:
     return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
 
-def make_row(dataset: SegmentationDataset, task: str, columns: Sequence[str], index: int) -> dict:
+def make_row(
+    dataset: SegmentationDataset, task: str, columns: Sequence[str], category_ids: list[int], index: int
+) -> dict:
     """A row of the parquet file.
 
     Raises:
@@ -72,24 +74,33 @@ def make_row(dataset: SegmentationDataset, task: str, columns: Sequence[str], in
     _, segments = dataset.decode(row, index)
     image_id, file_name, _ = dataset.identity(index)
     image = {"bytes": image_bytes(row[dataset.image_column]), "path": Path(file_name).name}
-    labels = label_columns(segments, task, ids_in_files(dataset.labels, task), dataset.labels.things)
+    labels = label_columns(segments, task, category_ids, dataset.labels.things)
     stated = stated_by(row, segments, dataset.labels, columns)
     return {"image": image, "image_id": image_id, "file_name": file_name, **labels, **stated}
 
 
-def make_rows(dataset: SegmentationDataset, task: str, columns: Sequence[str], workers: int) -> Iterator[dict]:
+def make_rows(
+    dataset: SegmentationDataset, task: str, columns: Sequence[str], category_ids: list[int], workers: int
+) -> Iterator[dict]:
     """All rows in order, read by several threads; few are kept in memory."""
     step = 4 * workers
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(dataset), step):
             indices = range(start, min(start + step, len(dataset)))
-            yield from pool.map(lambda index: make_row(dataset, task, columns, index), indices)
+            yield from pool.map(lambda index: make_row(dataset, task, columns, category_ids, index), indices)
 
 
 def write_parquet(
-    dataset: SegmentationDataset, task: str, folder: Path, split: str, workers: int, columns: Sequence[str] = ()
+    dataset: SegmentationDataset,
+    task: str,
+    folder: Path,
+    split: str,
+    workers: int,
+    category_ids: list[int],
+    columns: Sequence[str] = (),
 ) -> int:
     """Write a split as parquet files of about 300 MB in `folder/data`, with further `columns`, of completeness.
+    `category_ids` are those of the classes in the files of names, which are the same for all splits.
 
     Returns:
         number of files.
@@ -111,7 +122,8 @@ def write_parquet(
         datasets.Dataset.from_list(rows, features=features).to_parquet(files[-1])
         rows.clear()
 
-    for row in progress(make_rows(dataset, task, columns, workers), f"prepare {split}", len(dataset), unit="image"):
+    made = make_rows(dataset, task, columns, category_ids, workers)
+    for row in progress(made, f"prepare {split}", len(dataset), unit="image"):
         rows.append(row)
         size += len(row["image"]["bytes"])
         if size >= SHARD_BYTES:

@@ -10,7 +10,7 @@ from .census import log_census
 from .completeness import stated_columns
 from .dataset import SegmentationDataset
 from .opening import open_dataset
-from .parquet import describe_categories, write_parquet
+from .parquet import describe_categories, ids_in_files, write_parquet
 from .splits import check_splits
 
 
@@ -27,7 +27,8 @@ def prepare(args: PreparationArguments) -> None:
         raise ValueError(f"--splits must be different names of letters, digits and _, got {' '.join(args.splits)}.")
     fields: dict = {"dataset_name": args.dataset, "task": args.task, "dataset_config_name": args.version}
     fields |= {"id2label": args.id2label, "validation_share": args.validation_share}
-    fields |= {"allow_outside_files": args.allow_outside_files}
+    same = ("allow_outside_files", "skip_bad_images", "do_reduce_labels", "void_label", "image_column", "label_column")
+    fields |= {name: getattr(args, name) for name in same}
     pairs = [(a, b) for i, a in enumerate(args.splits) for b in args.splits[i + 1 :]] or [
         (args.splits[0], "validation")
     ]
@@ -36,6 +37,7 @@ def prepare(args: PreparationArguments) -> None:
     data = DataArguments(**fields, train_split=pairs[0][0], eval_split=pairs[0][1])
     labels = None
     categories: dict[str, object] = {}
+    ids: list[int] = []
     opened: dict[str, SegmentationDataset] = {}
     with write_new_folder(args.output) as temporary:
         for split in args.splits:
@@ -45,7 +47,8 @@ def prepare(args: PreparationArguments) -> None:
         for split, dataset in opened.items():
             log_census(dataset, args.task, split)
             categories = categories or describe_categories(dataset, args.task)
-            write_parquet(dataset, args.task, temporary, split, args.workers, columns)
+            ids = ids or ids_in_files(dataset.labels, args.task)  # another split may have other ids of its classes
+            write_parquet(dataset, args.task, temporary, split, args.workers, ids, columns)
         for name, content in categories.items():
             write_json(content, temporary / name)
     print(f"{', '.join(args.splits)} of {args.dataset} are in {args.output}")

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import find_objects
 from torch import Tensor
 
-from ..model.images import SIXTEEN_BIT_RGB
+from ..model.images import FACTOR, PHOTOMETRIC, SIXTEEN_BIT_RGB
 from ..model.label_maps import encode_part
 
 PADDING = -2  # id of pixels around an augmented image, which are background
@@ -122,7 +122,12 @@ def read_map(image) -> np.ndarray:
         raise ValueError(f"the label has {image.n_frames} pages; label images must have one")
     if getattr(image, "info", {}).get(SIXTEEN_BIT_RGB):
         raise ValueError("the label is an RGB image of 16 bits, of which only the upper 8 can be read; write 8 bits")
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        raise ValueError("the label is a TIFF in which 0 is white, so its ids may be inverted; save it with 0 as black")
+    check_palette(image)
     values = np.array(image)
+    if factor := getattr(image, "info", {}).get(FACTOR):
+        values //= factor
     if np.issubdtype(values.dtype, np.floating) and (values == values.astype(np.int32)).all():
         values = values.astype(np.int32)
     if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
@@ -133,6 +138,21 @@ def read_map(image) -> np.ndarray:
     if values.ndim != 2:
         raise ValueError(f"the label has shape {values.shape}, expected (height, width) or three channels")
     return values.astype(np.int32)
+
+
+def check_palette(image) -> None:
+    """
+    Raises:
+        ValueError: ids may be the greys of a palette, and not its indices.
+    """
+    if getattr(image, "mode", None) != "P":
+        return
+    colors = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
+    used = np.unique(np.array(image))
+    greys = colors[used[used < len(colors)], 0]
+    other = len(greys) != len(used) or (greys != used).any()
+    if (colors == colors[:, :1]).all() and other and not set(greys.tolist()) <= {0, 255}:
+        raise ValueError("the label has a palette of greys that are not its indices; save it as a grey image")
 
 
 def as_png(values: np.ndarray) -> dict:

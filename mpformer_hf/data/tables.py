@@ -30,12 +30,8 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
         map_ = read_map(row[column])
         present = np.unique(map_)
         grey = present // 65536
-        if (
-            len(present)
-            and present.max() > 255
-            and (present == grey * 65793).all()
-            and not ids & set(present[1:].tolist())
-        ):
+        was_grey = len(present) and present.max() > 255 and (present == grey * 65793).all()
+        if was_grey and not ids & set(present[1:].tolist()):
             map_, present = map_ // 65793, grey  # a grey image that was saved as RGB: R = G = B
         if reduce_labels:
             present = present[present != 0]
@@ -45,7 +41,8 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
         classes = {int(i): int(i) - reduce_labels for i in present}
         unknown = sorted(i for i, c in classes.items() if c not in labels.category_to_class)
         if unknown and colored:
-            color = (unknown[-1] & 255, unknown[-1] >> 8 & 255, unknown[-1] >> 16)
+            code = unknown[-1] * 65793 if was_grey else unknown[-1]
+            color = (code & 255, code >> 8 & 255, code >> 16)
             raise ValueError(
                 f"{column} is an image with colours such as {color}, not class ids: put a table beside the images, "
                 "class_dict.csv with a line name,r,g,b for each class"

@@ -169,8 +169,15 @@ def pictures_of(models: list[Compared], example: Example, labels: Labels | None)
 
 
 def read_photo(photo: SourceImage) -> Example:
-    """A photo without labels."""
-    return photo.name, photo.read(), None
+    """A photo without labels.
+
+    Raises:
+        ValueError: it cannot be read; the message names it.
+    """
+    try:
+        return photo.name, photo.read(), None
+    except ValueError as error:
+        raise ValueError(f"{photo.file_name}: {error}; remove it from the folder.") from error
 
 
 def read_row(split: SegmentationDataset, row: int) -> Example:

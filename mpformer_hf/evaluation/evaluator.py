@@ -18,6 +18,7 @@ from ..data.writers.format import ImageRecord, PredictionFormat, describe_segmen
 from ..inference.exported import Model
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import size_of
+from ..utils.files import write_atomically
 from ..utils.progress import progress
 from ..utils.threads import in_threads
 from .details import EvaluationDetails
@@ -187,8 +188,8 @@ def evaluate_model(
                 records.append(write_predictions(writers, dataset, batch["index"][row], predictions, task))
             if pictures is not None and drawn < num_pictures:
                 picture = draw_pair(batch["images"][row], predictions["drawn"], segments, task, labels)
-                pictures.mkdir(parents=True, exist_ok=True)
-                picture.save(pictures / f"{batch['index'][row]:05d}.png")
+                with write_atomically(pictures / f"{batch['index'][row]:05d}.png") as temporary:
+                    picture.save(temporary)
                 drawn += 1
     model.train(was_training)
     seconds = time.perf_counter() - start

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..model.image_processing_mpformer import MPFormerImageProcessor
-from ..model.images import read_image
+from ..model.images import to_image_tensor
 from ..utils.files import IMAGE_SUFFIXES, files_below
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -77,7 +77,7 @@ def inputs_of(
         fields = {"size": {"height": size[0], "width": size[1]}, "do_resize": True}
         if name == "image":  # normalised in the graph
             fields |= {"do_rescale": False, "do_normalize": False}
-        pixels = processor(read_image(file), **fields, return_tensors="pt")["pixel_values"].numpy()
+        pixels = processor(to_image_tensor(file), **fields, return_tensors="pt")["pixel_values"].numpy()
         yield {name: pixels.round().astype(np.uint8) if name == "image" else pixels}
 
 

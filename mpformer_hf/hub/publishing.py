@@ -53,7 +53,9 @@ def files_to_publish(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     weights = ["model.safetensors"]
-    if index.is_file():
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} has adapters, which are not published: merge them (merge_and_unload) and save.")
+    if index.is_file() and not (folder / weights[0]).is_file():  # which is the one that is loaded
         content = read_json(index)
         if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
             raise ValueError(f"{index} has no weight_map.")
@@ -103,7 +105,9 @@ def prepare_upload(folder: Path, repo: str, with_code: bool, target: Path) -> No
         target: an empty folder.
     """
     for file in files_to_publish(folder):
-        shutil.copy(file, target / file.name)
+        copy = target / file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
     config, processor = (read_json(folder / name) for name in REQUIRED)
     for content in (config, processor):  # a model that was loaded from the Hub may have them
         content.pop("auto_map", None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..model.images import to_eight_bits, to_rgb_image
 from ..model.postprocessing import segments_of
 from .captions import add_legend, write_captions
 from .mask_parts import MaskPart, contour, part_of, touches
@@ -111,7 +112,7 @@ def draw_segmentation(
     """Draw colours, contours, names and a legend on an image. Small images are enlarged.
 
     Args:
-        image: of any mode.
+        image: of any mode. For the pipeline's result it is turned as its EXIF data say.
         result: semantic map `[H, W]` of class ids (ids without a name are not drawn), or the result of instance or
             panoptic post-processing, or of the pipeline; of the image's size. A segment whose row of `segments_info`
             has a text `mark` gets a red contour and this text.
@@ -127,13 +128,14 @@ def draw_segmentation(
         ValueError: the result's size is not the image's.
     """
     segments = result_segments(result, id2label)
+    of_pipeline = isinstance(result, (list, tuple))  # which turns images as their EXIF data say
+    image = to_rgb_image(image) if of_pipeline else to_eight_bits(image)
     for segment in segments:
         if segment.mask.shape != image.size[::-1]:
             height, width = segment.mask.shape
             raise ValueError(f"The result is {height}x{width}, the image {image.height}x{image.width}.")
     factor = max(1, -(-READABLE // max(1, min(image.size)))) if min(image.size) < READABLE / 2 else 1
     factor = max(1, min(factor, LARGEST // max(image.size)))
-    image = image.convert("RGB")
     if factor > 1:
         image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BILINEAR)
     width = max(1, min(image.size) // 400)

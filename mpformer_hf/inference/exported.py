@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib
+import io
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,20 @@ Run = Callable[[Tensor], list[Tensor]]  # from images, float32 `[B, 3, H, W]` or
 
 
 def open_with_torch(file: Path) -> Run:
+    check_pickles(file)
     module = torch.export.load(file).module()
     return lambda images: list(module(images))
+
+
+def check_pickles(file: Path) -> None:
+    """
+    Raises:
+        UnpicklingError: a part of a file of torch.export holds more than tensors, so reading it may run code.
+    """
+    with zipfile.ZipFile(file) as opened:
+        for name in opened.namelist():
+            if name.endswith((".pt", ".pkl")):
+                torch.load(io.BytesIO(opened.read(name)), weights_only=True)
 
 
 def open_with_inductor(file: Path) -> Run:

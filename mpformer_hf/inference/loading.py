@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..data.arguments import DataArguments
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.compiling import compile_model
-from ..utils.files import file_start
+from ..utils.files import file_start, read_json
 from ..utils.hub_errors import ANSWERED, reason_of
 from .exported import ExportedModel, Model, is_exported, settings_folder
 
@@ -88,10 +89,26 @@ def check_stored_types(folder: Path) -> None:
     with contextlib.suppress(ValueError, AttributeError):  # a wrong configuration is reported when it is read
         if json.loads(file_start(folder / "config.json", 1 << 20)).get("quantization_config"):
             return
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+    for file in files_of_weights(folder):
         if not file.is_file():
             raise ValueError(f"{file} is not a regular file.")
         check_floats(file)
+
+
+def files_of_weights(folder: Path) -> list[Path]:
+    """Files of weights in a folder, and those that its indices name.
+
+    Raises:
+        ValueError: an index names a file outside of the folder.
+    """
+    files = {*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}
+    for index in folder.glob("*.index.json"):
+        names = read_json(index).get("weight_map") if index.is_file() else None
+        for name in sorted(set(map(str, names.values()))) if isinstance(names, dict) else ():
+            if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
+                raise ValueError(f"{index} names {name}, which is not in its folder.")
+            files.add(folder / name)
+    return sorted(files)
 
 
 def check_floats(file: Path) -> None:
@@ -161,14 +178,16 @@ def fingerprint(name: str, revision: str | None = None) -> str:
     """Identifies the weights and settings of a saved model: a hash of its files, or the commit of a Hub repository."""
     folder = Path(name)
     if is_exported(name):
-        files, folder = [folder], settings_folder(name)
+        files = sorted(file for file in folder.parent.glob("*") if file.name.startswith(folder.name) and file.is_file())
+        folder = settings_folder(name)
     elif folder.is_dir():
-        files = sorted(folder.glob("*.safetensors"))
+        files = files_of_weights(folder)
     else:
         file = Path(cached_file(name, "config.json", revision=revision))  # .../snapshots/COMMIT/config.json
         return file.parent.name
     digest = hashlib.sha256()
-    for file in [*files, folder / "config.json", folder / "preprocessor_config.json"]:
+    settings = ("config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json")
+    for file in [*files, *(folder / name for name in settings)]:
         digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
     return digest.hexdigest()
 

@@ -49,6 +49,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 DTYPES |= {"bf16": torch.bfloat16, "fp16": torch.float16}
 POSTPROCESS = {task: f"post_process_{task}_segmentation" for task in ("semantic", "instance", "panoptic")}
 MIN_VIEW_IOU = 0.5  # queries of two views with a smaller one are not of one object
+WINDOWS = 4  # that go through the model at once
 
 
 class Predictor:
@@ -347,15 +348,31 @@ class Predictor:
         boxes = window_boxes(size, window, self.options.overlap)
         if self.task == "semantic":
             scores = ScoreMap(boxes, size, round(window * self.options.overlap))
-            for box in boxes:
-                scores.add(box, self.predict_full([crop(image, box)], scores=True)[0])
+            for box, found in zip(boxes, self.in_batches(image, boxes), strict=True):
+                scores.add(box, found)
             return scores.classes
         joiner = SegmentJoiner()
-        for box in boxes:
-            joiner.add(box, window_segments(self.predict_full([crop(image, box)])[0], box, size))
+        for box, found in zip(boxes, self.in_batches(image, boxes), strict=True):
+            joiner.add(box, window_segments(found, box, size))
         if self.task == "instance":
             return segments_to_instances(joiner.joined(), size)
         return segments_to_panoptic(joiner.joined(), size, set(self.processor.label_ids_to_fuse))
+
+
+    def in_batches(self, image: Tensor, boxes: list[Box]) -> Iterator[Any]:
+        """The result of each window, or its class scores in semantic segmentation. All windows have one size, and
+        several go through the model at once; their results, which are large, are made one by one."""
+        is_semantic = self.task == "semantic"
+        for first in range(0, len(boxes), WINDOWS):
+            parts = [crop(image, box) for box in boxes[first : first + WINDOWS]]
+            if self.options.uses_tta:
+                yield from (self.predict_full([part], is_semantic)[0] for part in parts)
+                continue
+            outputs = self.forward_scaled(parts, 1.0)
+            for index, part in enumerate(parts):
+                names = ("class_queries_logits", "masks_queries_logits", "pixel_mask")
+                own = SimpleNamespace(**{name: getattr(outputs, name)[index : index + 1] for name in names})
+                yield self.postprocess(own, [size_of(part)], is_semantic)[0]
 
 
 def each_mask(refined: RefinedMasks, geometry: ResizeGeometry, limits: Tensor | None) -> Iterator[tuple[Tensor, dict]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 logger = logging.getLogger(__name__)
+CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg")  # names of FFmpeg
 
 
 def require_av():
@@ -24,6 +25,18 @@ def require_av():
     return av
 
 
+def open_video(path: Path):
+    """A video, opened by PyAV. Formats that may name other files, such as lists of files, are not read.
+
+    Raises:
+        ValueError: PyAV is missing, or it is no file.
+    """
+    av = require_av()
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file.")
+    return av.open(str(path), options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"})
+
+
 def read_frames(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
     """Every n-th frame of a video, turned and mirrored as players show it, with its number. Damaged packets are left
     out, and counted in the log.
@@ -34,7 +47,7 @@ def read_frames(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
     av = require_av()
     index = damaged = 0
     try:
-        with av.open(str(path)) as video:
+        with open_video(path) as video:
             for packet in video.demux(video=0):
                 try:
                     frames = packet.decode()
@@ -74,7 +87,7 @@ def frame_rate(path: Path) -> Fraction:
     """
     av = require_av()
     try:
-        with av.open(str(path)) as video:
+        with open_video(path) as video:
             return Fraction(video.streams.video[0].average_rate or 25)
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error

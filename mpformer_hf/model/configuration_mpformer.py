@@ -54,6 +54,8 @@ def check_origins(fields: dict) -> None:
         for name in ("attn_implementation", "_attn_implementation"):
             if isinstance(holder.get(name), str) and "/" in holder[name]:
                 raise ValueError(f"{name} must be built into transformers, got {holder[name]!r}.")
+    if isinstance(fields.get("backbone"), str):
+        raise ValueError(f"backbone names the model {fields['backbone']!r}: give its configuration, backbone_config.")
     if ":" in str(backbone.get("backbone")):
         raise ValueError(f"backbone_config.backbone must be the name of a timm model, got {backbone['backbone']!r}.")
 

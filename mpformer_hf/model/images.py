@@ -28,11 +28,16 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-WIDTH, LENGTH, BITS, PHOTOMETRIC, PLANAR = 256, 257, 258, 262, 284  # tags of TIFF
+WIDTH, LENGTH, BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 256, 257, 258, 262, 284, 339  # tags of TIFF
+TILE_WIDTH, TILE_LENGTH = 322, 323
+SIGNED = 2  # a sample format
+HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")  # after the first four bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # Pillow's names; JPEG includes MPO
 EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1")
 WHITE_IS_ZERO = "white is zero"  # key of `info` of a TIFF of 16 bits
 SIXTEEN_BIT_RGB = "sixteen bits"  # key of `info` of an image of which Pillow keeps the upper 8 bits
+FACTOR = "factor"  # key of `info` of a grey image of 2 or 4 bits: by what Pillow multiplied its values
+SIZ = b"\xff\x51"  # marker of JPEG 2000, before the sizes and the depths of the channels
 TWELVE_BITS = 4095
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -51,7 +56,7 @@ def to_rgb(image) -> Tensor:
 
 def stored_rgb(image: Image.Image) -> Tensor:
     """PIL image to uint8 `[3, H, W]` as its pixels are stored, see `to_rgb`."""
-    if image.mode in SIXTEEN_BITS:
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM"):  # of which Pillow makes 16 bits
         values = np.array(image).astype(np.int32)
         values = 65535 - values if image.info.get(WHITE_IS_ZERO) else values
         if 0 < values.max(initial=0) <= TWELVE_BITS:
@@ -59,8 +64,8 @@ def stored_rgb(image: Image.Image) -> Tensor:
         grey = torch.from_numpy((values >> 8).astype(np.uint8))
         return grey.expand(3, -1, -1).contiguous()
     if image.mode not in EIGHT_BITS:
-        kinds = "8 or 16 bits per channel; save it as a PNG or TIFF of these"
-        raise ValueError(f"the image has mode {image.mode}, expected {kinds}")
+        kinds = "unsigned values of 8 or 16 bits; save it as a PNG or TIFF of these"
+        raise ValueError(f"the image has mode {image.mode} (32 bits, signed or floats), expected {kinds}")
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
@@ -139,6 +144,8 @@ def to_eight_bits(image):
         return image if image.mode == "RGB" else Image.fromarray(stored_rgb(image).permute(1, 2, 0).numpy())
     if not isinstance(image, np.ndarray) and not torch.is_tensor(image):
         return image
+    if isinstance(image, np.ndarray) and not image.dtype.isnative:  # of another order of bytes
+        image = image.astype(image.dtype.newbyteorder("="))
     kind = str(image.dtype).removeprefix("torch.")
     if kind == "uint8":
         return image
@@ -153,6 +160,8 @@ def to_eight_bits(image):
     low, high = (float(image.min()), float(image.max())) if np.prod(image.shape) else (0.0, 0.0)
     if kind.startswith(("float", "bfloat")) and low >= 0 and high <= 1:
         return image * 255
+    if kind.startswith(("float", "bfloat")) and low >= 0 and 1 < high < 2:
+        raise ValueError(f"the image has floats from {low:g} to {high:g}: clip them to 1, or give values of 0 to 255")
     if not (low >= 0 and high <= 255):
         raise ValueError(f"the image has values of type {kind} from {low:g} to {high:g}, expected 0 to 255 or 0 to 1")
     return image
@@ -237,20 +246,50 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
     """
     with image_errors():
         image = open_header(file)
-        if largest is not None and image.width * image.height > largest:
-            raise ImageTooLarge(f"it has {image.width * image.height:,} pixels, at most {largest:,} are allowed")
+        tags = getattr(image, "tag_v2", {})
+        pixels = max(image.width * image.height, tags.get(TILE_WIDTH, 1) * tags.get(TILE_LENGTH, 1))
+        if largest is not None and pixels > largest:
+            raise ImageTooLarge(f"it has {pixels:,} pixels, at most {largest:,} are allowed")
         if image.format == "PNG":
             image.verify()  # closes the image
             image = open_header(file)
-        tiles, tags = getattr(image, "tile", []), getattr(image, "tag_v2", {})  # how the pixels are stored
-        wide = any(";16" in str(tile[3]) for tile in tiles) and image.mode in ("RGB", "RGBA")
+        stored = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))  # how the pixels are stored
+        wide = ";16" in stored and image.mode in ("RGB", "RGBA")
         if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
             raise ValueError("it is a TIFF of separate planes of more than 8 bits; save its bands interleaved")
-        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        if SIGNED in tags.get(SAMPLE_FORMAT, ()) and image.mode not in ("I", "F"):
+            raise ValueError("it is a TIFF of signed values; save it as unsigned ones")
+        if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA") and depth_of_jpeg2000(file) > 8:
+            raise ValueError("it is a JPEG 2000 of more than 8 bits a channel, which Pillow misreads; save it as PNG")
+        if image.format == "TIFF" and has_pages(file):
             say_that_pages_are_left_out()
+            image = open_header(file)
+        for bits, factor in (("L;2", 85), ("L;4", 17)):
+            if bits in stored.split():
+                image.info[FACTOR] = factor
         if wide:
             image.info[SIXTEEN_BIT_RGB] = True
         return loaded(image)
+
+
+def has_pages(file: str | Path | BinaryIO) -> bool:
+    """Whether a TIFF has a second page; it may be of a kind that is not read."""
+    with open_header(file) as image:
+        try:
+            image.seek(1)
+        except EOFError:
+            return False
+        except Exception:  # of other kinds of pages
+            return True
+    return True
+
+
+def depth_of_jpeg2000(file: str | Path | BinaryIO) -> int:
+    """Bits of the channels of a JPEG 2000, of which Pillow tells nothing."""
+    start = first_bytes(file, 1 << 14)
+    _, _, sizes = start.partition(SIZ)
+    channels = int.from_bytes(sizes[36:38], "big")
+    return max((1 + (sizes[38 + 3 * channel] & 127) for channel in range(min(channels, 4))), default=8)
 
 
 @functools.lru_cache(maxsize=1)
@@ -293,16 +332,18 @@ def open_header(file: str | Path | BinaryIO) -> Image.Image:
         if first_bytes(file) in TIFF:
             kinds = "grey, RGB or RGBA of 8 bits, or grey of 16 bits"
             raise ValueError(f"it is a TIFF of a kind that is not read, or damaged; save it as {kinds}") from None
+        if first_bytes(file, 12)[4:] in HEIC:
+            raise ValueError("it is a HEIC of a phone, which is not read; convert it to JPEG") from None
         raise
 
 
-def first_bytes(file: str | Path | BinaryIO) -> bytes:
-    """The first four bytes of a file."""
+def first_bytes(file: str | Path | BinaryIO, count: int = 4) -> bytes:
+    """The first bytes of a file."""
     if isinstance(file, (str, Path)):
         with open(file, "rb") as opened:
-            return opened.read(4)
+            return opened.read(count)
     file.seek(0)
-    return file.read(4)
+    return file.read(count)
 
 
 @contextlib.contextmanager
@@ -315,7 +356,7 @@ def image_errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if isinstance(error, ImageTooLarge) or str(error).startswith("it is a TIFF"):
+        if isinstance(error, ImageTooLarge) or str(error).startswith("it is a "):
             raise
         raise ValueError(f"it cannot be decoded: {' '.join(str(error).split())}") from error
     except UnidentifiedImageError as error:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..data.coco_masks import decode_segmentation
-from ..data.layouts.coco import read_coco_json
+from ..data.layouts.coco import FileFinder, read_coco_json
 from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.result_names import result_name, result_names
 from ..data.writers.format import ImageRecord
@@ -29,7 +29,7 @@ from ..model.image_sizes import size_of
 from ..model.images import read_image
 from ..model.label_maps import encode_rle
 from ..model.prompting import UNKNOWN, boxes_to_masks, enlarge_boxes, prompt_note
-from ..utils.files import check_inside, check_new_folder, lock_folder, read_json, write_json
+from ..utils.files import check_inside, check_new_folder, lock_folder, read_json, reading_inside, write_json
 from ..utils.progress import progress
 from .arguments import RefinementArguments
 
@@ -183,7 +183,8 @@ def read_annotations(path: Path, images: Path, id2label: dict[int, str]) -> dict
     names = read_class_names(path)
     if names is None:
         print(f"note: {path} has no data.yaml or classes.txt, so its classes are those of the model", file=sys.stderr)
-    return read_yolo_boxes(path, images, id2label if names is None else names)
+    with reading_inside((os.path.realpath(path), os.path.realpath(images))):
+        return read_yolo_boxes(path, images, id2label if names is None else names)
 
 
 def read_result(file: Path) -> dict:
@@ -223,9 +224,11 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
         print(f"note: {note}", file=sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
-    for row in content["images"]:
-        check_inside(str(args.images / row["file_name"]), (os.path.realpath(args.images),), hint="")
-    missing = [row["file_name"] for row in content["images"] if not (args.images / row["file_name"]).is_file()]
+    finder = FileFinder(args.images, args.images / args.annotations.name)
+    photos = [finder.find(row["file_name"], is_map=False) for row in content["images"]]
+    for photo in photos:
+        check_inside(photo, (os.path.realpath(args.images),), hint="")
+    missing = [row["file_name"] for row, photo in zip(content["images"], photos, strict=True) if not photo.is_file()]
     if missing:
         raise ValueError(f"{args.images} has no {missing[0]}; {len(missing)} of {len(content['images'])} are missing.")
     names = {name: label for label, name in predictor.model.config.id2label.items()}
@@ -250,7 +253,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     for number, row in enumerate(progress(content["images"], "refine", unit="image")):
         file = args.output / "results" / f"{number}.json"
         try:
-            image = read_sized_image(args.images / row["file_name"], row)
+            image = read_sized_image(photos[number], row)
         except ValueError as error:
             print(f"skipped {row['file_name']}: {error}", file=sys.stderr)
             problems += len(by_image[row["id"]])

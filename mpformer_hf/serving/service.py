@@ -197,7 +197,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
 
         try:
             content, prompts = await read_upload(request, limits, receive)
-            size = min(with_http_errors(size_in_pixels, content), limits.pixels)
+            size = min(await asyncio.to_thread(with_http_errors, size_in_pixels, content), limits.pixels)
             options = make_options(prompts, size)
             admission.decode(size)
             pixels = size

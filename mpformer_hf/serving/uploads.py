@@ -235,6 +235,8 @@ def read_prompts(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
             raise ValueError("each box must be four numbers [x0, y0, x1, y1]")
         if masks is not None and not all(isinstance(mask, dict) for mask in masks):
             raise ValueError("each mask must be an RLE with size and counts")
+        if sum(height * width for height, width in map(size_of_mask, masks or ())) > MASK_PIXELS:
+            raise ValueError(f"the masks have more than {MASK_PIXELS:,} pixels together")
         if not isinstance(names, (list, type(None))):
             raise ValueError("labels must be a list")
         unknown = [name for name in names or () if name is not None and name not in labels]
@@ -245,10 +247,25 @@ def read_prompts(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
     return Prompts(boxes, masks, None if names is None else [-1 if x is None else labels[x] for x in names])
 
 
+def size_of_mask(rle: dict) -> tuple[int, int]:
+    """(height, width) of a mask as RLE.
+
+    Raises:
+        ValueError: it has none, or is too large.
+    """
+    size = rle.get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError("each mask must be an RLE with size, [height, width], and counts")
+    if size[0] * size[1] > MASK_SIZE:
+        raise ValueError(f"a mask is {size[0]}x{size[1]}")
+    return size[0], size[1]
+
+
 def resized_mask(rle: dict, size: tuple[int, int]) -> Tensor:
     """A mask as RLE, bool `[H, W]` of the image's (height, width)."""
-    height, width = (int(side) for side in rle["size"])
-    if not 0 < height * width <= MASK_SIZE:
-        raise ValueError(f"a mask is {height}x{width}")
+    height, width = size_of_mask(rle)
+    if abs(height - width * size[0] / size[1]) > 1 and abs(width - height * size[1] / size[0]) > 1:
+        sizes = [f"{tall}x{wide}" for tall, wide in ((height, width), size)]
+        raise ValueError(f"a mask is {sizes[0]}, the image as it is shown {sizes[1]} (height x width)")
     mask = torch.from_numpy(decode_segmentation(rle, height, width)).float()
     return F.interpolate(mask[None, None], size=size, mode="nearest")[0, 0] > 0

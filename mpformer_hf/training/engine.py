@@ -161,7 +161,7 @@ class FineTuner:
         output folder are not those of the checkpoint's best score, the next score is the best.
 
         Raises:
-            ValueError: it cannot be loaded, or the dataset has another number of images.
+            ValueError: it cannot be loaded, or the dataset has another number of images or other classes.
         """
         state = load_checkpoint(self.accelerator, checkpoint, self.ema)
         self.accelerator.step = 0  # passes of a step: their number may have changed
@@ -169,6 +169,9 @@ class FineTuner:
         images = state.pop("training_images")
         if images != self.run["training_images"]:
             raise ValueError(f"{checkpoint}: the run had {images} training images, now {self.run['training_images']}.")
+        classes = state.pop("classes", self.run["classes"])
+        if classes != self.run["classes"]:
+            raise ValueError(f"{checkpoint}: the run had the classes {', '.join(classes)}, which the dataset changed.")
         for name, value in state.items():
             setattr(self, name, value)
         stored = read_json(self.output / RESULTS) if (self.output / RESULTS).is_file() else {}

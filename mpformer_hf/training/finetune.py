@@ -198,7 +198,7 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     size = run_args.per_device_eval_batch_size
     eval_loader = evaluation_loader(eval_split, processor, accelerator, size, with_loss)
     loaders = (train_loader, eval_loader)
-    run = {"arguments": flags, "training_images": length}
+    run = {"arguments": flags, "training_images": length, "classes": train_split.labels.names}
     recipe = (optimization, args.speed, run_args)
     given = (model, processor, *recipe, accelerator, *loaders, output, total, checkpoint, run)
     tuner = FineTuner(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import read_json
+from ..utils.files import read_json, read_text
 from ..utils.recipes import as_flags
 from .arguments import DEFAULT_RECIPE, STARTS, parse_arguments
 from .run_folder import EVALUATIONS, LOG, RESULTS
@@ -64,7 +64,7 @@ def read_lines(file: Path) -> list[dict]:
         ValueError: it is empty, or a line is not a mapping with a step.
     """
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in read_text(file).splitlines()]
         if not rows or not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
             raise ValueError("it has no lines, or lines without a step")
     except (OSError, ValueError, RecursionError) as error:

@@ -24,7 +24,9 @@ OTHER_IMAGE_SUFFIXES = (
     *(".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf", ".jxl"),
     *(".svg", ".psd", ".tga", ".dcm", ".nii", ".czi", ".svs"),
 )
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"),
+)
 TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
 
 
@@ -151,6 +153,8 @@ def write_new_folder(path: Path) -> Iterator[Path]:
     check_new_folder(path)
     exists = path.is_dir()
     temporary = path / ".writing" if exists else path.with_name(f".writing-{path.name}")
+    if temporary.is_symlink():
+        temporary.unlink()  # else its folder would be emptied
     lock = lock_folder(temporary)
     try:
         for left in temporary.iterdir():
@@ -228,13 +232,13 @@ def lock_folder(folder: Path, part: str = "", patience: float = 0.0) -> FileLock
         patience: seconds to wait for the lock.
 
     Raises:
-        ValueError: it is a file, has links to other folders, or another process uses it.
+        ValueError: it is a file, has links that lead out of it, or another process uses it.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Output folder {folder} is a file; choose another one.")
     folder.mkdir(parents=True, exist_ok=True)
     for entry in folder.iterdir():
-        if entry.is_symlink() and entry.is_dir() and not is_inside(entry, (os.path.realpath(folder),)):
+        if entry.is_symlink() and not is_inside(entry, (os.path.realpath(folder),)):
             raise ValueError(f"{entry} is a link that leads out of the output folder; remove it.")
     lock = FileLock(folder / f"{LOCK}{part}")
     try:

@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -20,7 +21,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
+        twice = next((key for key, count in Counter(map(str, keys)).items() if count > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)

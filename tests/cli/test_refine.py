@@ -1,6 +1,7 @@
 """`mpformer refine`: boxes of a COCO file become masks; broken annotations are listed; runs resume."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -88,6 +89,16 @@ def test_boxes_become_masks(files, capsys):
     expected = predictor.refine(photo, masks=given, labels=[0, -1, 0], limits=limits)
     assert [row["segmentation"] for row in rows[:3]] == [encode_rle(mask.numpy()) for mask in expected["segmentation"]]
     assert sorted(file.name for file in (folder / "out" / "overlays").iterdir()) == ["a_0.png", "b_1.png"]
+
+
+def test_photos_are_found_as_training_finds_them(files):
+    folder, before = files
+    expected = run(folder)
+    for image, name in zip(before["images"], ("images/a.png", "C:\\photos\\b.png"), strict=True):
+        image["file_name"] = name
+    (folder / "boxes.json").write_text(json.dumps(before))
+    shutil.rmtree(folder / "out")
+    assert run(folder)["annotations"] == expected["annotations"]
 
 
 def test_it_resumes_and_refuses_other_settings(files):
@@ -230,7 +241,7 @@ def test_invalid_labels_of_yolo(yolo):
         ("0.5 0.5 0.5 0.1 0.1", "has class 0.5, expected an integer"),
         ("0 0.5 0.5 0.1", "has 3 coordinates"),
         ("0 0.5 0.5 7 0.1 0.2 0.3", "has coordinates outside of 0 to 1"),
-        (b"\xff\xfe0", "a.txt is not a text file"),
+        (b"\xff\xfe0", "a.txt cannot be read"),
     ):
         (yolo / "labels" / "a.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(SystemExit, match=message):

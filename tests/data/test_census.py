@@ -78,7 +78,8 @@ def test_dark_turned_long_and_tiny(tmp_path):
     told = list(census.doubts())
     assert told[0].startswith("most objects have less than 4 pixels")
     assert told[1] == "1 images are long and narrow, such as 300x10: cut them into tiles"
-    assert told[2].startswith("1 images of 16 bits have no value above 4000, so they are nearly black")
+    assert told[2] == "1 images are turned by their EXIF data: are their labels too? --output draws them"
+    assert told[3].startswith("1 images of 16 bits have no value above 4000, so they are nearly black")
 
 
 def test_a_sample_is_from_all_over_and_goes_on_until_there_is_an_object(tmp_path):

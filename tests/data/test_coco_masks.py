@@ -96,3 +96,9 @@ def test_rle_of_segments_equals_that_of_their_masks(seed):
         mask = (layers == segment).any(0)
         assert np.array_equal(decode_segmentation(rle, *size), mask)
         assert rle == encode_rle(mask)
+
+
+def test_outlines_without_end_are_refused():
+    zigzag = [value for i in range(3000) for value in (4000 * (i % 2), i)]
+    with pytest.raises(ValueError, match=r"whose outline is 1[12],\d{3},\d{3} pixels long, at most 4,194,304"):
+        decode_segmentation([zigzag], 4000, 4000)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mpformer_hf import MPFormerImageProcessor, draw_segmentation
 from mpformer_hf.cli.main import main as mpformer
@@ -122,3 +122,23 @@ def test_contours_and_neighbours_by_parts_are_those_of_whole_masks():
             assert touches(part, part_of(other, 6)) == (near(mask, 3) & other).any()
     empty = part_of(np.zeros((9, 9), dtype=bool), 3)
     assert not contour(empty, 1).any() and not touches(empty, part_of(masks[0], 3))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_results_of_the_pipeline_are_drawn_on_the_turned_photo(orientation, tmp_path):
+    photo = Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3).astype(np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    photo.save(tmp_path / "a.png", exif=exif)
+    opened = Image.open(tmp_path / "a.png")
+    shown = ImageOps.exif_transpose(opened)
+    mask = Image.fromarray(np.zeros(shown.size[::-1], np.uint8))
+    found = [{"label": "a", "score": 0.9, "mask": mask}]
+    drawn = draw_segmentation(opened, found, {0: "a"}, legend=False)
+    assert drawn.tobytes() == draw_segmentation(shown.convert("RGB"), found, {0: "a"}, legend=False).tobytes()
+
+
+def test_a_photo_of_sixteen_bits_is_not_drawn_white():
+    values = np.full((40, 60), 20000, dtype=np.uint16)
+    drawn = draw_segmentation(Image.fromarray(values), np.zeros((40, 60), np.int64) - 1, {0: "a"}, legend=False)
+    assert np.array(drawn).max() == 20000 >> 8

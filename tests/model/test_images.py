@@ -105,7 +105,7 @@ def test_an_animation_gives_its_first_frame(tmp_path):
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_unknown_ranges_are_refused(mode):
-    with pytest.raises(ValueError, match=f"has mode {mode}, expected 8 or 16 bits"):
+    with pytest.raises(ValueError, match=f"has mode {mode} .32 bits, signed or floats., expected unsigned values"):
         to_rgb(Image.new(mode, (4, 4)))
     with pytest.raises(ValueError, match="expected an image, got str"):
         to_rgb("photo.jpg")
@@ -222,3 +222,64 @@ def test_pages_that_are_left_out_are_said_once(tmp_path, caplog):
     for _ in range(2):
         assert torch.equal(read_image(tmp_path / "a.tif"), to_rgb(pages[0]))
     assert caplog.text.count("A TIFF has several pages: the first is used") == 1
+
+
+def test_a_page_of_another_kind_does_not_matter(tmp_path):
+    second = Image.fromarray(np.zeros((4, 4), np.float32))
+    Image.fromarray(gradient()).save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    where = content.rindex(struct.pack("<HHII", 258, 3, 1, 32))  # bits of the second page
+    content[where : where + 12] = struct.pack("<HHII", 258, 3, 1, 13)
+    with Image.open(io.BytesIO(content)) as image, pytest.raises(Exception, match="unknown pixel mode"):
+        image.seek(1)
+    assert torch.equal(read_image(io.BytesIO(content)), to_rgb(Image.fromarray(gradient())))
+
+
+@pytest.mark.parametrize("depth, refused", [(8, False), (12, True), (16, True)])
+def test_jpeg_2000_of_many_bits_is_refused(depth, refused, tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(buffer, "JPEG2000")
+    content = bytearray(buffer.getvalue())
+    where = content.index(b"\xff\x51") + 40  # bits of the channels - 1
+    for channel in range(3):
+        content[where + 3 * channel] = depth - 1
+    if refused:
+        with pytest.raises(ValueError, match="a JPEG 2000 of more than 8 bits a channel"):
+            open_image(io.BytesIO(content))
+    else:
+        assert (np.array(open_image(io.BytesIO(content))) == 255).all()
+
+
+def test_values_that_would_be_misread_are_refused(tmp_path):
+    grey = Image.fromarray(gradient()[..., 0])
+    grey.save(tmp_path / "signed.tif", tiffinfo={339: 2})
+    with pytest.raises(ValueError, match="a TIFF of signed values; save it as unsigned ones"):
+        open_image(tmp_path / "signed.tif")
+    with pytest.raises(ValueError, match=r"floats from 0 to 1\.0001: clip them to 1, or give values of 0 to 255"):
+        to_eight_bits(np.linspace(0, 1.0001, 12).reshape(2, 2, 3))
+    assert (
+        to_eight_bits(np.array([[[0.0, 0.5, 1.0]]])).max() == 255 and to_eight_bits(np.full((1, 1, 3), 9.0)).max() == 9
+    )
+    with pytest.raises(ValueError, match=r"mode I \(32 bits, signed or floats\)"):
+        to_rgb(Image.fromarray(np.zeros((2, 2), np.int32)))
+
+
+def test_pgm_of_sixteen_bits(tmp_path):
+    values = np.arange(0, 65536, 1366, dtype=np.uint16).reshape(6, 8)
+    (tmp_path / "a.pgm").write_bytes(b"P5 8 6 65535\n" + values.astype(">u2").tobytes())
+    assert torch.equal(read_image(tmp_path / "a.pgm")[0], torch.from_numpy((values >> 8).astype(np.uint8)))
+
+
+def test_the_tiles_of_a_tiff_count_as_its_pixels(tmp_path):
+    tags = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 277: 1, 322: 30000, 323: 30000, 324: 200, 325: 16}
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4)
+    with pytest.raises(ValueError, match="it has 900,000,000 pixels, at most 1,000 are allowed"):
+        open_image(io.BytesIO(content.ljust(300, b"\0")), largest=1000)
+
+
+def test_heic_is_named_and_arrays_of_another_byte_order_are_read():
+    with pytest.raises(ValueError, match="it is a HEIC of a phone, which is not read; convert it to JPEG"):
+        open_image(io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)))
+    values = np.arange(0, 65536, 2048, dtype=np.uint16).reshape(4, 8)
+    assert (to_eight_bits(values.astype(">u2")) == values >> 8).all()

@@ -234,6 +234,12 @@ def test_boxes_and_masks_are_refined(service):
         ({"boxes": [[70, 70, 90, 90]]}, "outside"),
         ({"boxes": boxes, "labels": ["cow", None]}, "labels must be a class name or null"),
         ({"masks": [{"size": [10**6, 10**6], "counts": [1]}]}, "a mask is 1000000x1000000"),
+        (
+            {"masks": 7 * [{"size": [4096, 4096], "counts": [0, 1 << 24]}]},
+            "the masks have more than 100,000,000 pixels",
+        ),
+        ({"masks": [{"size": [30, 60], "counts": [1800]}]}, "a mask is 30x60, the image as it is shown"),
+        ({"masks": [{"size": "ab", "counts": [1]}]}, "each mask must be an RLE with size"),
     ):
         answer = refine(prompts)
         assert answer.status_code == 422 and message in answer.json()["detail"], answer.text

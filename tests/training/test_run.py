@@ -99,6 +99,13 @@ def test_a_dataset_dict_is_read_as_the_hub_dataset(shapes):
         open_dataset(memory, "test")
 
 
+def turned_photo():
+    """A photo of a phone that was held upside down."""
+    image = Image.new("RGB", (5, 4))
+    image.getexif()[274] = 3
+    return image
+
+
 @pytest.mark.parametrize(
     "example, message",
     [
@@ -108,6 +115,7 @@ def test_a_dataset_dict_is_read_as_the_hub_dataset(shapes):
         ((np.zeros((4, 5, 3), np.uint8), np.full((4, 5), -1)), "values from -1 to -1, expected 0 to 65535"),
         ((np.zeros((4, 5, 3), np.uint8), np.zeros((2, 4, 5)), [1]), r"masks are \(2, 4, 5\), expected \(1, 4, 5\)"),
         ((None, np.zeros((4, 5), int)), "got NoneType"),
+        ((turned_photo(), np.zeros((4, 5), int)), "turned by its EXIF data, .*: give ImageOps.exif_transpose"),
     ],
 )
 def test_examples_of_another_form_are_named(example, message):

@@ -41,8 +41,7 @@ def read_values(file: Path) -> list[dict]:
     if file.name != "_classes.csv":
         names = [name for name in read_lines(file) if name != "__ignore__"]
         return [{"id": i, "name": name, "isthing": int(i > 0)} for i, name in enumerate(names)]
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(opened) if row]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(read_lines(file)) if row]
     wrong = next((row for row in rows[1:] if len(row) != 2 or not row[0].isdecimal()), None)
     if wrong or len(rows) < 2:
         raise ValueError(f"{file} has the line {wrong}, expected a value and a name after a line of titles.")

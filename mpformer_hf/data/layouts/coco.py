@@ -160,14 +160,16 @@ def take_bad_images(content: dict, file: Path) -> list[str]:
     return [f"{image['file_name']} in {file.name}: {image['problem']}" for image in bad]
 
 
-def check_crowds(annotations: list[dict], file: Path) -> None:
-    """Say how many objects are not trained on.
+def check_crowds(annotations: list[dict], file: Path, task: str) -> None:
+    """Say how many objects are not trained on. In semantic segmentation, crowds are as good as other objects.
 
     Raises:
         ValueError: all are crowds, or there are none.
     """
     if not annotations:
         raise ValueError(f"{file} has no annotations.")
+    if task == "semantic":
+        return
     crowds = sum(bool(row.get("iscrowd")) for row in annotations)
     text = f"{file}: {crowds} of {len(annotations)} objects are crowds (iscrowd 1), which are not trained on"
     hint = "; CVAT writes masks of its brush so: export polygons, or set iscrowd to 0"
@@ -221,7 +223,10 @@ def keep_split(content: dict, split: str) -> None:
     if not all(groups) or len(set(map(frozenset, groups))) < 2:
         return
     pairs = zip(content["images"], groups, strict=True)
+    total = len(content["images"])
     content["images"] = [row for row, words in pairs if words & names_of_split(split)]
+    text = "%d of %d images are in folders whose names have the word of split %s."
+    logger.info(text, len(content["images"]), total, split)
     kept = {row["id"] for row in content["images"]}
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
     content["of_split"] = True
@@ -269,7 +274,9 @@ class FileFinder:
         if len(found) > 1 and not is_map:
             found = [path for path in found if not words_of(str(path.parent)) & LABEL_FOLDERS] or found
         if len(found) > 1:
-            found = [path for path in found if Path(plain(str(path))).parts == parts] or found
+            exact = [path for path in found if Path(plain(str(path))).parts == parts]
+            depth = min(len(path.parts) for path in found)
+            found = exact or [path for path in found if len(path.parts) == depth]
         if len(found) != 1:
             if found:
                 raise ValueError(f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}.")
@@ -289,15 +296,15 @@ SIGNATURES = {  # texts at the beginning of JSON files of annotation tools that 
     "Segments.ai": ('"task_type": "segmentation', '"segmentation_bitmap_file"'),
     "Scale": ('"callback_url"',),
     "Labelbox": ('"Labeled Data"', '"data_row"'),
-    "CreateML": ('"coordinates"',),
-    "GeoJSON": ('"FeatureCollection"', '"features"'),
+    "GeoJSON": ('"FeatureCollection"',),
+    "CreateML": ('"coordinates": {', '"coordinates":{'),
 }
 
 
 def tool_of(file: Path) -> str | None:
     """Name of the annotation tool whose own JSON a file is; None if it may be COCO's."""
     start = file_start(file)
-    if COCO_KEYS.search(start):
+    if COCO_KEYS.search(start) and not start.lstrip("\ufeff \r\n\t").startswith("["):
         return None
     return next((tool for tool, texts in SIGNATURES.items() if any(text in start for text in texts)), None)
 
@@ -374,7 +381,8 @@ class Coco(FolderLayout):
 
         def image_columns(image: dict) -> dict:
             """Path, id and name, and the size [height, width] in the JSON, which is compared with the file's."""
-            size = [image["height"], image["width"]] if "height" in image and "width" in image else None
+            stated = [image.get("height"), image.get("width")]
+            size = None if None in stated else stated
             path = str(finder.find(image["file_name"], is_map=False))
             named = {"image": path, "size": size, "image_id": image["id"], "file_name": image["file_name"]}
             return named | completeness[image["id"]]
@@ -402,7 +410,7 @@ class Coco(FolderLayout):
                 ]
             )
         else:
-            check_crowds(content["annotations"], file)
+            check_crowds(content["annotations"], file, task)
             objects: dict[int, list] = {key: [] for key in images}
             for row in content["annotations"]:
                 objects[row["image_id"]].append({key: row[key] for key in OBJECT if row.get(key) is not None})

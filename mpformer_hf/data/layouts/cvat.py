@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from ...model.label_maps import encode_rle
-from ...utils.files import files_below, read_text
+from ...utils.files import file_start, files_below, read_text
 from ..split_names import names_of_split, words_of
+from .coco import FileFinder
 from .tools import UNREADABLE, Collected, ToolLayout, ellipse, rectangle, turned, unreadable
 
 LARGEST = 1 << 30  # pixels of an image
@@ -37,7 +38,8 @@ class CvatXml(ToolLayout):
     needs = "annotations.xml"
 
     def files(self, folder: Path) -> list[Path]:
-        return sorted(file for file in files_below(folder) if file.name == "annotations.xml")
+        files = (file for file in files_below(folder) if file.suffix == ".xml")
+        return sorted(file for file in files if file.name == "annotations.xml" or "<annotations>" in file_start(file))
 
     def load(self, folder: Path, files: list[Path], split: str) -> list[dict]:
         roots = [read_xml(file) for file in self.files(folder)]
@@ -47,13 +49,14 @@ class CvatXml(ToolLayout):
         return [self.collect(folder, file, split).content(dict.fromkeys(listed)) for file in files]
 
     def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
-        root = read_xml(file)
+        root, finder = read_xml(file), FileFinder(folder, file)
         if root.find("track") is not None:
             raise ValueError(f"{file} has tracks of a video: export it as CVAT for images.")
         images = root.findall("image")
+        collected, names = Collected(file), Counter(image.get("name") for image in images)
         if split is not None and {image.get("subset") for image in images} - {None, "", "default"}:
             images = [image for image in images if words_of(image.get("subset") or "") & names_of_split(split)]
-        collected, names = Collected(file), Counter(image.get("name") for image in root.findall("image"))
+            collected.of_split = True
         for image in images:
             subset = image.get("subset") if names[image.get("name")] > 1 else None  # the folder of one of equal names
             try:
@@ -62,6 +65,7 @@ class CvatXml(ToolLayout):
             except UNREADABLE as error:
                 raise unreadable(file, f"the image {image.get('name')}", error) from error
             try:
+                self.check_size(self.size_of(finder, collected.images[number]), collected.images[number])
                 self.add(image, number, collected)
             except UNREADABLE as error:
                 collected.mark_bad(number, error)

@@ -183,9 +183,9 @@ def leave_out_missing(folder: FolderSplit, skip: bool) -> FolderSplit:
 
 def make_rows(rows: list[dict], **features) -> Dataset:
     """Rows of paths and values. Columns that are not in `COLUMNS` need a feature. Ids of images are integers, or texts
-    if not all are integers; where two images would have one id, ids and names are paths from their common folder."""
-    if len({row["image_id"] for row in rows}) < len(rows):
-        paths = [Path(row["image"] if isinstance(row["image"], str) else row["text"]) for row in rows]
+    if not all are integers; where two images would have one id or name, both are paths from their common folder."""
+    if any(len({row[name] for row in rows}) < len(rows) for name in ("image_id", "file_name")):
+        paths = [path_of_row(row) for row in rows]
         root = os.path.commonpath([path.parent for path in paths])
         for row, path in zip(rows, paths, strict=True):
             row["image_id"] = row["file_name"] = path.relative_to(root).as_posix()
@@ -196,6 +196,12 @@ def make_rows(rows: list[dict], **features) -> Dataset:
         return Dataset.from_list(rows, features=Features({name: known[name] for name in rows[0]}))
     except UnicodeEncodeError as error:
         raise ValueError(f"{error.object!a} is no name in UTF-8; rename the file.") from error
+
+
+def path_of_row(row: dict) -> Path:
+    """File of the image of a row, or that of its text if the image is in it."""
+    image = row["image"] if isinstance(row["image"], str) else row["image"]["path"]
+    return Path(image or row["text"])
 
 
 def row_of(image: Path, **columns) -> dict:

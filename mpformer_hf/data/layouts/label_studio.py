@@ -1,12 +1,12 @@
 """Label Studio: its own JSON of tasks, with brush masks."""
 
+import base64
 import re
 import urllib.parse
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ...model.images import read_size
 from ...model.label_maps import encode_rle
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
 from .coco import FileFinder, plain, tool_of
@@ -69,7 +69,10 @@ def labels_of(result: dict) -> list[str]:
 
 
 def path_of(url: str) -> str:
-    """Path of a file of a task: of a URL, perhaps signed, or behind `?d=` of a local file."""
+    """Path of a file of a task: of a URL, perhaps signed, behind `?d=` of a local file, or in `fileuri=` of a proxy."""
+    if "fileuri=" in url:  # the address in the storage, in base 64
+        coded = url.partition("fileuri=")[2].partition("&")[0]
+        url = base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)).decode(errors="replace")
     url, given, local = url.partition("?d=")
     plain_url = local if given else url.partition("?")[0] if "://" in url else url
     return urllib.parse.unquote(plain_url.partition("://")[2] or plain_url)
@@ -104,14 +107,12 @@ class LabelStudio(ToolLayout):
                 sized = next((row for row in results if "original_width" in row), None)
                 size = sized and (sized["original_height"], sized["original_width"])
                 image = collected.add_image(self.file_name(task["data"], finder), size)
-                real = self.size_of(finder, collected.images[image]["file_name"])
+                real = self.size_of(finder, collected.images[image])
             except UNREADABLE as error:
                 raise unreadable(file, f"task {task.get('id')}", error) from error
             try:
                 labelled = {result.get("id") for result in results if labels_of(result)} - {None}
-                if size and real and tuple(size) != real:  # before brushes are decoded at the size that the file states
-                    sizes = ["x".join(map(str, shape)) for shape in (real, size)]
-                    raise ValueError(f"the image is {sizes[0]}, but {sizes[1]} in the annotations (height x width)")
+                self.check_size(real, collected.images[image])  # before brushes are decoded at the size that is stated
                 for result in results:
                     if labels_of(result) and real:
                         self.add(result, image, collected)
@@ -133,14 +134,6 @@ class LabelStudio(ToolLayout):
         if not path.lstrip("/").startswith("data/upload/"):
             return path.lstrip("/")
         return name if plain(name) in finder.below or not UPLOAD.match(name) else UPLOAD.sub("", name)
-
-    def size_of(self, finder: FileFinder, name: str) -> tuple[int, int] | None:
-        """(height, width) of an image, None if it does not exist or cannot be read, which is reported later."""
-        try:
-            width, height = read_size(finder.find(name, is_map=False))
-        except ValueError:
-            return None
-        return height, width
 
     def add(self, result: dict, image: int, collected: Collected) -> None:
         """Add an object. Coordinates are percents of the sides. A shape with separate labels has two results;

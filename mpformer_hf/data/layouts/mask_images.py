@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from datasets import Value
 
-from ...model.images import displayed_size, is_not_black, open_image
+from ...model.images import PHOTOMETRIC, displayed_size, is_not_black, open_image
 from ..labels import Labels
 from ..segments import LOSSY, ObjectMask, Reader, Segments, from_objects, read_map
 from ..split_names import ALL_SPLITS, words_of
@@ -181,13 +181,18 @@ def ids_reader(labels: Labels) -> Reader:
         ValueError: there is more than one class.
     """
     check_one_class(labels)
+    told = False
 
     def read(row: dict) -> Segments:
+        nonlocal told
         map_ = read_map(row["label"])
         ids, areas = np.unique(map_[map_ != 0], return_counts=True)
         if len(ids) > SOFT and ids[-1] in (255, 65535) and 2 * areas[-1] > areas.sum():
             raise ValueError(f"the label is a soft mask of up to {ids[-1]}, expected ids of objects, 1, 2, ...")
         ids = ids.tolist()
+        if ids in ([255], [65535]) and not told:
+            told = True
+            logger.warning("A map of instance ids has 0 and %d only: as a mask, all its objects would be one.", ids[0])
         return Segments(torch.from_numpy(map_), dict.fromkeys(ids, 0))
 
     return read
@@ -215,6 +220,8 @@ def mask_of_one_object(file: Path) -> np.ndarray:
         ValueError: it has more than one other value, or may have, since it is compressed with losses.
     """
     image = open_image(file)
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        raise ValueError(f"{file} is a TIFF in which 0 is white, so it may be inverted; save it with 0 as black")
     if image.format in LOSSY:
         raise ValueError(f"{file} is a {image.format}, whose compression blurs masks; masks must be PNG or TIFF")
     mask = is_not_black(image)

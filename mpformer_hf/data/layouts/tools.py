@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ...model.images import read_size
 from ..coco_checks import mark_bad_images
-from .coco import Coco
+from .coco import Coco, FileFinder
 
 logger = logging.getLogger(__name__)
 CIRCLE = np.linspace(0, 2 * np.pi, 65)[:-1]
@@ -47,6 +48,7 @@ class Collected:
         self.annotations: list[dict] = []
         self.classes: dict[str, int] = {}
         self.boxes = self.ignored = self.without_annotation = self.several = 0
+        self.of_split = False  # whether other splits were left out
 
     def add_image(self, name: str, size: tuple[int, int] | None = None) -> int:
         """Add an image; returns its id. `size`: (height, width)."""
@@ -81,7 +83,8 @@ class Collected:
         order = {old: names.index(name) for name, old in self.classes.items()}
         annotations = [{**row, "category_id": order[row["category_id"]]} for row in self.annotations]
         categories = [{"id": i, "name": name, "by_name": True} for i, name in enumerate(names)]
-        content = {"images": self.images, "annotations": annotations, "categories": categories}
+        content: dict[str, Any] = {"images": self.images, "annotations": annotations, "categories": categories}
+        content |= {"of_split": True} if self.of_split else {}
         mark_bad_images(content, self.file)
         if self.ignored:
             logger.warning("%s: %d shapes without an area (points, lines) are ignored.", self.file, self.ignored)
@@ -106,6 +109,25 @@ class ToolLayout(Coco):
     def collect(self, folder: Path, file: Path, split: str | None) -> Collected:
         """Content of a file; of all splits if `split` is None."""
         raise NotImplementedError
+
+    def size_of(self, finder: FileFinder, image: dict) -> tuple[int, int] | None:
+        """(height, width) of an image, None if it does not exist or cannot be read, which is reported later."""
+        try:
+            width, height = read_size(finder.find(image["file_name"], is_map=False))
+        except ValueError:
+            return None
+        return height, width
+
+    def check_size(self, real: tuple[int, int] | None, image: dict) -> None:
+        """Compare the size that a file states, if it does, with that of its image, before masks of it are decoded.
+
+        Raises:
+            ValueError: they differ.
+        """
+        stated = image.get("height"), image.get("width")
+        if real is not None and None not in stated and stated != real:
+            sizes = ["x".join(map(str, shape)) for shape in (real, stated)]
+            raise ValueError(f"the image is {sizes[0]}, but {sizes[1]} in the annotations (height x width)")
 
     def load(self, folder: Path, files: list[Path], split: str) -> list[dict]:
         """The classes are those of all files of the folder, in alphabetical order, so that all splits have the same."""

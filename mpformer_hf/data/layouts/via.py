@@ -115,7 +115,8 @@ def label_of(region: dict, attribute: str | None, names: dict) -> str:
     if attribute is None:
         return "object"
     value = (region.get("region_attributes") or {}).get(attribute)
-    chosen = [key for key, on in value.items() if on] if isinstance(value, dict) else [value] if value else []
+    single = [] if value in (None, "") else [value]
+    chosen = [key for key, on in value.items() if on] if isinstance(value, dict) else single
     if not chosen:
         raise ValueError(f"a region has no value of the attribute {attribute}")
     return " ".join(str(names.get(str(key)) or key) for key in chosen)

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Value
 
 from ...model.images import displayed_size
-from ...utils.files import IMAGE_SUFFIXES, ROOTS, check_inside, files_below, read_yaml
+from ...utils.files import IMAGE_SUFFIXES, ROOTS, check_inside, files_below, read_text, read_yaml
 from ..coco_masks import decode_part
 from ..labels import Labels
 from ..segments import ObjectMask, Reader, Segments, from_objects
@@ -25,11 +25,7 @@ def read_labels_lines(file: Path) -> list[tuple[int, int, list[float]]]:
         ValueError: the file is not text, a line is not numbers, or its class is not an integer.
     """
     lines = []
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text file") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -112,6 +108,8 @@ def names_of(content, file: Path) -> dict[int, str]:
         raise ValueError(f"{file} must have names by numbers of at least 0, it has {str(wrong[0])[:40]!r}.")
     if wrong := [name for name in names.values() if isinstance(name, (list, dict)) or name is None]:
         raise ValueError(f"{file}: the names of classes must be texts.")
+    if wrong := [name for name in names.values() if isinstance(name, bool)]:
+        raise ValueError(f"{file} has a class that YAML reads as {wrong[0]}: put quotes around yes, no, on or off.")
     return {int(i): str(name) for i, name in names.items()}
 
 
@@ -183,6 +181,8 @@ class Yolo(FolderLayout):
         for entry in entries:
             entry = entry.replace("\\", "/")
             names = [entry, entry.removeprefix("../").removeprefix("./")]
+            if entry.startswith("/") or entry[1:2] == ":":  # of another machine
+                names += ["/".join(entry.split("/")[-parts:]) for parts in (3, 2)]
             places = [root / name for root in roots for name in names]
             place = next((place for place in places if place.is_dir() or place.is_file()), None)
             if place is None:

@@ -1,10 +1,11 @@
 """YOLO labels of detection as COCO annotations, for `mpformer refine`."""
 
 import logging
+import os
 from pathlib import Path
 
 from ...model.images import read_size
-from ...utils.files import IMAGE_SUFFIXES, files_below, read_yaml
+from ...utils.files import IMAGE_SUFFIXES, check_inside, files_below, read_text, read_yaml
 from .yolo import names_of, polygon_of, read_labels_lines
 
 logger = logging.getLogger(__name__)
@@ -15,11 +16,12 @@ def read_class_names(labels: Path) -> dict[int, str] | None:
     is neither.
 
     Raises:
-        ValueError: a file has no valid names.
+        ValueError: a file has no valid names, or is a link that leads out of its folder.
     """
     for folder in (labels, labels.parent, labels.parent.parent):
         for file, read in ((folder / "data.yaml", names_of_yaml), (folder / "classes.txt", names_of_lines)):
             if file.is_file():
+                check_inside(file, (os.path.realpath(folder),), hint="")
                 return read(file)
     return None
 
@@ -31,7 +33,7 @@ def names_of_yaml(file: Path) -> dict[int, str]:
 
 def names_of_lines(file: Path) -> dict[int, str]:
     """Names of `classes.txt`, a line each."""
-    return dict(enumerate(line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines()))
+    return dict(enumerate(line.strip() for line in read_text(file).strip().splitlines()))
 
 
 def size_of(file: Path) -> tuple[int, int]:
