@@ -142,6 +142,8 @@ def find_image_problems(images: list[dict]) -> Iterator[str]:
     for index, value in enumerate(ids):
         if value is None or not is_hashable(value):
             yield f"images[{index}] has no id"
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            yield f"images[{index}] has the id {value}, which has more than 64 bits"
     names = [row.get("file_name") for row in images]
     for key, values in (("id", ids), ("file_name", names)):
         counts = Counter(value for value in values if value is not None and is_hashable(value))

@@ -17,8 +17,11 @@ class ImageIds:
         try:
             images = [(image.get("file_name") or image["coco_url"], image["id"]) for image in content["images"]]
             self.names = {PurePosixPath(name).parts: number for name, number in images}
+            wrong = [number for _, number in images if not isinstance(number, (int, str))]
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} has no list of images with id and file_name.") from error
+        if wrong:
+            raise ValueError(f"{file} has the id {wrong[0]!r} of an image, expected an integer or a text.")
         if len(self.names) < len(content["images"]):
             raise ValueError(f"{file} has a file_name twice.")
         self.ends: dict[tuple[str, ...], list[int]] = {}

@@ -123,11 +123,14 @@ def join(parts: Sequence[SegmentationDataset], args: DataArguments) -> JoinedDat
     """Datasets as one, see `JoinedDataset`.
 
     Raises:
-        ValueError: their classes do not fit, see `join_labels`, or `synonyms` is no file of texts.
+        ValueError: their classes do not fit, see `join_labels`, or `synonyms` is no file of names of theirs.
     """
     sources = (args.dataset_name, *args.join)
     synonyms = check_texts(read_json(Path(args.synonyms)), args.synonyms) if args.synonyms else {}
     labels = join_labels([part.labels for part in parts], synonyms, sources, args.task)
+    known = {name for part in parts for name in part.labels.names}
+    if unknown := sorted(set(synonyms) - known):
+        raise ValueError(f"synonyms has the name {unknown[0]!r}, which no dataset has.")
     names = [[synonyms.get(name, name) for name in part.labels.names] for part in parts]
     classes = tuple(tuple(labels.names.index(name) for name in own) for own in names)
     for label, name in enumerate(labels.names):

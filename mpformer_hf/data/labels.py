@@ -97,7 +97,7 @@ def read_dataset_json(args: DataArguments, name: str):
     if Path(dataset).is_dir():
         file = Path(dataset) / name
         check_inside(file, None if args.allow_outside_files else (os.path.realpath(dataset),))
-        return read_json(file) if file.is_file() else None
+        return read_json(file, unique=True) if file.is_file() else None
     try:
         return read_json(Path(hf_hub_download(dataset, name, repo_type="dataset")))
     except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError):

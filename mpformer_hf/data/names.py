@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..utils.files import read_json
+from ..utils.files import different_keys, read_json
 from .releases import RELEASES
 
 
@@ -15,13 +15,13 @@ def read_names(file: str | Path) -> dict:
     """
     if str(file).startswith("{"):
         try:
-            return check_names(json.loads(str(file)), "id2label")
+            return check_names(json.loads(str(file), object_pairs_hook=different_keys), "id2label")
         except json.JSONDecodeError as error:
             raise ValueError(f"id2label is not JSON: {error}.") from error
     if str(file) in RELEASES:
         return dict(enumerate(RELEASES[str(file)]["names"]))
     try:
-        return check_names(read_json(Path(file)), str(file))
+        return check_names(read_json(Path(file), unique=True), str(file))
     except ValueError as error:
         raise ValueError(f"id2label: {error}") from error
 

@@ -358,7 +358,6 @@ class Predictor:
             return segments_to_instances(joiner.joined(), size)
         return segments_to_panoptic(joiner.joined(), size, set(self.processor.label_ids_to_fuse))
 
-
     def in_batches(self, image: Tensor, boxes: list[Box]) -> Iterator[Any]:
         """The result of each window, or its class scores in semantic segmentation. All windows have one size, and
         several go through the model at once; their results, which are large, are made one by one."""

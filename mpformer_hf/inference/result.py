@@ -154,11 +154,12 @@ class Result:
             ValueError: the file is of another kind.
         """
         path = Path(path)
-        if path.suffix == ".json":
+        suffix = path.suffix.lower()
+        if suffix == ".json":
             write_json(self.as_dict(), path, indent=None)
-        elif path.suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif"):
+        elif suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"):
             kind: type = np.uint8 if len(self.id2label) <= 255 else np.uint16
-            picture = Image.fromarray(self.label_map.numpy().astype(kind)) if path.suffix == ".tif" else self.draw()
+            picture = Image.fromarray(self.label_map.numpy().astype(kind)) if suffix.startswith(".tif") else self.draw()
             with write_atomically(path) as temporary:
                 picture.save(temporary)
         else:

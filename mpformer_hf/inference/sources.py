@@ -44,7 +44,7 @@ def list_images(source: str, split: str | None, every: int, output: Path | None 
     Raises:
         ValueError: the source has no images, or has no splits and one is given.
     """
-    if source.startswith(("http://", "https://")):
+    if source.lower().startswith(("http://", "https://")):
         name = Path(source.split("?")[0]).name or "image"
         (unique,) = result_names([name])
         return [SourceImage(unique, 0, name, lambda: to_rgb(fetch_image(source)))]

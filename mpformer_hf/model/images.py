@@ -264,6 +264,8 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
         if image.format == "TIFF" and has_pages(file):
             say_that_pages_are_left_out()
             image = open_header(file)
+        if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+            say_that_frames_are_left_out()
         for bits, factor in (("L;2", 85), ("L;4", 17)):
             if bits in stored.split():
                 image.info[FACTOR] = factor
@@ -304,6 +306,12 @@ def say_that_it_is_dark() -> None:
 def say_that_pages_are_left_out() -> None:
     """Log, once in a process, that the first page of a TIFF is used."""
     logger.warning("A TIFF has several pages: the first is used, also of further ones; other pages may be channels.")
+
+
+@functools.lru_cache(maxsize=1)
+def say_that_frames_are_left_out() -> None:
+    """Log, once in a process, that the first frame of an animation is used."""
+    logger.warning("An image is an animation: its first frame is used, also of further ones.")
 
 
 def read_size(file: str | Path | BinaryIO) -> tuple[int, int]:
@@ -363,6 +371,7 @@ def image_errors() -> Iterator[None]:
         raise ValueError(f"it is not an image file ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
-        raise ValueError(f"it has more than {limit}; cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS") from error
+        raise ImageTooLarge(f"it has more than {limit}; cut it into parts") from error
     except Exception as error:
-        raise ValueError(f"it cannot be decoded: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"it cannot be decoded: {reason}") from error

@@ -193,8 +193,25 @@ def write_json(content, path: Path, indent: int | None = 2) -> None:
     write_text(json.dumps(content, indent=indent) + "\n", path)
 
 
-def read_json(path: Path):
+def different_keys(pairs: list[tuple[str, object]]) -> dict:
+    """A mapping of JSON.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def read_json(path: Path, unique: bool = False):
     """Content of a JSON file.
+
+    Args:
+        path: the file.
+        unique: whether keys may not be repeated; else the last one is used.
 
     Raises:
         ValueError: it cannot be read or is not JSON.
@@ -203,7 +220,8 @@ def read_json(path: Path):
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a regular file")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text, object_pairs_hook=different_keys if unique else None)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 

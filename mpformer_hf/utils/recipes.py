@@ -17,7 +17,12 @@ if not RECIPES.is_dir():
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML without tags that run code; a key that is given twice is an error."""
+    """Reads YAML without tags that run code; a key that is given twice is an error. Dates are texts."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        start: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

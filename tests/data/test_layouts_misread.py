@@ -11,7 +11,9 @@ from PIL import Image
 
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.coco_ids import ImageIds
 from mpformer_hf.data.layouts.yolo import names_of
+from mpformer_hf.data.names import read_names
 from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.data.segments import read_map
 from mpformer_hf.data.splits import check_splits
@@ -240,3 +242,42 @@ def test_other_names_of_files_of_cvat_and_label_studio(tmp_path):
     (tmp_path / "ls" / "project.json").write_text(json.dumps([task]))
     assert [row["file_name"] for row in read(tmp_path / "ls").rows] == ["bucket/a b.jpg"]
     assert len(read(tmp_path / "ls")[0][1].classes) == 1
+
+
+def test_names_and_ids_that_are_there_twice_or_are_none(tmp_path):
+    (tmp_path / "names.json").write_text('{"0": "a", "0": "b", "1": "c"}')
+    for given in (str(tmp_path / "names.json"), '{"0": "a", "0": "b", "1": "c"}'):
+        with pytest.raises(ValueError, match="the key '0' is there twice"):
+            read_names(given)
+    photos(tmp_path / "d", "a.jpg")
+    content = json.loads(coco(["a.jpg"], {1: "cat"}, 1))
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = 10**30
+    (tmp_path / "d" / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"has the id 10{30}, which has more than 64 bits"):
+        read(tmp_path / "d")
+    for wrong in (1.5, {"a": 1}):
+        (tmp_path / "ids.json").write_text(json.dumps({"images": [{"file_name": "a.jpg", "id": wrong}]}))
+        with pytest.raises(ValueError, match="of an image, expected an integer or a text"):
+            ImageIds(tmp_path / "ids.json")
+
+
+def test_synonyms_of_no_class_are_named(tmp_path):
+    for name in ("a", "b"):
+        photos(tmp_path / name, "0.jpg")
+        (tmp_path / name / "0.json").write_text(shapes_of("0.jpg"))
+    (tmp_path / "s.json").write_text('{"cats": "cat"}')
+    with pytest.raises(ValueError, match="synonyms has the name 'cats', which no dataset has"):
+        read(tmp_path / "a", join=[str(tmp_path / "b")], synonyms=str(tmp_path / "s.json"))
+
+
+def test_regions_of_label_studio_with_several_labels_are_counted(tmp_path, caplog):
+    photos(tmp_path, "a.jpg")
+    value = {"points": [[10, 10], [50, 10], [50, 50]], "polygonlabels": ["cat", "dog"], "closed": True}
+    size = {"original_width": WIDTH, "original_height": HEIGHT, "from_name": "l"}
+    other = {"points": value["points"], "labels": ["occluded"]}
+    results = [{"id": "r", "value": value, **size}, {"id": "r", "value": other, **size}]
+    task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"completed_by": 1, "result": results}]}
+    (tmp_path / "project.json").write_text(json.dumps([task]))
+    split = read(tmp_path)
+    assert split.labels.names == ["cat"] and len(split[0][1].classes) == 1
+    assert "2 regions have several labels; the first one is used" in caplog.text

@@ -256,7 +256,7 @@ def test_a_json_for_each_image(tmp_path):
     assert_masks(masks_of(split, 0), [("dog", box_mask(0, 0, 10, 10))])
     assert_masks(masks_of(split, 1), [("cat", box_mask(20, 20, 30, 35))])
     (tmp_path / "c.json").write_text(json.dumps(coco("a.png", "dog")))
-    with pytest.raises(ValueError, match=r"a\.json and c\.json in .* both have the image a\.png"):
+    with pytest.raises(ValueError, match=r"a\.json and .*c\.json both have the image a\.png"):
         read(tmp_path)
 
 

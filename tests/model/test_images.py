@@ -16,6 +16,7 @@ from mpformer_hf.model.images import (
     as_displayed,
     open_image,
     read_image,
+    say_that_frames_are_left_out,
     say_that_pages_are_left_out,
     to_eight_bits,
     to_rgb,
@@ -283,3 +284,12 @@ def test_heic_is_named_and_arrays_of_another_byte_order_are_read():
         open_image(io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)))
     values = np.arange(0, 65536, 2048, dtype=np.uint16).reshape(4, 8)
     assert (to_eight_bits(values.astype(">u2")) == values >> 8).all()
+
+
+def test_frames_that_are_left_out_are_said_once(tmp_path, caplog):
+    frames = [Image.fromarray(gradient()), Image.fromarray(255 - gradient())]
+    say_that_frames_are_left_out.cache_clear()
+    for suffix in ("gif", "png", "webp"):
+        frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+        assert read_image(tmp_path / f"a.{suffix}").shape == (3, 6, 8)
+    assert caplog.text.count("An image is an animation: its first frame is used") == 1

@@ -111,8 +111,8 @@ def merge_contents(contents: list[dict], files: list[Path]) -> dict:
         images = {}
         for row in content["images"]:
             if row["file_name"] in seen:
-                where = f"{seen[row['file_name']].name} and {file.name} in {file.parent}"
-                raise ValueError(f"{where} both have the image {row['file_name']}; leave one of the files.")
+                both = f"{seen[row['file_name']]} and {file}"
+                raise ValueError(f"{both} both have the image {row['file_name']}; remove one of the files.")
             seen[row["file_name"]] = file
             images[row["id"]] = len(merged["images"])
             classes = {key: renumbered(row[key], own) for key in (*LVIS, "annotated_classes") if key in row}
@@ -279,7 +279,9 @@ class FileFinder:
             found = exact or [path for path in found if len(path.parts) == depth]
         if len(found) != 1:
             if found:
-                raise ValueError(f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}.")
+                raise ValueError(
+                    f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}: keep one."
+                )
             return self.root / plain(name)  # is noticed with all others, see `leave_out_missing`
         return self.root / found[0]
 

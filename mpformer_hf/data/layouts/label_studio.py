@@ -113,9 +113,13 @@ class LabelStudio(ToolLayout):
             try:
                 labelled = {result.get("id") for result in results if labels_of(result)} - {None}
                 self.check_size(real, collected.images[image])  # before brushes are decoded at the size that is stated
+                added = set()
                 for result in results:
                     if labels_of(result) and real:
-                        self.add(result, image, collected)
+                        collected.many_labels += len(labels_of(result)) > 1 or result.get("id") in added
+                        if result.get("id") not in added:
+                            self.add(result, image, collected)
+                        added |= {result.get("id")} - {None}
                     elif REGION & set(result.get("value") or {}) and result.get("id") not in labelled:
                         raise ValueError("a region has no label")
             except UNREADABLE as error:

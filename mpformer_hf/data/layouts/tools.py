@@ -47,7 +47,7 @@ class Collected:
         self.images: list[dict] = []
         self.annotations: list[dict] = []
         self.classes: dict[str, int] = {}
-        self.boxes = self.ignored = self.without_annotation = self.several = 0
+        self.boxes = self.ignored = self.without_annotation = self.several = self.many_labels = 0
         self.of_split = False  # whether other splits were left out
 
     def add_image(self, name: str, size: tuple[int, int] | None = None) -> int:
@@ -92,6 +92,8 @@ class Collected:
             logger.warning("%s: %d rectangles are read as masks that fill them.", self.file, self.boxes)
         if self.without_annotation:
             logger.warning("%s: %d tasks have no annotation and are left out.", self.file, self.without_annotation)
+        if self.many_labels:
+            logger.warning("%s: %d regions have several labels; the first one is used.", self.file, self.many_labels)
         if self.several:
             text = "%s: %d tasks have several annotations; the ground truth is used, or else the first with regions."
             logger.warning(text, self.file, self.several)

@@ -1,5 +1,6 @@
 """Labels of YOLO segmentation: polygons relative to the image."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from ...utils.files import write_text
 from ..result_names import path_inside, plain_parts, result_name
 from .format import Category, ImageRecord, PredictionFormat
 from .polygons import mask_outlines, require_polygons
+
+logger = logging.getLogger(__name__)
 
 
 class Yolo(PredictionFormat):
@@ -43,16 +46,22 @@ class Yolo(PredictionFormat):
                 lines.append(f"{segment['label_id']} {' '.join(f'{value:.6f}' for value in points.flatten())}\n")
         write_text("".join(lines), self.file_of(record))
 
+    def finish(self, records: list[ImageRecord]) -> list[Path]:
+        of_two = [record.file_name for record in records if record.name != result_name(record.file_name)]
+        if of_two:
+            text = (
+                "%s: %d labels have the suffix of their image in their name, since two images would have the same; %s"
+            )
+            logger.warning(text, self.folder, len(of_two), "give the images other names, or YOLO will not find them.")
+        write_data_yaml({i: category.name for i, category in enumerate(self.categories)}, self.folder)
+        return [self.folder / "labels"]
+
     def outline(self, mask: np.ndarray) -> np.ndarray:
         """Outlines of the parts of a mask, bool `[H, W]`, as one polygon, `[points, 2]`: (x, y) in pixels."""
         path, *others = mask_outlines(mask)
         for ring in others:  # there and back again between the first points
             path = np.concatenate((path, ring, path[:1]))
         return path[:-1]
-
-    def finish(self, records: list[ImageRecord]) -> list[Path]:
-        write_data_yaml({i: category.name for i, category in enumerate(self.categories)}, self.folder)
-        return [self.folder / "labels"]
 
 
 def write_data_yaml(names: dict[int, str], folder: Path) -> None:
