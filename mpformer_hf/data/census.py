@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import check_shape
 from ..model.images import SIXTEEN_BITS, open_header, orientation_of
+from ..model.label_maps import count_ids
 from ..utils.progress import progress
-from .segments import Segments
+from .segments import Segments, among
 
 logger = logging.getLogger(__name__)
 SAMPLED = 24  # images of a split that are read for the table, unless all are asked for
@@ -193,7 +193,7 @@ def facts_of(dataset, index: int) -> ImageFacts:
         mode, pages, turned = file.mode, getattr(file, "n_frames", 1), orientation_of(file) != 1
         largest = int(np.array(file).max()) if mode in SIXTEEN_BITS else None
     height, width = image.shape[1:]
-    found = dict(zip(*(values.tolist() for values in segments.map.unique(return_counts=True)), strict=True))
+    found = count_ids(segments.map)
     areas = [(label, found.get(segment, 0)) for segment, label in segments.classes.items()]
     areas = [(label, area) for label, area in areas if area]
     void = 1 - covered(segments) / (height * width)
@@ -204,9 +204,7 @@ def facts_of(dataset, index: int) -> ImageFacts:
 
 def covered(segments: Segments) -> int:
     """Number of pixels that have a class."""
-    known = torch.tensor(list(segments.classes | segments.crowds), dtype=torch.int32)
-    layers = torch.isin(segments.map.view(-1, *segments.map.shape[-2:]), known)
-    return int(layers.any(0).sum())
+    return int(among(segments.map.view(-1, *segments.map.shape[-2:]), segments.classes | segments.crowds).sum())
 
 
 def take_census(dataset, task: str, sample: int | None = SAMPLED) -> Census:

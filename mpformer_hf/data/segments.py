@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ..model.images import FACTOR, PHOTOMETRIC, SIXTEEN_BIT_RGB
-from ..model.label_maps import encode_part
+from ..model.label_maps import count_ids, encode_part
 
 PADDING = -2  # id of pixels around an augmented image, which are background
 LOSSY = ("JPEG", "WEBP", "AVIF", "JPEG2000")  # formats whose compression may change values
@@ -87,7 +87,21 @@ class Segments:
 
 def among(layers: Tensor, ids: Collection[int]) -> Tensor:
     """Pixels `[H, W]` whose id in any of the layers `[L, H, W]` is one of `ids`."""
-    return torch.isin(layers, torch.tensor(sorted(ids), dtype=layers.dtype)).any(0)
+    return is_among(layers, ids).any(0)
+
+
+def is_among(layers: Tensor, ids: Collection[int]) -> Tensor:
+    """Which pixels of a map have one of some ids, bool of its shape. A table of the ids is many times faster than
+    `torch.isin`, unless they are far apart."""
+    known = torch.tensor(sorted(ids), dtype=torch.int64)
+    if not len(known) or not layers.numel():
+        return torch.zeros_like(layers, dtype=torch.bool)
+    low, high = (int(value) for value in layers.aminmax())
+    if high - low > max(1 << 16, layers.numel()):
+        return torch.isin(layers, known.to(layers.dtype))
+    table = torch.zeros(high - low + 1, dtype=torch.bool)
+    table[known[(known >= low) & (known <= high)] - low] = True
+    return table[layers - low]
 
 
 COMPLETENESS = ("annotated_classes", "complete")
@@ -219,4 +233,4 @@ def merge_by_class(segments: Segments) -> Segments:
     layers = segments.map.view(-1, *merged.shape)
     for segment, label in sorted((segments.classes | segments.crowds).items()):
         merged[(layers == segment).any(0)] = label
-    return Segments(merged, {int(label): int(label) for label in merged.unique() if label != VOID})
+    return Segments(merged, {label: label for label in count_ids(merged) if label != VOID})

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..model.images import displayed_size
+from ..model.label_maps import count_ids
 from .coco_checks import is_flag
 from .coco_masks import decode_part
 from .labels import Labels, as_rows
@@ -28,7 +29,7 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
 
     def read(row: dict) -> Segments:
         map_ = read_map(row[column])
-        present = np.unique(map_)
+        present = np.array(list(count_ids(map_)))
         grey = present // 65536
         was_grey = len(present) and present.max() > 255 and (present == grey * 65793).all()
         if was_grey and not ids & set(present[1:].tolist()):
@@ -66,7 +67,7 @@ def panoptic_reader(column: str, labels: Labels) -> Reader:
         classes: dict[int, int] = {}
         crowds: dict[int, int] = {}
         ignored_categories: set[int] = set()
-        present = set(np.unique(map_).tolist())
+        present = set(count_ids(map_))
         segments = as_rows(row["segments_info"])
         if not isinstance(segments, list):
             raise ValueError(f"segments_info is {segments!r}, expected a list")

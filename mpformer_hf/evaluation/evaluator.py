@@ -16,8 +16,10 @@ from ..data.dataset import SegmentationDataset
 from ..data.segments import Segments
 from ..data.writers.format import ImageRecord, PredictionFormat, describe_segments
 from ..inference.exported import Model
+from ..metrics.average_precision import as_rle
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import size_of
+from ..model.label_maps import encode_part
 from ..utils.files import write_atomically
 from ..utils.progress import progress
 from ..utils.threads import in_threads
@@ -274,11 +276,13 @@ def results_of(
 
 def instance_prediction(result: dict, threshold: float) -> dict:
     """All instances for the metric, and those of at least a score to draw."""
-    segments = result["segments_info"]
+    segments, masks = result["segments_info"], []
+    for mask, (x, y, width, height) in zip(result["segmentation"], (row["bbox"] for row in segments), strict=True):
+        masks.append(as_rle(encode_part(mask[y : y + height, x : x + width].numpy(), y, x, *mask.shape)))
     above = [index for index, segment in enumerate(segments) if segment["score"] >= threshold]
     return {
         "instance": {
-            "masks": result["segmentation"].numpy(),
+            "masks": masks,
             "label_ids": [segment["label_id"] for segment in segments],
             "scores": [segment["score"] for segment in segments],
         },

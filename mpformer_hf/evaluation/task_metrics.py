@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 
 from ..data.dataset import SegmentationDataset
 from ..data.labels import Labels
-from ..data.segments import VOID, Segments, among, merge_by_class
+from ..data.segments import VOID, Segments, among, is_among, merge_by_class
 from ..metrics.average_precision import AveragePrecision, as_rle
 from ..metrics.cityscapes_ap import CityscapesAveragePrecision
 from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
+from ..model.label_maps import count_ids
 
 TASK_METRICS = {  # scores that are single numbers, the main one first
     "semantic": ("mean_iou", "pixel_accuracy", "boundary_mean_iou"),
@@ -46,8 +46,8 @@ def panoptic_reference(segments: Segments) -> dict:
     """Segments to a dict of `segmentation` (0 = void) and `segments_info`, see `PanopticQuality`."""
     rows = [{"id": i, "label_id": label, "iscrowd": False} for i, label in segments.classes.items()]
     rows += [{"id": i, "label_id": label, "iscrowd": True} for i, label in segments.crowds.items()]
-    known = torch.tensor([row["id"] for row in rows], dtype=segments.map.dtype)
-    return {"segmentation": segments.map * torch.isin(segments.map, known), "segments_info": rows}
+    known = is_among(segments.map, [row["id"] for row in rows])
+    return {"segmentation": segments.map * known, "segments_info": rows}
 
 
 def classes_not_exhaustive(segments: Segments, labels: Iterable[int]) -> list[int]:
@@ -61,10 +61,10 @@ def instance_reference(segments: Segments, things: set[int]) -> dict:
     layers = segments.map.view(-1, *segments.map.shape[-2:])
     known = segments.classes | segments.crowds
     rows = [(segment, label) for segment, label in known.items() if label in things]
-    ignored = segments.ignored
-    if ignored is None:
-        ignored = frozenset(segments.map.unique().tolist()) - set(known) - segments.ignored_objects
-    void = torch.isin(layers, torch.tensor(sorted(ignored), dtype=layers.dtype)).all(0)
+    if segments.ignored is None:  # what is of no segment
+        void = ~among(layers, {*known, *segments.ignored_objects})
+    else:
+        void = is_among(layers, segments.ignored).all(0)
     return {
         "masks": segments.rles([segment for segment, _ in rows]),
         "label_ids": [label for _, label in rows],
@@ -79,11 +79,14 @@ def scored_instances(segments: Segments, things: set[int], predicted: Iterable[i
     and of the whole image for classes that were not annotated, for all classes if the image is not complete."""
     reference = instance_reference(segments, things)
     layers = segments.map.view(-1, *segments.map.shape[-2:])
-    ignored = among(layers, segments.ignored_objects).numpy()
-    every, part = as_rle(np.ones_like(ignored)), as_rle(ignored)
+    size, ignored = layers.shape[-2:], None
+    if segments.ignored_objects:
+        ignored = as_rle(among(layers, segments.ignored_objects).numpy())
     for label in sorted(set(predicted) & things):
-        mask = every if segments.not_exhaustive(label) else part
-        if mask is part and not ignored.any():
+        mask = (
+            as_rle({"size": [*size], "counts": [0, size[0] * size[1]]}) if segments.not_exhaustive(label) else ignored
+        )
+        if mask is None:
             continue
         for name, value in (("masks", mask), ("label_ids", label), ("iscrowd", True), ("areas", None)):
             reference[name].append(value)
@@ -167,7 +170,7 @@ def most_frequent_class(dataset: SegmentationDataset, stuff_only: bool) -> int:
     areas: dict[int, int] = {}
     for index in range(len(dataset)):
         _, segments = dataset[index]
-        for segment, area in zip(*(x.tolist() for x in segments.map.unique(return_counts=True)), strict=True):
+        for segment, area in count_ids(segments.map).items():
             label = segments.classes.get(segment)
             if label is not None and not (stuff_only and label in dataset.labels.things):
                 areas[label] = areas.get(label, 0) + area

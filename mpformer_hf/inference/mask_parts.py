@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..metrics.boundary import window_maximum
+
 
 @dataclass
 class MaskPart:
@@ -46,14 +48,7 @@ def part_of(mask: np.ndarray, margin: int, factor: int = 1) -> MaskPart:
 
 def grown(mask: np.ndarray, reach: int) -> np.ndarray:
     """Pixels of a bool `[h, w]` within a square of `reach` pixels around a pixel of the mask."""
-    side = 2 * reach + 1
-    for _ in range(2):  # rows, and after the transposition columns
-        mask, covered = np.pad(mask, ((reach, reach), (0, 0))), 1
-        while covered < side:
-            step = min(covered, side - covered)
-            mask, covered = mask[:-step] | mask[step:], covered + step
-        mask = np.ascontiguousarray(mask.T)
-    return mask
+    return window_maximum(np.pad(mask, reach), reach)
 
 
 def contour(part: MaskPart, width: int) -> np.ndarray:

@@ -20,7 +20,7 @@ RESULT_FIELDS = {"image_id", "file_name", "name", "pixels_sha256", "height", "wi
 def write_image(image: Image.Image, path: Path) -> None:
     """Write a PNG atomically; its folder is created."""
     with write_atomically(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", compress_level=1)  # several times faster, and hardly larger
 
 
 def label_map(result: Tensor) -> Image.Image:

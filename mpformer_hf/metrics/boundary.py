@@ -2,8 +2,6 @@
 section 4), for boundary AP and boundary PQ."""
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 SHARE = 0.02  # half the width of a boundary, relative to the image diagonal
 
@@ -30,8 +28,26 @@ def mask_boundary(mask: np.ndarray, reach: int | None = None) -> np.ndarray:
     if min(rows[-1] - rows[0], columns[-1] - columns[0]) < 2 * reach:
         return mask  # outside is in the window around every pixel
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    outside = F.pad(torch.from_numpy(~mask[box]).float()[None, None], (reach,) * 4, value=1.0)
-    near = F.max_pool2d(F.max_pool2d(outside, (2 * reach + 1, 1), stride=1), (1, 2 * reach + 1), stride=1)
+    near = window_maximum(np.pad(~mask[box], reach, constant_values=True), reach)
     result = np.zeros_like(mask)
-    result[box] = mask[box] & near[0, 0].bool().numpy()
+    result[box] = mask[box] & near
     return result
+
+
+def window_maximum(values: np.ndarray, reach: int) -> np.ndarray:
+    """The largest value in the square window of `reach` pixels around each pixel, by windows that double in size.
+
+    Args:
+        values: `[H + 2 * reach, W + 2 * reach]`, with a border on all sides.
+
+    Returns:
+        `[H, W]`.
+    """
+    side = 2 * reach + 1
+    for _ in range(2):  # rows, and after the transposition columns
+        covered = 1
+        while covered < side:
+            step = min(covered, side - covered)
+            values, covered = np.maximum(values[:-step], values[step:]), covered + step
+        values = np.ascontiguousarray(values.T)
+    return values

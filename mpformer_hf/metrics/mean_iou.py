@@ -1,12 +1,10 @@
 """Mean intersection over union of classes and of their boundaries, from confusion matrices."""
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
 from datasets import Features
-from torch.nn import functional as F
 
-from .boundary import boundary_reach
+from .boundary import boundary_reach, window_maximum
 from .metric import ImageMetric, maps_of_integers
 
 DESCRIPTION = """
@@ -88,14 +86,8 @@ def boundary(labels: np.ndarray) -> np.ndarray:
         labels: integers `[H, W]`.
     """
     reach = boundary_reach(*labels.shape)
-    inside = torch.from_numpy(labels.astype(np.float32))[None, None]
-    padded = F.pad(inside, (reach,) * 4, value=-1.0)
-
-    def largest(x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(x, (2 * reach + 1, 1), stride=1)
-        return F.max_pool2d(x, (1, 2 * reach + 1), stride=1)
-
-    return ((largest(padded) != inside) | (-largest(-padded) != inside))[0, 0].numpy()
+    padded = np.pad(labels.astype(np.int32), reach, constant_values=-1)
+    return (window_maximum(padded, reach) != labels) | (-window_maximum(-padded, reach) != labels)
 
 
 def summarise(confusion: np.ndarray, boundaries: np.ndarray) -> dict:

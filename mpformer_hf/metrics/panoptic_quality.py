@@ -4,6 +4,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from datasets import Features, Sequence, Value
 
+from ..model.label_maps import count_ids
 from .boundary import mask_boundary
 from .metric import ImageMetric, maps_of_integers
 
@@ -67,8 +68,8 @@ class PanopticQuality(ImageMetric):
         crowd = {s["id"] for s in reference["segments_info"] if s.get("iscrowd")}
         crowd_of = {s["label_id"]: s["id"] for s in reference["segments_info"] if s.get("iscrowd")}
         base = int(predicted.max(initial=0)) + 1
-        pairs, counts = np.unique(reference_map * base + predicted, return_counts=True)
-        overlap = {(int(pair // base), int(pair % base)): int(n) for pair, n in zip(pairs, counts, strict=True)}
+        counts = count_ids(reference_map * base + predicted)
+        overlap = {(pair // base, pair % base): n for pair, n in counts.items()}
         reference_area: dict[int, int] = {}
         predicted_area: dict[int, int] = {}
         for (r, p), n in overlap.items():

@@ -61,6 +61,22 @@ def resize_map(map_: Tensor, size: tuple[int, int]) -> Tensor:
     return map_[..., rows[:, None], columns]
 
 
+def count_ids(maps: Tensor | np.ndarray) -> dict[int, int]:
+    """Number of pixels of each id of an integer map of any shape, by ascending id. Ids are counted in a table, which is
+    many times faster than sorting, unless they are far apart."""
+    values = np.asarray(maps.cpu() if torch.is_tensor(maps) else maps).ravel()
+    if not values.size:
+        return {}
+    low, high = int(values.min()), int(values.max())
+    if high - low > max(1 << 16, values.size):
+        ids, counts = np.unique(values, return_counts=True)
+    else:
+        table = np.bincount(values - low)
+        ids = table.nonzero()[0]
+        ids, counts = ids + low, table[ids]
+    return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+
 def split_segments(
     map_: Tensor, id_to_class: dict[int, int] | None, do_reduce_labels: bool, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -88,7 +104,7 @@ def split_ids(
     Returns:
         `[T]` of the map's dtype, and int64 `[T]`.
     """
-    ids = map_.unique()
+    ids = torch.tensor(list(count_ids(map_)), dtype=map_.dtype, device=map_.device)
     if ignore_index is not None and (id_to_class or {}).get(ignore_index, ignore_index) == ignore_index:
         ids = ids[ids != ignore_index]
     classes = ids.long()

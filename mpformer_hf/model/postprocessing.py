@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .label_maps import count_ids
+
 EVERY = slice(None)
 TILE, TILE_OF_GPU = 128, 768  # sides of tiles in pixels: for caches, and for few launches
 
@@ -52,7 +54,7 @@ def segments_of(result) -> list[tuple[dict, Tensor]]:
     rows = result.get("segments_info") if isinstance(result, Mapping) else None
     maps = torch.as_tensor(result["segmentation"] if isinstance(result, Mapping) else np.asarray(result))
     if rows is None:
-        return [({"label_id": label}, maps == label) for label in maps.unique().tolist()]
+        return [({"label_id": label}, maps == label) for label in count_ids(maps)]
     masks = maps.bool() if maps.ndim == 3 else (maps == row["id"] for row in rows)
     return list(zip(rows, masks, strict=True))
 

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from transformers.image_utils import SizeDict
 
 from ..data.segments import PADDING
+from ..model.label_maps import count_ids
 from .arguments import TransformArguments
 
 IMAGE_FILL = 128
@@ -63,7 +64,7 @@ class CategoryCappedCrop(v2.Transform):
 def largest_share(segments: Tensor, classes: dict[int, int]) -> float:
     """Share of the most frequent class among the labelled pixels of a map of segment ids; 0 if there are none."""
     areas: dict[int, int] = {}
-    for segment, area in zip(*(x.tolist() for x in segments.unique(return_counts=True)), strict=True):
+    for segment, area in count_ids(segments).items():
         if segment in classes:
             areas[classes[segment]] = areas.get(classes[segment], 0) + area
     return max(areas.values()) / sum(areas.values()) if areas else 0.0

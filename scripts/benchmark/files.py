@@ -19,16 +19,23 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from mpformer_hf import MPFormerImageProcessor
+from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.evaluation.task_metrics import TaskMetrics
+from mpformer_hf.inference import predictor
 from mpformer_hf.inference.drawing import draw_segmentation
+from mpformer_hf.inference.loading import load_for_inference
+from mpformer_hf.model.images import read_image
 from mpformer_hf.model.postprocessing import ResizeGeometry, semantic_classes, semantic_inference
 from mpformer_hf.utils.files import write_json
 
+from .models import build
+
 OBJECTS, SIDE = 1500, 2200  # of the image with many objects
 PHOTO = (3000, 4000)  # height and width of the image that is drawn on
-DRAWN, CLASSES = 20, 150
+DRAWN, CLASSES, PHOTOS = 20, 150, 8
 
 
 def make_objects(folder: Path) -> None:
@@ -140,13 +147,86 @@ def semantic(folder: Path, ours: bool) -> Callable:
     return work
 
 
-MAKERS = {"objects": (make_objects,), "nothing": ()}
+def make_photos(folder: Path) -> None:
+    """Photos of 12 megapixels with large discs, their labels, and a Swin-T of random weights."""
+    generator, images, annotations = np.random.default_rng(0), [], []
+    (folder / "val").mkdir()
+    angle = np.linspace(0, 2 * np.pi, 65)[:-1]
+    for number in range(PHOTOS):
+        coarse = generator.integers(0, 256, (PHOTO[0] // 8, PHOTO[1] // 8, 3), dtype=np.uint8)
+        photo = Image.fromarray(coarse).resize(PHOTO[::-1], Image.Resampling.BICUBIC)
+        photo.save(folder / "val" / f"{number}.jpg", quality=90)
+        images.append({"id": number, "file_name": f"{number}.jpg", "height": PHOTO[0], "width": PHOTO[1]})
+        for y, x, radius in discs():
+            points = np.stack((x + radius * np.cos(angle), y + radius * np.sin(angle)), 1) * PHOTO[1]
+            row = {"image_id": number, "category_id": 0, "iscrowd": 0, "segmentation": [points.flatten().tolist()]}
+            annotations.append({"id": len(annotations), **row})
+    categories = [{"id": i, "name": f"LABEL_{i}"} for i in range(80)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(content, folder / "instances_val.json", indent=None)
+    build("swin_t").save_pretrained(folder / "model")
+    MPFormerImageProcessor(task="instance").save_pretrained(folder / "model")
+
+
+def discs() -> np.ndarray:
+    """Centre (row, column) and radius of 16 discs, in widths of a photo, `[16, 3]`."""
+    generator, height = np.random.default_rng(1), PHOTO[0] / PHOTO[1]
+    return np.stack([generator.uniform((0.1, 0.1, 0.03), (height - 0.1, 0.9, 0.1)) for _ in range(16)])
+
+
+def see_discs(model, args, outputs) -> None:
+    """Replace the outputs of random weights, which are noise, by those of a model that sees the discs."""
+    masks, classes = outputs.masks_queries_logits, outputs.class_queries_logits
+    height, width = masks.shape[2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    classes[:] = torch.nn.functional.one_hot(torch.tensor(classes.shape[-1] - 1), classes.shape[-1]) * 9.0
+    for query, (y, x, radius) in enumerate(discs() * width):  # the other queries have the same masks, and no class
+        masks[:, query::16] = (radius - ((rows - y) ** 2 + (columns - x) ** 2).sqrt()).clamp(-9, 9)
+        classes[:, query], classes[:, query, 0] = 0.0, 9.0
+
+
+def load_seeing_discs(*args, **kwargs):
+    """`load_for_inference` with `see_discs`."""
+    model = load_for_inference(*args, **kwargs)
+    model.register_forward_hook(see_discs)
+    return model
+
+
+def command(folder: Path, name: str) -> Callable:
+    """A whole command, with its defaults."""
+    setattr(predictor, "load_for_inference", load_seeing_discs)  # noqa: B010 - for type checkers
+    argv = {
+        "predict": ["predict", str(folder / "model"), str(folder / "val"), str(folder / "out")],
+        "evaluate": ["evaluate", str(folder / "model"), str(folder)],
+    }
+    return lambda: mpformer(argv[name])
+
+
+def model_alone(folder: Path) -> Callable:
+    """Preprocessing, forward and post-processing of photos in memory."""
+    alone = predictor.Predictor(
+        load_seeing_discs(str(folder / "model"), "cpu"), MPFormerImageProcessor.from_pretrained(folder / "model")
+    )
+    images = [read_image(folder / "val" / f"{number}.jpg") for number in range(PHOTOS)]
+
+    def work() -> None:
+        for first in range(0, PHOTOS, 4):
+            alone.predict(images[first : first + 4])
+
+    return work
+
+
+MAKERS = {"objects": (make_objects,), "photos": (make_photos,), "nothing": ()}
 # name: files that it needs, and the works; the first is ours
 ROWS: dict[str, tuple[str, dict[str, tuple]]] = {
     "read 1,500 polygons, 2200x2200": ("objects", {"ours": (read_ours,), "pycocotools": (read_pycocotools,)}),
     "score 1,500 objects": ("objects", {"AP": (evaluate_ours, False), "AP and boundary AP": (evaluate_ours, True)}),
     "draw 20 objects, 3000x4000": ("nothing", {"ours": (draw_ours,), "supervision": (draw_supervision,)}),
     "150 classes, 6 megapixels": ("nothing", {"class by class": (semantic, True), "all scores": (semantic, False)}),
+    "8 photos of 12 megapixels, Swin-T": (
+        "photos",
+        {"predict": (command, "predict"), "evaluate": (command, "evaluate"), "model alone": (model_alone,)},
+    ),
 }
 
 

@@ -30,6 +30,7 @@ from mpformer_hf.evaluation import evaluator
 from mpformer_hf.evaluation.task_metrics import semantic_reference
 from mpformer_hf.hub import converting
 from mpformer_hf.inference import arguments
+from mpformer_hf.model.boxes import mask_boxes
 from mpformer_hf.model.cleaning import without_duplicates
 from mpformer_hf.training import finetune
 from mpformer_hf.utils.files import read_json
@@ -117,8 +118,12 @@ def objects_of(segments, labels, rng, damage: bool, ties: bool = False) -> dict:
         found.append((sorted(labels.things)[0], free))
     scores = rng.random(len(found)).round(1 if ties else 9)
     rows = sorted(zip(scores.tolist(), found, strict=True), key=lambda row: -row[0])
-    infos = [{"id": i, "label_id": label, "score": score} for i, (score, (label, _)) in enumerate(rows)]
     masks = torch.stack([mask for _, (_, mask) in rows]) if rows else layers[:0].bool()
+    boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in mask_boxes(masks).tolist()]
+    infos = [
+        {"id": i, "label_id": label, "score": score, "bbox": box}
+        for i, ((score, (label, _)), box) in enumerate(zip(rows, boxes, strict=True))
+    ]
     return evaluator.instance_prediction({"segmentation": masks, "segments_info": infos}, 0.5)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets import Value
 
+from ...model.label_maps import count_ids
 from ...utils.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, file_start, files_below, read_json
 from ..coco_checks import check_coco, check_coordinates, mark_bad_images
 from ..completeness import LVIS, columns_of_images
@@ -333,7 +334,7 @@ def painted_reader(labels: Labels, categories: list[dict]) -> Reader:
         label = labels.category_to_class[background]
         if row.get("annotated_classes") is None and row.get("complete") in (None, True):
             painted.map[painted.map == VOID] = label  # else it may be an object without label
-        return Segments(painted.map, {int(i): int(i) for i in painted.map.unique() if i != VOID})
+        return Segments(painted.map, {i: i for i in count_ids(painted.map) if i != VOID})
 
     return read
 

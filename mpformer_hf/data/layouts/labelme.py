@@ -12,6 +12,7 @@ import torch
 from datasets import Value
 
 from ...model.images import displayed_size, open_image
+from ...model.label_maps import count_ids
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
 from ..coco_masks import decode_part
 from ..labels import Labels
@@ -83,7 +84,7 @@ def semantic_shapes_reader(labels: Labels, names: dict[str, int]) -> Reader:
         for shape, mask, top, left in parts_of(row, height, width):
             place = map_[top : top + mask.shape[0], left : left + mask.shape[1]]
             place[mask] = VOID if shape["label"] == IGNORED else classes.get(shape["label"], rest)
-        return Segments(torch.from_numpy(map_), {int(i): int(i) for i in np.unique(map_) if i != VOID})
+        return Segments(torch.from_numpy(map_), {i: i for i in count_ids(map_) if i != VOID})
 
     return read
 

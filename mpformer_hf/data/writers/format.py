@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...model.boxes import mask_boxes
 from ...model.cleaning import DUPLICATE_IOU, find_duplicates
-from ...model.label_maps import compress_counts, encode_part
+from ...model.label_maps import compress_counts, count_ids, encode_part
 from ...model.postprocessing import segments_of
 from ...utils.files import write_atomically
 
@@ -112,9 +112,7 @@ def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]
     """Segments of a result as JSON: class, score, area in pixels, box (x, y, width, height), and for instances the
     mask as COCO's compressed RLE and whether it is a duplicate, see `find_duplicates`."""
     if task == "semantic":
-        labels, areas = result.unique(return_counts=True)
-        rows = zip(labels.tolist(), areas.tolist(), strict=True)
-        return [{"label_id": i, "label": id2label[i], "area": area} for i, area in rows]
+        return [{"label_id": i, "label": id2label[i], "area": area} for i, area in count_ids(result).items()]
     found = segments_of(result)
     duplicates = [False] * len(found)
     if task == "instance":
