@@ -41,6 +41,7 @@ class SegmentationDataset:
         skipped: errors of the rows that `skip_bad_images` left out.
         told_of_empty: whether it was logged that segments cover no pixel.
         roots: folders that the files of the dataset may be in; None: any.
+        sources: names of the datasets that it joins.
     """
 
     rows: Dataset
@@ -52,6 +53,11 @@ class SegmentationDataset:
     skipped: list[str] = field(default_factory=list)
     told_of_empty: bool = False
     roots: tuple[str, ...] | None = None
+    sources: tuple[str, ...] = ()
+
+    def source_of(self, index: int) -> str | None:
+        """Which of `sources` an image is of."""
+        return None
 
     def source(self, value: dict) -> io.BytesIO | str:
         """What an image is read from, see `image_source`."""

@@ -53,13 +53,14 @@ class JoinedDataset(SegmentationDataset):
 
     Attributes:
         rows: of all parts.
-        sources: names of the datasets, for messages.
         classes: for each part, the class of all that each of its classes is.
     """
 
     rows: Any
-    sources: tuple[str, ...] = ()
     classes: tuple[tuple[int, ...], ...] = ()
+
+    def source_of(self, index: int) -> str:
+        return self.sources[self.rows.place(index)[0]]
 
     def image_size(self, index: int) -> tuple[int, int]:
         number, own = self.rows.place(index)

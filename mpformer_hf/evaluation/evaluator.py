@@ -28,7 +28,7 @@ from .diagnostics import LayerDiagnostics, diagnose
 from .drawing import DrawnSides, draw_pair, draw_sides
 from .inputs import model_inputs
 from .object_matches import ObjectCounts
-from .task_metrics import TaskMetrics
+from .task_metrics import TaskMetrics, metric_names
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +145,8 @@ def evaluate_model(
     writers: Sequence[PredictionFormat] = (),
     own_metrics: Sequence[Any] = (),
 ) -> dict:
-    """Scores in [0, 1] (None if not defined), `images` and `images_per_second`, and, if the loader makes targets,
-    `loss`, a mean over images.
+    """Scores in [0, 1] (None if not defined), `images` and `images_per_second`, if the loader makes targets `loss`, a
+    mean over images, and of joined datasets `by_dataset`, the scores of each.
 
     Args:
         model: not wrapped by DDP, since processes may have different numbers of images. Its training mode is restored.
@@ -165,6 +165,7 @@ def evaluate_model(
     dataset: SegmentationDataset = loader.dataset.dataset
     task, labels = processor.task, dataset.labels
     scores = TaskMetrics(task, labels, max_detections, dataset.score, all_scores)
+    of_sources = {name: TaskMetrics(task, labels, max_detections, dataset.score) for name in dataset.sources}
     things, drawn, images, records, start = "instance" in scores.metrics, 0, 0, [], time.perf_counter()
     if details is not None and things:
         details.objects = ObjectCounts(len(labels.names), processor.threshold)
@@ -178,6 +179,8 @@ def evaluate_model(
         for row, predictions in enumerate(predict_batch(model, processor, batch, accelerator, max_detections, things)):
             score, segments = scores.add(predictions, batch["segments"][row]), batch["segments"][row]
             images += 1
+            if source := dataset.source_of(batch["index"][row]):
+                of_sources[source].add(predictions, segments)
             for metric in own_metrics:
                 metric.add(predictions, segments)
             if "loss" in predictions:
@@ -204,6 +207,10 @@ def evaluate_model(
         for writer in writers:
             writer.finish(sorted(records, key=lambda record: record.name))
     results = scores.compute()
+    if of_sources:
+        names = metric_names(task, dataset.score)
+        computed = {source: one.compute() for source, one in of_sources.items()}
+        results["by_dataset"] = {source: {name: row[name] for name in names} for source, row in computed.items()}
     if details is not None:
         details.gather()
         details.confusion = scores.confusion
