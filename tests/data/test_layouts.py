@@ -293,6 +293,9 @@ def test_folders_of_label_images_beside_those_of_splits(beside, ending, tmp_path
         ("a.json", {"info": {"description": "ISAT", "folder": "x"}, "objects": []}, "ISAT"),
         ("task-1-annotation-2-by-3-tag-cat-0.npy", "", "Label Studio"),
         ("a_seg.npy", "", "Cellpose"),
+        ("a.json", {"dm_format_version": "1.0", "infos": {}, "items": []}, "Datumaro"),
+        ("a.json", {"project": {"vid_list": ["1"]}, "attribute": {}}, "VIA 3"),
+        ("a.json", {"type": "FeatureCollection", "features": [{"geometry": {"coordinates": [[]]}}]}, "GeoJSON"),
     ],
 )
 def test_files_of_other_tools_are_named(name, content, tool, tmp_path):

@@ -281,3 +281,16 @@ def test_regions_of_label_studio_with_several_labels_are_counted(tmp_path, caplo
     split = read(tmp_path)
     assert split.labels.names == ["cat"] and len(split[0][1].classes) == 1
     assert "2 regions have several labels; the first one is used" in caplog.text
+
+
+def test_label_images_in_folders_of_the_same_names(tmp_path):
+    for name in ("field", "lab"):
+        photos(tmp_path / "images" / name, "0.jpg")
+        (tmp_path / "masks" / name).mkdir(parents=True)
+        Image.fromarray(np.ones((HEIGHT, WIDTH), np.uint8)).save(tmp_path / "masks" / name / "0.png")
+    (tmp_path / "id2label.json").write_text('{"0": "ground", "1": "leaf"}')
+    rows = read(tmp_path, "semantic").rows
+    assert [row["file_name"] for row in rows] == ["field/0.jpg", "lab/0.jpg"]
+    assert [row["label"]["path"] for row in rows] == [
+        str(tmp_path / "masks" / name / "0.png") for name in ("field", "lab")
+    ]

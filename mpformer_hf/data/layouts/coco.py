@@ -289,6 +289,11 @@ class FileFinder:
 
 SIGNATURES = {  # texts at the beginning of JSON files of annotation tools that are not COCO
     "VGG Image Annotator": ('"_via_', '"regions"'),
+    "VIA 3": ('"vid_list"',),
+    "Datumaro": ('"dm_format_version"',),
+    "VoTT": ('"securityToken"', '"visitedAssetNames"'),
+    "Encord": ('"label_hash"',),
+    "Kili": ('"jsonResponse"',),
     "Label Studio": ('"completed_by"', '"from_name"', '"brushlabels"', '"polygonlabels"'),
     "SuperAnnotate": ('"pixelClassification"', '"isClosed"', '"annotatorEmail"'),
     "Darwin V7": ("darwin-json", '"source_files"'),

@@ -77,7 +77,11 @@ class MaskImages(FolderLayout):
 
 
 def rows_of(images: Path, masks: Path) -> list[dict]:
-    """Rows of the images in a folder and their label images in another one."""
+    """Rows of the images in a folder and their label images in another one, or in folders of the same names in both."""
+    if not images_in(images):
+        names = [path.name for path in sorted(images.iterdir()) if path.is_dir() and (masks / path.name).is_dir()]
+        if names:
+            return [row for name in names for row in rows_of(images / name, masks / name)]
     stems = {path.stem for path in images_in(masks)}
     ending = next((e for e in ENDINGS if any(path.stem + e in stems for path in images_in(images))), "")
     return [row_of(image, label=label) for image, label in pair_by_stem(images, masks, ending)]
