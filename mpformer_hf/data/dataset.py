@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -155,8 +156,9 @@ def is_file(value) -> bool:
 
 
 def file_name(value) -> str | None:
-    """Path of an image of a column that is not decoded, if it has one."""
-    return value["path"] if is_file(value) else None
+    """Path of an image of a column that is not decoded, if it has one; of an image in a zip file the path in it."""
+    path = value["path"] if is_file(value) else None
+    return path and path.partition("::")[0].removeprefix("zip://")
 
 
 def image_source(value: dict, roots: tuple[str, ...] | None) -> io.BytesIO | str:
@@ -173,8 +175,11 @@ def image_source(value: dict, roots: tuple[str, ...] | None) -> io.BytesIO | str
         return path
     if not path.startswith("zip://") or "::" in archive:
         raise ValueError(f"{value['path']} is in an archive that is not read; unpack it")
-    with zipfile.ZipFile(archive) as opened:
-        return io.BytesIO(opened.read(path.removeprefix("zip://")))
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return io.BytesIO(opened.read(path.removeprefix("zip://")))
+    except (zipfile.BadZipFile, RuntimeError, zlib.error, KeyError) as error:
+        raise ValueError(f"{value['path']} cannot be read: {error}") from error
 
 
 def roots_of(args: DataArguments) -> tuple[str, ...] | None:

@@ -99,7 +99,7 @@ def read_dataset_json(args: DataArguments, name: str):
         check_inside(file, None if args.allow_outside_files else (os.path.realpath(dataset),))
         return read_json(file, unique=True) if file.is_file() else None
     try:
-        return read_json(Path(hf_hub_download(dataset, name, repo_type="dataset")))
+        return read_json(Path(hf_hub_download(dataset, name, repo_type="dataset")), unique=True)
     except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError):
         return None
 

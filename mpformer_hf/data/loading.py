@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 import yaml
 from datasets import Dataset, Image, load_dataset
@@ -83,12 +83,13 @@ def check_tables(folder: Path, roots: tuple[str, ...] | None) -> None:
         try:
             aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
             named = [] if aliases else list(named_files(yaml.safe_load(text)))
-        except (yaml.YAMLError, RecursionError) as error:
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"The YAML of {file} cannot be read: {' '.join(str(error).split())[:200]}.") from error
         if aliases:
             raise ValueError(f"The YAML of {file} has aliases, which are not read.")
-        outside = [v for v in named if v.startswith(("/", "~")) or ".." in PurePosixPath(v).parts or "::" in v]
-        outside += [v for v in named if "://" in v]
+        paths = {name: PureWindowsPath(name) for name in named}  # which knows the paths of both systems
+        outside = [v for v, path in paths.items() if v.startswith(("/", "~")) or path.drive or ".." in path.parts]
+        outside += [v for v in named if "::" in v or "://" in v]
         if outside and roots is not None:
             hint = "--allow_outside_files reads such files"
             raise ValueError(f"{file} names {outside[0]}, outside of the dataset; {hint}.")

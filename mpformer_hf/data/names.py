@@ -15,9 +15,10 @@ def read_names(file: str | Path) -> dict:
     """
     if str(file).startswith("{"):
         try:
-            return check_names(json.loads(str(file), object_pairs_hook=different_keys), "id2label")
-        except json.JSONDecodeError as error:
+            names = json.loads(str(file), object_pairs_hook=different_keys)
+        except ValueError as error:
             raise ValueError(f"id2label is not JSON: {error}.") from error
+        return check_names(names, "id2label")
     if str(file) in RELEASES:
         return dict(enumerate(RELEASES[str(file)]["names"]))
     try:

@@ -1,5 +1,6 @@
 """Any dataset as parquet files in the Hub's layout, which are read faster than polygons and can be streamed."""
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,9 +58,9 @@ def label_columns(segments: Segments, task: str, category_ids: list[int], things
     return {"objects": json.dumps(rows)}
 
 
-def image_bytes(value: dict) -> bytes:
-    """Content of the file of an image that is not decoded."""
-    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+def image_bytes(source: io.BytesIO | str) -> bytes:
+    """Content of the file of an image, see `image_source`."""
+    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
 
 
 def make_row(
@@ -73,7 +74,7 @@ def make_row(
     row = dataset.rows[index]
     _, segments = dataset.decode(row, index)
     image_id, file_name, _ = dataset.identity(index)
-    image = {"bytes": image_bytes(row[dataset.image_column]), "path": Path(file_name).name}
+    image = {"bytes": image_bytes(dataset.source(row[dataset.image_column])), "path": Path(file_name).name}
     labels = label_columns(segments, task, category_ids, dataset.labels.things)
     stated = stated_by(row, segments, dataset.labels, columns)
     return {"image": image, "image_id": image_id, "file_name": file_name, **labels, **stated}

@@ -31,8 +31,8 @@ def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int 
         map_ = read_map(row[column])
         present = np.array(list(count_ids(map_)))
         grey = present // 65536
-        was_grey = len(present) and present.max() > 255 and (present == grey * 65793).all()
-        if was_grey and not ids & set(present[1:].tolist()):
+        was_grey = present.max() > 255 and (present == grey * 65793).all() and not ids & set(present[1:].tolist())
+        if was_grey:
             map_, present = map_ // 65793, grey  # a grey image that was saved as RGB: R = G = B
         if reduce_labels:
             present = present[present != 0]

@@ -16,11 +16,11 @@ from ..data.dataset import SegmentationDataset
 from ..data.segments import Segments
 from ..data.writers.format import ImageRecord, PredictionFormat, describe_segments
 from ..inference.exported import Model
+from ..inference.result_files import write_image
 from ..metrics.average_precision import as_rle
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import size_of
 from ..model.label_maps import encode_part
-from ..utils.files import write_atomically
 from ..utils.progress import progress
 from ..utils.threads import in_threads
 from .details import EvaluationDetails
@@ -159,8 +159,8 @@ def evaluate_model(
         all_scores: see `TaskMetrics`.
         writers: formats that the predictions are written in.
         own_metrics: further metrics, with `add(predictions, segments)`, called with the results of an image by kind
-            (see `predict_batch`) and its ground truth, and `compute()`, which returns a dict of scores of the images of
-            this process.
+            (see `predict_batch`; masks of instances are RLEs) and its ground truth, and `compute()`, which returns a
+            dict of scores of the images of this process.
     """
     dataset: SegmentationDataset = loader.dataset.dataset
     task, labels = processor.task, dataset.labels
@@ -193,8 +193,7 @@ def evaluate_model(
                 records.append(write_predictions(writers, dataset, batch["index"][row], predictions, task))
             if pictures is not None and drawn < num_pictures:
                 picture = draw_pair(batch["images"][row], predictions["drawn"], segments, task, labels)
-                with write_atomically(pictures / f"{batch['index'][row]:05d}.png") as temporary:
-                    picture.save(temporary)
+                write_image(picture, pictures / f"{batch['index'][row]:05d}.png")
                 drawn += 1
     model.train(was_training)
     seconds = time.perf_counter() - start

@@ -112,7 +112,7 @@ def draw_segmentation(
     """Draw colours, contours, names and a legend on an image. Small images are enlarged.
 
     Args:
-        image: of any mode. For the pipeline's result it is turned as its EXIF data say.
+        image: with 8 or 16 bits, see `to_rgb`. For the pipeline's result it is turned as its EXIF data say.
         result: semantic map `[H, W]` of class ids (ids without a name are not drawn), or the result of instance or
             panoptic post-processing, or of the pipeline; of the image's size. A segment whose row of `segments_info`
             has a text `mark` gets a red contour and this text.
@@ -125,7 +125,7 @@ def draw_segmentation(
         RGB image.
 
     Raises:
-        ValueError: the result's size is not the image's.
+        ValueError: the result's size is not the image's, or the image has values of 32 bits or floats.
     """
     segments = result_segments(result, id2label)
     of_pipeline = isinstance(result, (list, tuple))  # which turns images as their EXIF data say

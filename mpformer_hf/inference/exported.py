@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import io
+import json
+import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from ..model.outputs import MPFormerForUniversalSegmentationOutput
 Run = Callable[[Tensor], list[Tensor]]  # from images, float32 `[B, 3, H, W]` or uint8, to the outputs of the file
 
 
+UNPICKLED = ("custom_obj_", "opaque_obj_")  # beginnings of names of constants that torch unpickles
+
+
 def open_with_torch(file: Path) -> Run:
     check_pickles(file)
     module = torch.export.load(file).module()
@@ -31,9 +36,13 @@ def check_pickles(file: Path) -> None:
         UnpicklingError: a part of a file of torch.export holds more than tensors, so reading it may run code.
     """
     with zipfile.ZipFile(file) as opened:
-        for name in opened.namelist():
-            if name.endswith((".pt", ".pkl")):
-                torch.load(io.BytesIO(opened.read(name)), weights_only=True)
+        for part in opened.infolist():  # two may have one name
+            if part.filename.endswith((".pt", ".pkl")):
+                torch.load(io.BytesIO(opened.read(part)), map_location="cpu", weights_only=True)
+            elif part.filename.endswith(("_weights_config.json", "_constants_config.json")):
+                for row in json.loads(opened.read(part))["config"].values():
+                    if row["use_pickle"] or row["path_name"].startswith(UNPICKLED):
+                        raise pickle.UnpicklingError("it holds Python objects, which may run code")
 
 
 def open_with_inductor(file: Path) -> Run:

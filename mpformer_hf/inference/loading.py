@@ -90,7 +90,7 @@ def check_stored_types(folder: Path) -> None:
         if json.loads(file_start(folder / "config.json", 1 << 20)).get("quantization_config"):
             return
     for file in files_of_weights(folder):
-        if not file.is_file():
+        if file.exists() and not file.is_file():  # what is missing is reported when it is loaded
             raise ValueError(f"{file} is not a regular file.")
         check_floats(file)
 
@@ -103,7 +103,8 @@ def files_of_weights(folder: Path) -> list[Path]:
     """
     files = {*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}
     for index in folder.glob("*.index.json"):
-        names = read_json(index).get("weight_map") if index.is_file() else None
+        content = read_json(index) if index.is_file() else None
+        names = content.get("weight_map") if isinstance(content, dict) else None
         for name in sorted(set(map(str, names.values()))) if isinstance(names, dict) else ():
             if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
                 raise ValueError(f"{index} names {name}, which is not in its folder.")

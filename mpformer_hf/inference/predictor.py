@@ -49,6 +49,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 DTYPES |= {"bf16": torch.bfloat16, "fp16": torch.float16}
 POSTPROCESS = {task: f"post_process_{task}_segmentation" for task in ("semantic", "instance", "panoptic")}
 MIN_VIEW_IOU = 0.5  # queries of two views with a smaller one are not of one object
+OUTPUTS = ("class_queries_logits", "masks_queries_logits", "pixel_mask")  # that post-processing needs
 WINDOWS = 4  # that go through the model at once
 
 
@@ -369,8 +370,7 @@ class Predictor:
                 continue
             outputs = self.forward_scaled(parts, 1.0)
             for index, part in enumerate(parts):
-                names = ("class_queries_logits", "masks_queries_logits", "pixel_mask")
-                own = SimpleNamespace(**{name: getattr(outputs, name)[index : index + 1] for name in names})
+                own = SimpleNamespace(**{name: getattr(outputs, name)[index : index + 1] for name in OUTPUTS})
                 yield self.postprocess(own, [size_of(part)], is_semantic)[0]
 
 

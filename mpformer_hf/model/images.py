@@ -5,6 +5,7 @@ import functools
 import io
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -264,10 +265,10 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
         if image.format == "TIFF" and has_pages(file):
             say_that_pages_are_left_out()
             image = open_header(file)
-        if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+        if image.format in ("GIF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
             say_that_frames_are_left_out()
         for bits, factor in (("L;2", 85), ("L;4", 17)):
-            if bits in stored.split():
+            if re.search(rf"{bits}R?\b", stored):  # R: of the other order of bits
                 image.info[FACTOR] = factor
         if wide:
             image.info[SIXTEEN_BIT_RGB] = True
@@ -341,7 +342,9 @@ def open_header(file: str | Path | BinaryIO) -> Image.Image:
             kinds = "grey, RGB or RGBA of 8 bits, or grey of 16 bits"
             raise ValueError(f"it is a TIFF of a kind that is not read, or damaged; save it as {kinds}") from None
         if first_bytes(file, 12)[4:] in HEIC:
-            raise ValueError("it is a HEIC of a phone, which is not read; convert it to JPEG") from None
+            raise ValueError(
+                "it is a HEIC image, as phones write them, which is not read; convert it to JPEG"
+            ) from None
         raise
 
 

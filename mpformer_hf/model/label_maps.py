@@ -71,7 +71,7 @@ def count_ids(maps: Tensor | np.ndarray) -> dict[int, int]:
     if high - low > max(1 << 16, values.size):
         ids, counts = np.unique(values, return_counts=True)
     else:
-        table = np.bincount(values - low)
+        table = np.bincount(np.subtract(values, low, dtype=np.int64, casting="same_kind"))
         ids = table.nonzero()[0]
         ids, counts = ids + low, table[ids]
     return dict(zip(ids.tolist(), counts.tolist(), strict=True))

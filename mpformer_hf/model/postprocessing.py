@@ -247,14 +247,15 @@ def instance_inference(
         inside = resized > least
         areas[found] += inside.flatten(1).sum(1)
         sums[found] += resized.sigmoid_().mul_(inside).flatten(1).sum(1)
-        pairs = near[which].nonzero()[:, 0]
-        masks[(pairs, *tile.pixels)] = inside[torch.searchsorted(found, which[pairs])]
+        rows = near[which].nonzero()[:, 0]
+        masks[(rows, *tile.pixels)] = inside[torch.searchsorted(found, which[rows])]
     scores = scores * (sums / (areas + 1e-6))[which]
     order = scores.argsort(descending=True, stable=True)
     order_in_place(masks, order.tolist())
     count = int((scores >= threshold).sum())
     order = order[:count]
-    return Instances(scores[order], labels[order], masks[:count])
+    masks = masks if count == len(masks) else masks[:count].clone()  # a part would keep the memory of all
+    return Instances(scores[order], labels[order], masks)
 
 
 def order_in_place(rows: Tensor, order: list[int]) -> None:

@@ -262,7 +262,11 @@ def size_of_mask(rle: dict) -> tuple[int, int]:
 
 
 def resized_mask(rle: dict, size: tuple[int, int]) -> Tensor:
-    """A mask as RLE, bool `[H, W]` of the image's (height, width)."""
+    """A mask as RLE, bool `[H, W]` of the image's (height, width).
+
+    Raises:
+        ValueError: it is too large, invalid, or has other proportions than the image.
+    """
     height, width = size_of_mask(rle)
     if abs(height - width * size[0] / size[1]) > 1 and abs(width - height * size[1] / size[0]) > 1:
         sizes = [f"{tall}x{wide}" for tall, wide in ((height, width), size)]

@@ -1,6 +1,7 @@
 """The training loop. Accelerate handles devices, precision, accumulation, processes, checkpoints and trackers."""
 
 import copy
+import itertools
 import json
 import math
 import time
@@ -169,9 +170,13 @@ class FineTuner:
         images = state.pop("training_images")
         if images != self.run["training_images"]:
             raise ValueError(f"{checkpoint}: the run had {images} training images, now {self.run['training_images']}.")
-        classes = state.pop("classes", self.run["classes"])
+        classes = state.pop("classes", self.run["classes"])  # older checkpoints have none
         if classes != self.run["classes"]:
-            raise ValueError(f"{checkpoint}: the run had the classes {', '.join(classes)}, which the dataset changed.")
+            pairs = itertools.zip_longest(classes, self.run["classes"])
+            old, new = next((a, b) for a, b in pairs if a != b)
+            raise ValueError(
+                f"{checkpoint}: the run had the class {old}, where the dataset has {new}: start a new run."
+            )
         for name, value in state.items():
             setattr(self, name, value)
         stored = read_json(self.output / RESULTS) if (self.output / RESULTS).is_file() else {}

@@ -25,7 +25,8 @@ OTHER_IMAGE_SUFFIXES = (
     *(".svg", ".psd", ".tga", ".dcm", ".nii", ".czi", ".svs"),
 )
 VIDEO_SUFFIXES = (
-    *(".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"),
+    *(".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v"),
+    *(".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"),
 )
 TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")  # what `datasets.load_dataset` reads
 

@@ -3,6 +3,8 @@
 import base64
 import json
 import logging
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -40,13 +42,11 @@ def test_prepared_splits_have_the_ids_of_their_names(tmp_path):
     (folder / "annotations").mkdir()
     (folder / "annotations" / "train.json").write_text(coco(["train.jpg"], {0: "bird", 1: "cat", 2: "dog"}, 2))
     (folder / "annotations" / "val.json").write_text(coco(["val.jpg"], {0: "dog", 1: "cat", 2: "bird"}, 0))
-    (tmp_path / "names.json").write_text('{"0": "bird", "1": "cat", "2": "dog"}')
-    for task in ("instance", "semantic"):
-        names = ["--id2label", str(tmp_path / "names.json")] if task == "instance" else []
-        if not names:
-            (tmp_path / "names.json").write_text('{"0": "bird", "1": "cat", "2": "dog", "3": "background"}')
-            names = ["--id2label", str(tmp_path / "names.json")]
-        mpformer(["prepare", str(folder), str(tmp_path / task), "--task", task, *names])
+    names = {"0": "bird", "1": "cat", "2": "dog"}
+    for task, more in (("instance", {}), ("semantic", {"3": "background"})):
+        file = tmp_path / "names.json"
+        file.write_text(json.dumps(names | more))
+        mpformer(["prepare", str(folder), str(tmp_path / task), "--task", task, "--id2label", str(file)])
         for split in ("train", "validation"):
             dataset = open_dataset(DataArguments(dataset_name=str(tmp_path / task), task=task), split)
             found = {dataset.labels.names[label] for label in dataset[0][1].classes.values()}
@@ -61,6 +61,11 @@ def test_subsets_of_one_file_of_cvat_are_splits(tmp_path):
     (tmp_path / "annotations.xml").write_text(f"<annotations>{rows}</annotations>")
     check_splits(DataArguments(dataset_name=str(tmp_path), task="instance"))
     assert [row["file_name"] for row in read(tmp_path, split="validation").rows] == ["1.jpg", "3.jpg"]
+    photos(tmp_path / "more", *(f"{i}.jpg" for i in range(4, 8)))
+    rows = "".join(image.format(i, ("Train", "Validation")[i % 2], shape) for i in range(4, 8))
+    (tmp_path / "more" / "annotations.xml").write_text(f"<annotations>{rows}</annotations>")
+    check_splits(DataArguments(dataset_name=str(tmp_path), task="instance"))
+    assert [row["file_name"] for row in read(tmp_path).rows] == ["0.jpg", "2.jpg", "4.jpg", "6.jpg"]
 
 
 def test_a_stated_size_of_cvat_is_compared_before_masks_are_made(tmp_path):
@@ -108,13 +113,16 @@ def test_label_images_of_few_bits_have_their_values(bits, tmp_path):
     (tmp_path / "g.png").write_bytes(grey)
     assert open_image(tmp_path / "g.png").mode == "L"
     assert (read_map(open_image(tmp_path / "g.png")) == ids).all()
+    rows = np.packbits(np.unpackbits(ids.reshape(-1, 1), axis=1)[:, 8 - bits :].ravel()).tobytes()
+    tags = {256: 60, 257: 40, 258: bits, 259: 1, 262: 1, 273: 200, 277: 1, 278: 40, 279: len(rows)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / "g.tif").write_bytes(header.ljust(200, b"\0") + rows)
+    assert (read_map(open_image(tmp_path / "g.tif")) == ids).all()
 
 
 def as_grey_png(content: bytes) -> bytes:
     """A PNG with a palette as the same PNG of greys: another colour type, and no palette."""
-    import struct
-    import zlib
-
     chunks, at = [], 8
     while at < len(content):
         (length,) = struct.unpack(">I", content[at : at + 4])
@@ -280,7 +288,7 @@ def test_regions_of_label_studio_with_several_labels_are_counted(tmp_path, caplo
     (tmp_path / "project.json").write_text(json.dumps([task]))
     split = read(tmp_path)
     assert split.labels.names == ["cat"] and len(split[0][1].classes) == 1
-    assert "2 regions have several labels; the first one is used" in caplog.text
+    assert "regions with several labels, of which the first one is used: 1" in caplog.text
 
 
 def test_label_images_in_folders_of_the_same_names(tmp_path):
@@ -294,3 +302,16 @@ def test_label_images_in_folders_of_the_same_names(tmp_path):
     assert [row["label"]["path"] for row in rows] == [
         str(tmp_path / "masks" / name / "0.png") for name in ("field", "lab")
     ]
+
+
+def test_the_image_beside_a_json_of_labelme_is_taken_before_others_of_its_name(tmp_path):
+    for name in ("a", "b"):
+        photos(tmp_path / name / "img", "0.jpg")
+    (tmp_path / "a" / "ann").mkdir()
+    (tmp_path / "a" / "ann" / "0.json").write_text(shapes_of("../img/0.jpg"))
+    assert read(tmp_path).rows[0]["image"]["path"] == str(tmp_path / "a" / "ann" / ".." / "img" / "0.jpg")
+    for name in ("s1", "s2"):
+        photos(tmp_path / "c" / name, "0.jpg")
+        (tmp_path / "c" / name / f"{name}.json").write_text(shapes_of("C:\\x\\0.jpg"))
+    paths = [row["image"]["path"] for row in read(tmp_path / "c").rows]
+    assert paths == [str(tmp_path / "c" / name / "0.jpg") for name in ("s1", "s2")]

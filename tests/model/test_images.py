@@ -280,7 +280,7 @@ def test_the_tiles_of_a_tiff_count_as_its_pixels(tmp_path):
 
 
 def test_heic_is_named_and_arrays_of_another_byte_order_are_read():
-    with pytest.raises(ValueError, match="it is a HEIC of a phone, which is not read; convert it to JPEG"):
+    with pytest.raises(ValueError, match="a HEIC image, as phones write them, which is not read; convert it to JPEG"):
         open_image(io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)))
     values = np.arange(0, 65536, 2048, dtype=np.uint16).reshape(4, 8)
     assert (to_eight_bits(values.astype(">u2")) == values >> 8).all()

@@ -13,11 +13,12 @@ from datasets import Image as ImageColumn
 from datasets import Value
 from PIL import Image
 
+from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.hub.publishing import files_to_publish, prepare_upload
-from mpformer_hf.inference.exported import check_pickles
+from mpformer_hf.inference.exported import open_with_torch
 from mpformer_hf.inference.loading import fingerprint, load_model
 from mpformer_hf.inference.video import read_frames
 from mpformer_hf.training.run import read_lines
@@ -115,6 +116,10 @@ def test_images_in_a_zip_file_are_read(tmp_path):
         archive.writestr("metadata.jsonl", json.dumps({"file_name": "a.png", "objects": "[]"}) + "\n")
     (tmp_path / "z" / "id2label.json").write_text('{"0": "a"}')
     dataset = open_dataset(DataArguments(dataset_name=str(tmp_path / "z"), task="instance"), "train")
+    assert dataset.identity(0)[1] == "a.png"
+    argv = ["prepare", str(tmp_path / "z"), str(tmp_path / "p"), "--task", "instance", "--splits", "train"]
+    with pytest.raises(SystemExit, match="None of the 1 images has an object"):  # after it was read
+        mpformer(argv)
     assert torch.equal(dataset[0][0], torch.from_numpy(np.array(make.photo())).permute(2, 0, 1))
 
 
@@ -122,8 +127,6 @@ def test_images_in_a_zip_file_are_read(tmp_path):
 def saved(tmp_path):
     folder = tmp_path / "model"
     tiny_model().save_pretrained(folder, max_shard_size="40KB")
-    from mpformer_hf import MPFormerImageProcessor
-
     MPFormerImageProcessor().save_pretrained(folder)
     return folder
 
@@ -158,6 +161,7 @@ def test_the_weights_that_are_loaded_are_those_that_are_published(saved):
     tiny_model().save_pretrained(saved)
     tiny_model().save_pretrained(saved.parent / "sharded", max_shard_size="40KB")
     shutil.copy(saved.parent / "sharded" / "model.safetensors.index.json", saved)
+    load_model(str(saved))
     assert {file.name for file in files_to_publish(saved)} == {
         *("config.json", "preprocessor_config.json", "model.safetensors")
     }
@@ -194,7 +198,13 @@ def test_an_exported_file_with_pickles_is_not_loaded(tmp_path):
     with zipfile.ZipFile(tmp_path / "evil.pt2", "w") as archive:
         archive.write(tmp_path / "model.pt", "archive/data/sample_inputs/model.pt")
     with pytest.raises(Exception, match="Weights only load failed"):
-        check_pickles(tmp_path / "evil.pt2")
+        open_with_torch(tmp_path / "evil.pt2")
+    row = {"path_name": "opaque_obj_0", "use_pickle": False}
+    with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
+        archive.write(tmp_path / "model.pt", "archive/data/constants/opaque_obj_0")
+        archive.writestr("archive/data/constants/model_constants_config.json", json.dumps({"config": {"a": row}}))
+    with pytest.raises(Exception, match="it holds Python objects, which may run code"):
+        open_with_torch(tmp_path / "other.pt2")
     assert not (tmp_path / "ran").exists()
 
 
@@ -236,7 +246,7 @@ def test_a_resumed_run_has_the_classes_that_it_began_with(tmp_path):
     content[0]["name"], content[1]["name"] = content[1]["name"], content[0]["name"]
     file.write_text(json.dumps(content))
     (folder / "id2label.json").write_text(json.dumps({row["id"]: row["name"] for row in content}))
-    with pytest.raises(SystemExit, match=r"the run had the classes .*, which the dataset changed"):
+    with pytest.raises(SystemExit, match=r"the run had the class .*, where the dataset has .*: start a new run"):
         mpformer(
             [
                 "train",

@@ -123,7 +123,7 @@ def merge_contents(contents: list[dict], files: list[Path]) -> dict:
                 raise ValueError(f"{file} is one of several panoptic JSONs of a split; there must be one.")
             new = {"image_id": images[row["image_id"]], "category_id": own[row["category_id"]]}
             merged["annotations"].append({**row, **new, "id": len(merged["annotations"])})
-    return merged
+    return merged | ({"of_split": True} if all(content.get("of_split") for content in contents) else {})
 
 
 def read_coco_json(file: Path, masks_required: bool = True, mark_bad: bool = False) -> dict:

@@ -1,4 +1,4 @@
-"""CVAT for images: `annotations.xml`."""
+"""CVAT for images: XML files of annotations."""
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -31,8 +31,9 @@ def read_xml(file: Path) -> ElementTree.Element:
 
 
 class CvatXml(ToolLayout):
-    """CVAT for images 1.1: `annotations.xml`. Images have subsets, or lie in folders of splits, or the files do; shapes
-    with a higher z_order are in front. Classes are those of the task, in its order."""
+    """CVAT for images 1.1: `annotations.xml`, or other XML files with `<annotations>`. Images have subsets, or lie in
+    folders of splits, or the files do; shapes with a higher z_order are in front. Classes are those of the task, in its
+    order."""
 
     name = "CVAT (annotations.xml)"
     needs = "annotations.xml"

@@ -3,6 +3,7 @@
 import base64
 import re
 import urllib.parse
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -113,14 +114,15 @@ class LabelStudio(ToolLayout):
             try:
                 labelled = {result.get("id") for result in results if labels_of(result)} - {None}
                 self.check_size(real, collected.images[image])  # before brushes are decoded at the size that is stated
+                count = Counter(result.get("id") for result in results if labels_of(result))
                 added = set()
                 for result in results:
-                    if labels_of(result) and real:
-                        collected.many_labels += len(labels_of(result)) > 1 or result.get("id") in added
-                        if result.get("id") not in added:
-                            self.add(result, image, collected)
-                        added |= {result.get("id")} - {None}
-                    elif REGION & set(result.get("value") or {}) and result.get("id") not in labelled:
+                    region, labels = result.get("id"), labels_of(result)
+                    if labels and real and region not in added:
+                        collected.many_labels += len(labels) > 1 or (region is not None and count[region] > 1)
+                        self.add(result, image, collected)
+                        added |= {region} - {None}
+                    elif not labels and REGION & set(result.get("value") or {}) and region not in labelled:
                         raise ValueError("a region has no label")
             except UNREADABLE as error:
                 collected.mark_bad(image, error)

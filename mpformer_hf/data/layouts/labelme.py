@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import io
 import logging
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
 from ..coco_masks import decode_part
 from ..labels import Labels
 from ..segments import VOID, ObjectMask, Reader, Segments, from_objects
-from ..split_names import ALL_SPLITS, words_of
+from ..split_names import ALL_SPLITS, names_of_split, words_of
 from .coco import FileFinder, is_labelme, plain
 from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of, warn_left_out
 
@@ -136,9 +137,13 @@ class Labelme(FolderLayout):
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         source, names = self.source(folder, split, task), set()
         files = self.annotations(folder)
-        images = sum(file.suffix.lower() in IMAGE_SUFFIXES and source in file.parents for file in files_below(folder))
+        image_count = sum(
+            file.suffix.lower() in IMAGE_SUFFIXES and source in file.parents for file in files_below(folder)
+        )
         of_source = [file for file in files if source in file.parents]
         finder = FileFinder(folder, of_source[0]) if of_source else None
+        if finder is not None:
+            finder.of_split = frozenset(names_of_split(split)) if source != folder else frozenset()
         rows, ignored, boxes, problems = [], 0, 0, []
         named: dict[str, Path] = {}
         for file in files:
@@ -158,6 +163,7 @@ class Labelme(FolderLayout):
                 boxes += sum("rectangle" in str(shape.get("shape_type")) for shape in areas)
                 stated = [content.get("imageHeight"), content.get("imageWidth")]
                 size = {"size": stated if all(isinstance(side, int) for side in stated) else None}
+                finder.file = file  # for messages
                 try:
                     rows.append(row_of(file, text=file) | self.image_columns(file, content, finder) | size)
                 except ValueError as error:
@@ -169,7 +175,7 @@ class Labelme(FolderLayout):
         if not rows:
             raise ValueError(problems[0] if problems else f"{source} has no JSON of labelme.")
         with_file = sum(row["image"]["path"] is not None for row in rows)
-        warn_left_out(source, images, with_file)
+        warn_left_out(source, image_count, with_file)
         if ignored:
             logger.warning("%s: %d shapes without an area (points, lines) are ignored.", source, ignored)
         if boxes:
@@ -201,15 +207,15 @@ class Labelme(FolderLayout):
         Raises:
             ValueError: there is neither.
         """
-        name = plain(str(content.get("imagePath") or ""))
-        paths = [file.parent / name] if name else []
-        if name:
-            elsewhere = finder.find(f"{file.parent.relative_to(finder.root)}/{name}", is_map=False)
-            paths += [elsewhere] if elsewhere.parent == file.parent or not content.get("imageData") else []
-        for path in paths:
-            readable = path.suffix.lower() in IMAGE_SUFFIXES or not content.get("imageData")
-            if readable and path.is_file():
-                return {"image": {"path": str(path), "bytes": None}, "file_name": path.name}
+        name, data = plain(str(content.get("imagePath") or "")), content.get("imageData")
+        beside = (file.parent / name, file.parent / PurePosixPath(name).name) if name else ()
+        path = next((path for path in beside if path.is_file()), None)
+        if path is None and name:
+            with contextlib.suppress(ValueError) if data else contextlib.nullcontext():
+                path = finder.find(f"{file.parent.relative_to(finder.root)}/{name}", is_map=False)
+            path = path if path is not None and (path.parent == file.parent or not data) else None
+        if path is not None and path.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or not data):
+            return {"image": {"path": str(path), "bytes": None}, "file_name": path.name}
         if not isinstance(content.get("imageData"), str):
             raise ValueError(f"{file} refers to {name!r}, which does not exist, and has no imageData")
         try:

@@ -8,6 +8,7 @@ import torch
 from datasets import Value
 
 from ...model.images import PHOTOMETRIC, displayed_size, is_not_black, open_image
+from ...model.label_maps import count_ids
 from ..labels import Labels
 from ..segments import LOSSY, ObjectMask, Reader, Segments, from_objects, read_map
 from ..split_names import ALL_SPLITS, words_of
@@ -190,10 +191,10 @@ def ids_reader(labels: Labels) -> Reader:
     def read(row: dict) -> Segments:
         nonlocal told
         map_ = read_map(row["label"])
-        ids, areas = np.unique(map_[map_ != 0], return_counts=True)
-        if len(ids) > SOFT and ids[-1] in (255, 65535) and 2 * areas[-1] > areas.sum():
+        areas = {i: area for i, area in count_ids(map_).items() if i != 0}
+        ids = list(areas)
+        if len(ids) > SOFT and ids[-1] in (255, 65535) and 2 * areas[ids[-1]] > sum(areas.values()):
             raise ValueError(f"the label is a soft mask of up to {ids[-1]}, expected ids of objects, 1, 2, ...")
-        ids = ids.tolist()
         if ids in ([255], [65535]) and not told:
             told = True
             logger.warning("A map of instance ids has 0 and %d only: as a mask, all its objects would be one.", ids[0])

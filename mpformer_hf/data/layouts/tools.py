@@ -93,7 +93,9 @@ class Collected:
         if self.without_annotation:
             logger.warning("%s: %d tasks have no annotation and are left out.", self.file, self.without_annotation)
         if self.many_labels:
-            logger.warning("%s: %d regions have several labels; the first one is used.", self.file, self.many_labels)
+            logger.warning(
+                "%s: regions with several labels, of which the first one is used: %d", self.file, self.many_labels
+            )
         if self.several:
             text = "%s: %d tasks have several annotations; the ground truth is used, or else the first with regions."
             logger.warning(text, self.file, self.several)

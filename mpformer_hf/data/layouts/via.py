@@ -22,7 +22,7 @@ class Via(ToolLayout):
     the regions: the only one, or the one that is called class, label or category, or else type or name."""
 
     name = "VIA (VGG Image Annotator, via_region_data.json)"
-    needs = "a JSON of VIA"
+    needs = "a JSON or CSV of VIA"
     tool = "VGG Image Annotator"
 
     def files(self, folder: Path) -> list[Path]:

@@ -47,12 +47,10 @@ class Yolo(PredictionFormat):
         write_text("".join(lines), self.file_of(record))
 
     def finish(self, records: list[ImageRecord]) -> list[Path]:
-        of_two = [record.file_name for record in records if record.name != result_name(record.file_name)]
-        if of_two:
-            text = (
-                "%s: %d labels have the suffix of their image in their name, since two images would have the same; %s"
-            )
-            logger.warning(text, self.folder, len(of_two), "give the images other names, or YOLO will not find them.")
+        renamed = sum(record.name != result_name(record.file_name) for record in records)
+        if renamed:
+            text = "%s: %d labels are not named as their images, whose names are not unique; %s"
+            logger.warning(text, self.folder, renamed, "name the images as the labels, or YOLO does not find them.")
         write_data_yaml({i: category.name for i, category in enumerate(self.categories)}, self.folder)
         return [self.folder / "labels"]
 
