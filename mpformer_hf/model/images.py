@@ -38,7 +38,7 @@ EIGHT_BITS = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"
 WHITE_IS_ZERO = "white is zero"  # key of `info` of a TIFF of 16 bits
 SIXTEEN_BIT_RGB = "sixteen bits"  # key of `info` of an image of which Pillow keeps the upper 8 bits
 FACTOR = "factor"  # key of `info` of a grey image of 2 or 4 bits: by what Pillow multiplied its values
-SIZ = b"\xff\x51"  # marker of JPEG 2000, before the sizes and the depths of the channels
+SIZES_MARK = b"\xff\x51"  # marker of JPEG 2000, before the sizes and the depths of the channels
 TWELVE_BITS = 4095
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -290,7 +290,7 @@ def has_pages(file: str | Path | BinaryIO) -> bool:
 def depth_of_jpeg2000(file: str | Path | BinaryIO) -> int:
     """Bits of the channels of a JPEG 2000, of which Pillow tells nothing."""
     start = first_bytes(file, 1 << 14)
-    _, _, sizes = start.partition(SIZ)
+    _, _, sizes = start.partition(SIZES_MARK)
     channels = int.from_bytes(sizes[36:38], "big")
     return max((1 + (sizes[38 + 3 * channel] & 127) for channel in range(min(channels, 4))), default=8)
 
