@@ -116,6 +116,7 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
     source = list_images(args.source, args.split, args.every, args.output)
     identities: dict[str, tuple] = {}  # id and file name of each image, by name
     skipped: list[str] = []
+    empty: list[str] = []  # images of this run in which nothing was found
     taken: set[int | None] = set()  # ids of `image_ids` that images have
     pictures = [kind for kind in args.write if kind == "overlays" or (kind == "maps" and task == "semantic")]
     if rate is not None and "overlays" not in pictures:
@@ -147,10 +148,12 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
 
     def write(found: tuple[ImageRecord, Tensor, Any]) -> None:
         write_result(args.output, *found, task, id2label, processor.palette, pictures, writers)
+        if not found[0].segments:
+            empty.append(found[0].name)
 
     for _, writing in in_threads(write, results(), threads=1):
         writing.result()
-    unread = set(gather_object(skipped))  # also waits for all processes
+    unread, empty = set(gather_object(skipped)), gather_object(empty)  # also waits for all processes
     if state.is_main_process:
         complete = {name: identity for name, identity in identities.items() if name not in unread}
         files = finish(args.output, complete, writers) if shards == 1 else []
@@ -160,6 +163,8 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
             print(f"video: {args.output / 'overlays.mp4'}")
         of_shard = f" of shard {args.shard}" if shards > 1 else ""
         print(f"{len(complete)} of {len(identities)} images{of_shard} are in {args.output}")
+        if empty:
+            print(f"nothing was found in {len(empty)} of them, such as {empty[0]}, above the threshold of {threshold:g}")
         if of_shard and writers:
             print("files of all images: run the same command without --shard when all shards have ended")
         for file in files:

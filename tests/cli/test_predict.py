@@ -234,6 +234,15 @@ def test_instance_results_are_cocos_list(trained, photos, tmp_path):
         assert 0.05 <= row["score"] <= 1 and row["image_id"] == 0
 
 
+def test_images_in_which_nothing_was_found_are_counted(trained, photos, tmp_path, capsys):
+    run(trained, photos, tmp_path / "out", "--task", "instance", "--write", "none", "--threshold", "1")
+    files = len(list((tmp_path / "out" / "results").iterdir()))
+    assert f"nothing was found in {files} of them, such as " in (out := capsys.readouterr().out)
+    assert "above the threshold of 1\n" in out
+    run(trained, photos, tmp_path / "all", "--task", "instance", "--write", "none", "--threshold", "0")
+    assert "nothing was found" not in capsys.readouterr().out
+
+
 def test_semantic_maps_of_a_dataset(trained, tmp_path):
     data = make.semantic(tmp_path / "data", [np.zeros((40, 60), np.uint8)] * 3)
     run(trained, data, tmp_path / "out", "--task", "semantic", "--split", "train", "--every", "2", "--flip")

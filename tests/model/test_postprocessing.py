@@ -332,6 +332,7 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("tiles", [128], indirect=True)  # once
 def test_few_launches_on_a_gpu(monkeypatch):
     monkeypatch.setattr(postprocessing, "TILE", postprocessing.TILE_OF_GPU)
     classes = 3 * torch.randn(100, 134)
@@ -341,6 +342,7 @@ def test_few_launches_on_a_gpu(monkeypatch):
     assert launches.count <= 200
 
 
+@pytest.mark.parametrize("tiles", [128], indirect=True)
 def test_instances_need_little_more_than_their_masks():
     masks = F.interpolate(5 * torch.randn(1, 20, 5, 5), size=(32, 32), mode="bicubic")[0]
     geometry = ResizeGeometry((128, 128), (128, 128), (600, 800))
