@@ -164,7 +164,9 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
         of_shard = f" of shard {args.shard}" if shards > 1 else ""
         print(f"{len(complete)} of {len(identities)} images{of_shard} are in {args.output}")
         if empty:
-            print(f"nothing was found in {len(empty)} of them, such as {empty[0]}, above the threshold of {threshold:g}")
+            print(
+                f"nothing was found in {len(empty)} of them, such as {empty[0]}, above the threshold of {threshold:g}"
+            )
         if of_shard and writers:
             print("files of all images: run the same command without --shard when all shards have ended")
         for file in files:
