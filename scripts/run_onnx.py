@@ -18,7 +18,7 @@ settings = {
     key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items() if key != "model"
 }
 image = ImageOps.exif_transpose(Image.open(sys.argv[2]))
-if image.mode.startswith("I;16"):  # grey of 16 bits, of which the upper 8 are used
+if image.mode.startswith("I;16"):  # grey of 16 bits: the upper 8 are used
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 if image.mode in ("I", "F"):
     sys.exit(f"{sys.argv[2]} has values of 32 bits; save it with 8 or 16 bits")

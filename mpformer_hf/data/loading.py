@@ -108,7 +108,8 @@ def named_files(content, named: bool = False) -> Iterator[str]:
 
 
 def read_paths(rows: Dataset, folder: str, columns: set[str | None]) -> Dataset:
-    """A table of a local folder of whose `columns` those of paths of images, relative to it, are columns of images."""
+    """A table of a local folder. Those of its `columns` that hold paths of images, relative to the folder, become
+    columns of images."""
     texts = [
         name
         for name, feature in (rows.features or {}).items()

@@ -101,7 +101,7 @@ def write_parquet(
     columns: Sequence[str] = (),
 ) -> int:
     """Write a split as parquet files of about 300 MB in `folder/data`, with further `columns`, of completeness.
-    `category_ids` are those of the classes in the files of names, which are the same for all splits.
+    `category_ids` are the ids in the file of class names, which all splits share.
 
     Returns:
         number of files.

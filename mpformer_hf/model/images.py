@@ -57,7 +57,7 @@ def to_rgb(image) -> Tensor:
 
 def stored_rgb(image: Image.Image) -> Tensor:
     """PIL image to uint8 `[3, H, W]` as its pixels are stored, see `to_rgb`."""
-    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM"):  # of which Pillow makes 16 bits
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM"):  # PGM of 16 bits
         values = np.array(image).astype(np.int32)
         values = 65535 - values if image.info.get(WHITE_IS_ZERO) else values
         if 0 < values.max(initial=0) <= TWELVE_BITS:
@@ -288,7 +288,7 @@ def has_pages(file: str | Path | BinaryIO) -> bool:
 
 
 def depth_of_jpeg2000(file: str | Path | BinaryIO) -> int:
-    """Bits of the channels of a JPEG 2000, of which Pillow tells nothing."""
+    """Bits of a channel of a JPEG 2000, the most of all channels; Pillow does not tell them."""
     start = first_bytes(file, 1 << 14)
     _, _, sizes = start.partition(SIZES_MARK)
     channels = int.from_bytes(sizes[36:38], "big")

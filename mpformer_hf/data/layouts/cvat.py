@@ -31,9 +31,9 @@ def read_xml(file: Path) -> ElementTree.Element:
 
 
 class CvatXml(ToolLayout):
-    """CVAT for images 1.1: `annotations.xml`, or other XML files with `<annotations>`. Images have subsets, or lie in
-    folders of splits, or the files do; shapes with a higher z_order are in front. Classes are those of the task, in its
-    order."""
+    """CVAT for images 1.1: `annotations.xml`, or other XML files with `<annotations>`. The split of an
+    image is its subset, its folder, or the folder of the file. Shapes with a higher z_order are in front. Classes are
+    those of the task, in its order."""
 
     name = "CVAT (annotations.xml)"
     needs = "annotations.xml"

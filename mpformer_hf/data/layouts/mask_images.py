@@ -31,7 +31,7 @@ INSTANCES = ("instances", "instance_masks", "instance_maps", "instance_ids", "in
 ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "-mask", "_gt", "_L", "_masks", "_cp_masks")  # of label images
 UNNAMED = "default"  # the subset of CVAT's images that have none
 BESIDE = ("_labels", "_masks", "_label", "_mask", "_annot", "annot")  # of the names of folders of label images
-SOFT = 8  # ids of a map of which most pixels have the largest value there is: levels of a soft edge
+SOFT = 8  # a map with more ids whose objects are mostly 255 or 65535 is a mask with a soft edge
 OBJECT = [{"id": 0, "name": "object", "isthing": 1}]
 logger = logging.getLogger(__name__)
 
