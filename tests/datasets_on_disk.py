@@ -1,12 +1,16 @@
 """Small datasets in the Hub's layout."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from mpformer_hf.data.arguments import DataArguments
+from mpformer_hf.data.dataset import SegmentationDataset
+from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.model.label_maps import encode_rle
 from scripts.datasets.generated_dataset import write_dataset
 from scripts.datasets.make_shapes_dataset import NAMES, NUM_THINGS, draw_scene
@@ -19,6 +23,12 @@ def shapes(folder: Path, train: int = 6, validation: int = 3) -> Path:
     counts = {"train": train, "validation": validation}
     write_dataset(folder, draw_scene, NAMES, NUM_THINGS, "Shapes", counts, size=64, seed=0)
     return folder
+
+
+def opened(folder: Path, task: str = "instance", split: str = "train", **fields) -> SegmentationDataset:
+    """A split, as a loader worker that is not forked gets it."""
+    dataset = open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+    return pickle.loads(pickle.dumps(dataset))
 
 
 def photo(height: int = 40, width: int = 60, mode: str = "RGB") -> PILImage.Image:

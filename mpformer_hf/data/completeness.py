@@ -6,6 +6,7 @@ All layouts are read in the same way, and this is applied to what their readers 
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,23 +141,25 @@ def reader_with_completeness(args: DataArguments, labels: Labels, read: Reader) 
         read: reader of the layout, for the classes `labels.before_ignoring`, or `labels` if none are ignored.
     """
     full = labels.before_ignoring or labels
+    ids_of(args.annotated_classes, labels, "annotated_classes")  # checked before a row is read
     new = {label: labels.names.index(name) for label, name in enumerate(full.names) if name in labels.names}
-    of_all = ids_of(args.annotated_classes, labels, "annotated_classes")
+    return partial(read_with_completeness, args=args, labels=labels, read=partial(read, labels=full), new=new)
 
-    def with_completeness(row: dict) -> Segments:
-        segments = read(row)
-        if len(new) < len(full.names):
-            known = segments.classes | segments.crowds
-            hidden = frozenset(segment for segment, label in known.items() if label not in new)
-            parts = ({i: new[c] for i, c in x.items() if c in new} for x in (segments.classes, segments.crowds))
-            classes, crowds = parts
-            segments = replace(segments, classes=classes, crowds=crowds, ignored_objects=hidden)
-        given = class_list(row.get("annotated_classes"))
-        listed = of_all if given is None else ids_of(given, labels, "annotated_classes")
-        if given is not None or args.annotated_classes:
-            segments.annotated = tuple(label in listed for label in range(len(labels.names)))
-        complete = truth_value(row.get("complete"))
-        segments.complete = not args.incomplete if complete is None else complete
-        return segments
 
-    return with_completeness
+def read_with_completeness(
+    row: dict, args: DataArguments, labels: Labels, read: Callable[[dict], Segments], new: dict[int, int]
+) -> Segments:
+    """See `reader_with_completeness`; `new` has the classes of the results by those of the layout."""
+    segments = read(row)
+    if labels.before_ignoring is not None:
+        known = segments.classes | segments.crowds
+        hidden = frozenset(segment for segment, label in known.items() if label not in new)
+        classes, crowds = ({i: new[c] for i, c in x.items() if c in new} for x in (segments.classes, segments.crowds))
+        segments = replace(segments, classes=classes, crowds=crowds, ignored_objects=hidden)
+    given = class_list(row.get("annotated_classes"))
+    if given is not None or args.annotated_classes:
+        listed = ids_of(args.annotated_classes if given is None else given, labels, "annotated_classes")
+        segments.annotated = tuple(label in listed for label in range(len(labels.names)))
+    complete = truth_value(row.get("complete"))
+    segments.complete = not args.incomplete if complete is None else complete
+    return segments

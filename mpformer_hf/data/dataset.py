@@ -5,6 +5,7 @@ import logging
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..utils.files import check_inside
 from .arguments import DataArguments
 from .labels import Labels
 from .result_names import result_name, result_names
-from .segments import Reader, Segments
+from .segments import Segments
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class SegmentationDataset:
     Attributes:
         rows: the split.
         image_column: column of the images.
-        read: reader of the annotation layout, from a row to segments.
+        read: reader of the annotation layout, from a row to segments; it can be pickled, for loader workers.
         labels: the classes.
         score: official average precision of the dataset, `coco` or `cityscapes`.
         from_files: whether the images are files of a local folder.
@@ -47,7 +48,7 @@ class SegmentationDataset:
 
     rows: Dataset
     image_column: str
-    read: Reader
+    read: Callable[[dict], Segments]
     labels: Labels
     score: str = "coco"
     from_files: bool = False

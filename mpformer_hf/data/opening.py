@@ -3,6 +3,7 @@
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, Image
@@ -19,7 +20,7 @@ from .layouts.registry import find_layout
 from .loading import LABEL_COLUMNS, OTHER_COLUMNS, first_column, load_split
 from .segments import Reader
 from .splits import divide, of_one
-from .tables import FILE_VOID, has_targets, instance_map_reader, objects_reader, panoptic_reader, semantic_reader
+from .tables import FILE_VOID, has_targets, read_instance_map, read_objects, read_panoptic, read_semantic
 
 logger = logging.getLogger(__name__)
 OBJECTS = ("objects",)
@@ -81,10 +82,10 @@ def open_dataset(
         )
     labels = own  # from all images, before some are dropped
     if folder is not None:
-        description, read = folder.description, folder.make_reader(labels.before_ignoring or labels)
+        description, reader = folder.description, folder.read
     else:
-        description, read = choose_reader(args, rows, image_column, label_column, labels.before_ignoring or labels)
-    read = reader_with_completeness(args, labels, read)
+        description, reader = choose_reader(args, rows, image_column, label_column, labels)
+    read = reader_with_completeness(args, labels, reader)
     if divided or drop_empty or sample_seed is not None:
         rows = rows if args.streaming else rows.add_column(ROW, list(range(len(rows))))  # for messages
     if divided:
@@ -178,13 +179,16 @@ def choose_reader(
 ) -> tuple[str, Reader]:
     """Description of the layout of a table, and its reader."""
     if "segments_info" in rows.column_names:
-        return "panoptic id map with segments_info", panoptic_reader(label_column, labels)
+        return "panoptic id map with segments_info", partial(read_panoptic, column=label_column)
     if args.task == "semantic":
-        read = semantic_reader(label_column, labels, args.do_reduce_labels, args.void_label)
-        return "semantic label map", read
+        given = (labels.before_ignoring or labels).category_to_class
+        if args.void_label != FILE_VOID and args.void_label - args.do_reduce_labels in given:
+            raise ValueError(f"void_label {args.void_label} is the id of a class.")
+        read = partial(read_semantic, reduce_labels=args.do_reduce_labels, void=args.void_label)
+        return "semantic label map", partial(read, column=label_column)
     if is_objects(rows, label_column):
-        return "COCO objects", objects_reader(image_column, labels, label_column)
-    return "instance map", instance_map_reader(label_column, labels, args.do_reduce_labels)
+        return "COCO objects", partial(read_objects, image_column=image_column, column=label_column)
+    return "instance map", partial(read_instance_map, column=label_column, reduce_labels=args.do_reduce_labels)
 
 
 def is_objects(rows: Dataset, column: str) -> bool:

@@ -4,8 +4,9 @@ A map of segment ids and the class of each id. Pixels whose id has no class are 
 """
 
 import io
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..model.images import FACTOR, PHOTOMETRIC, SIXTEEN_BIT_RGB
 from ..model.label_maps import count_ids, encode_part
+from .labels import Labels
 
 PADDING = -2  # id of pixels around an augmented image, which are background
 LOSSY = ("JPEG", "WEBP", "AVIF", "JPEG2000")  # formats whose compression may change values
@@ -120,7 +122,10 @@ def completeness_inputs(segments: Sequence[Segments]) -> dict[str, Tensor]:
     return missing
 
 
-Reader = Callable[[dict], Segments]  # from a row of the dataset, whose images are opened
+class Reader(Protocol):
+    """From a row of the dataset, whose images are opened, and the classes."""
+
+    def __call__(self, row: dict, labels: Labels) -> Segments: ...
 
 
 def read_map(image) -> np.ndarray:

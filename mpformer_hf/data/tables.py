@@ -11,139 +11,123 @@ from ..model.label_maps import count_ids
 from .coco_checks import is_flag
 from .coco_masks import decode_part
 from .labels import Labels, as_rows
-from .segments import ObjectMask, Reader, Segments, from_objects, read_map
+from .segments import ObjectMask, Segments, from_objects, read_map
 
 FILE_VOID = 255
 SIGNED_VOID = (-1, -100)  # in maps of signed integers: what libraries ignore
 
 
-def semantic_reader(column: str, labels: Labels, reduce_labels: bool, void: int = FILE_VOID) -> Reader:
+def read_semantic(
+    row: dict, labels: Labels, column: str = "label", reduce_labels: bool = False, void: int = FILE_VOID
+) -> Segments:
     """Label maps of class ids. `void`, -1 and -100 are void, and so is 255 unless the dataset has such a class. Each
     class is one segment."""
     ids = {category + reduce_labels for category in labels.category_to_class}
-    if void != FILE_VOID and void in ids:
-        raise ValueError(f"void_label {void} is the id of a class.")
     void_ids = (
         {void, FILE_VOID, *SIGNED_VOID} | {category + reduce_labels for category in labels.ignored_categories}
     ) - ids
-
-    def read(row: dict) -> Segments:
-        map_ = read_map(row[column])
-        present = np.array(list(count_ids(map_)))
-        grey = present // 65536
-        was_grey = present.max() > 255 and (present == grey * 65793).all() and not ids & set(present[1:].tolist())
-        if was_grey:
-            map_, present = map_ // 65793, grey  # a grey image that was saved as RGB: R = G = B
-        if reduce_labels:
-            present = present[present != 0]
-        red = present.size and present.max() == FILE_VOID and not set(present.tolist()) - {0, FILE_VOID}
-        colored = row[column].mode in ("RGB", "RGBA") and (present.max(initial=0) > 255 or red)  # then 255 is red
-        present = present[~np.isin(present, sorted(void_ids - {FILE_VOID} if colored else void_ids))]
-        classes = {int(i): int(i) - reduce_labels for i in present}
-        unknown = sorted(i for i, c in classes.items() if c not in labels.category_to_class)
-        if unknown and colored:
-            code = unknown[-1] * 65793 if was_grey else unknown[-1]
-            color = (code & 255, code >> 8 & 255, code >> 16)
-            raise ValueError(
-                f"{column} is an image with colours such as {color}, not class ids: put a table beside the images, "
-                "class_dict.csv with a line name,r,g,b for each class"
-            )
-        if unknown:
-            known = sorted(ids)
-            shown = f"{known[0]}..{known[-1]}" if known == list(range(known[0], known[-1] + 1)) else str(known[:20])
-            soft = "; if the mask is soft, or of 0 and 255 or 65535, write 0 and 1" if len(ids) == 2 else ""
-            raise ValueError(f"{column} has ids {unknown[:5]} that are not in id2label ({shown}){soft}")
-        return Segments(torch.from_numpy(map_), {i: labels.category_to_class[c] for i, c in classes.items()})
-
-    return read
+    map_ = read_map(row[column])
+    present = np.array(list(count_ids(map_)))
+    grey = present // 65536
+    was_grey = present.max() > 255 and (present == grey * 65793).all() and not ids & set(present[1:].tolist())
+    if was_grey:
+        map_, present = map_ // 65793, grey  # a grey image that was saved as RGB: R = G = B
+    if reduce_labels:
+        present = present[present != 0]
+    red = present.size and present.max() == FILE_VOID and not set(present.tolist()) - {0, FILE_VOID}
+    colored = row[column].mode in ("RGB", "RGBA") and (present.max(initial=0) > 255 or red)  # then 255 is red
+    present = present[~np.isin(present, sorted(void_ids - {FILE_VOID} if colored else void_ids))]
+    classes = {int(i): int(i) - reduce_labels for i in present}
+    unknown = sorted(i for i, c in classes.items() if c not in labels.category_to_class)
+    if unknown and colored:
+        code = unknown[-1] * 65793 if was_grey else unknown[-1]
+        color = (code & 255, code >> 8 & 255, code >> 16)
+        raise ValueError(
+            f"{column} is an image with colours such as {color}, not class ids: put a table beside the images, "
+            "class_dict.csv with a line name,r,g,b for each class"
+        )
+    if unknown:
+        known = sorted(ids)
+        shown = f"{known[0]}..{known[-1]}" if known == list(range(known[0], known[-1] + 1)) else str(known[:20])
+        soft = "; if the mask is soft, or of 0 and 255 or 65535, write 0 and 1" if len(ids) == 2 else ""
+        raise ValueError(f"{column} has ids {unknown[:5]} that are not in id2label ({shown}){soft}")
+    return Segments(torch.from_numpy(map_), {i: labels.category_to_class[c] for i, c in classes.items()})
 
 
-def panoptic_reader(column: str, labels: Labels) -> Reader:
+def read_panoptic(row: dict, labels: Labels, column: str = "label") -> Segments:
     """RGB maps of segment ids and `segments_info`; 0 = void. Crowds and the categories that `labels` leaves out are not
     targets."""
-
-    def read(row: dict) -> Segments:
-        map_ = read_map(row[column])
-        classes: dict[int, int] = {}
-        crowds: dict[int, int] = {}
-        ignored_categories: set[int] = set()
-        present = set(count_ids(map_))
-        segments = as_rows(row["segments_info"])
-        if not isinstance(segments, list):
-            raise ValueError(f"segments_info is {segments!r}, expected a list")
-        twice = [i for i, n in Counter(segment["id"] for segment in segments).items() if n > 1 or i <= 0]
-        if twice:
-            raise ValueError(f"segments_info has the id {twice[0]}, which must be positive (0 is void) and occur once")
-        for segment in segments:
-            category = segment["category_id"]
-            if category in labels.ignored_categories:
-                ignored_categories.add(segment["id"])
-                continue
-            if category not in labels.category_to_class:
-                raise ValueError(f"segment {segment['id']} has category_id {category}, which is not in id2label")
-            (crowds if is_crowd(segment) else classes)[segment["id"]] = labels.category_to_class[category]
-        unknown = present - set(classes) - set(crowds) - ignored_categories - {0}
-        if unknown:
-            raise ValueError(f"{column} has segment ids {sorted(unknown)[:5]} that are not in segments_info")
-        empty = sum(segment["id"] not in present for segment in segments)
-        return Segments(torch.from_numpy(map_), classes, crowds, empty=empty)
-
-    return read
+    map_ = read_map(row[column])
+    classes: dict[int, int] = {}
+    crowds: dict[int, int] = {}
+    ignored_categories: set[int] = set()
+    present = set(count_ids(map_))
+    segments = as_rows(row["segments_info"])
+    if not isinstance(segments, list):
+        raise ValueError(f"segments_info is {segments!r}, expected a list")
+    twice = [i for i, n in Counter(segment["id"] for segment in segments).items() if n > 1 or i <= 0]
+    if twice:
+        raise ValueError(f"segments_info has the id {twice[0]}, which must be positive (0 is void) and occur once")
+    for segment in segments:
+        category = segment["category_id"]
+        if category in labels.ignored_categories:
+            ignored_categories.add(segment["id"])
+            continue
+        if category not in labels.category_to_class:
+            raise ValueError(f"segment {segment['id']} has category_id {category}, which is not in id2label")
+        (crowds if is_crowd(segment) else classes)[segment["id"]] = labels.category_to_class[category]
+    unknown = present - set(classes) - set(crowds) - ignored_categories - {0}
+    if unknown:
+        raise ValueError(f"{column} has segment ids {sorted(unknown)[:5]} that are not in segments_info")
+    empty = sum(segment["id"] not in present for segment in segments)
+    return Segments(torch.from_numpy(map_), classes, crowds, empty=empty)
 
 
-def instance_map_reader(column: str, labels: Labels, reduce_labels: bool) -> Reader:
+def read_instance_map(row: dict, labels: Labels, column: str, reduce_labels: bool) -> Segments:
     """RGB label images with the class in the red channel and the instance number in the green one, 0 = no instance."""
-
-    def read(row: dict) -> Segments:
-        values = np.array(row[column])
-        if values.ndim != 3 or values.shape[2] < 2:
-            raise ValueError(f"{column} has shape {values.shape}, expected classes in red and instances in green")
-        values = values.astype(np.int32)
-        map_ = np.where(values[..., 1] > 0, 256 * values[..., 0] + values[..., 1], 0)
-        classes = {}
-        for segment in np.unique(map_[map_ > 0]).tolist():
-            category = segment // 256
-            if (category == FILE_VOID and category - reduce_labels not in labels.category_to_class) or (
-                reduce_labels and category == 0
-            ):
-                continue
-            if category - reduce_labels not in labels.category_to_class:
-                raise ValueError(f"{column} has class {category}, which is not in id2label")
-            classes[segment] = labels.category_to_class[category - reduce_labels]
-        return Segments(torch.from_numpy(map_), classes)
-
-    return read
+    values = np.array(row[column])
+    if values.ndim != 3 or values.shape[2] < 2:
+        raise ValueError(f"{column} has shape {values.shape}, expected classes in red and instances in green")
+    values = values.astype(np.int32)
+    map_ = np.where(values[..., 1] > 0, 256 * values[..., 0] + values[..., 1], 0)
+    classes = {}
+    for segment in np.unique(map_[map_ > 0]).tolist():
+        category = segment // 256
+        if (category == FILE_VOID and category - reduce_labels not in labels.category_to_class) or (
+            reduce_labels and category == 0
+        ):
+            continue
+        if category - reduce_labels not in labels.category_to_class:
+            raise ValueError(f"{column} has class {category}, which is not in id2label")
+        classes[segment] = labels.category_to_class[category - reduce_labels]
+    return Segments(torch.from_numpy(map_), classes)
 
 
-def objects_reader(image_column: str, labels: Labels, column: str = "objects") -> Reader:
+def read_objects(row: dict, labels: Labels, image_column: str = "image", column: str = "objects") -> Segments:
     """COCO objects: polygons or RLE, which may overlap. Crowds are not targets."""
+    objects = row[column]
+    objects = as_rows(json.loads(objects) if isinstance(objects, str) else objects)
+    if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
+        raise ValueError(f"{column} is {str(objects)[:60]!r}, expected a list of mappings")
+    width, height = displayed_size(row[image_column])
+    cut = 0
 
-    def read(row: dict) -> Segments:
-        objects = row[column]
-        objects = as_rows(json.loads(objects) if isinstance(objects, str) else objects)
-        if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
-            raise ValueError(f"{column} is {str(objects)[:60]!r}, expected a list of mappings")
-        width, height = displayed_size(row[image_column])
-        cut = 0
+    def decode(number: int, item: dict) -> ObjectMask:
+        nonlocal cut
+        try:
+            category = first_value(item, ("category_id", "category", "label"))
+            if category not in labels.category_to_class:
+                raise ValueError(f"has category {category}, which is not in id2label")
+            segmentation = first_value(item, ("segmentation", "mask"))
+            mask, top, left = decode_part(segmentation, height, width)
+            cut += bool(mask.any()) and reaches_beyond(segmentation, height, width)
+        except ValueError as error:
+            raise ValueError(f"object {number} {error}") from error
+        return ObjectMask(mask, labels.category_to_class[category], is_crowd(item), item.get("area"), top, left)
 
-        def decode(number: int, item: dict) -> ObjectMask:
-            nonlocal cut
-            try:
-                category = first_value(item, ("category_id", "category", "label"))
-                if category not in labels.category_to_class:
-                    raise ValueError(f"has category {category}, which is not in id2label")
-                segmentation = first_value(item, ("segmentation", "mask"))
-                mask, top, left = decode_part(segmentation, height, width)
-                cut += bool(mask.any()) and reaches_beyond(segmentation, height, width)
-            except ValueError as error:
-                raise ValueError(f"object {number} {error}") from error
-            return ObjectMask(mask, labels.category_to_class[category], is_crowd(item), item.get("area"), top, left)
-
-        segments = from_objects((decode(number, item) for number, item in enumerate(objects)), height, width)
-        segments.cut = cut
-        return segments
-
-    return read
+    segments = from_objects((decode(number, item) for number, item in enumerate(objects)), height, width)
+    segments.cut = cut
+    return segments
 
 
 def reaches_beyond(segmentation, height: int, width: int) -> bool:

@@ -22,6 +22,7 @@ from mpformer_hf.training.batches import TrainingDataset
 from mpformer_hf.training.packing import Unpacker
 from tests import datasets_on_disk as make
 from tests import official_folders
+from tests.datasets_on_disk import opened
 
 
 def box(x, y, width, height, category=0, **more):
@@ -37,10 +38,6 @@ def objects(folder, rows, names=("cat", "dog", "dontcare"), **columns):
         features[name] = feature
         table = [{**row, name: value} for row, value in zip(table, values, strict=True)]
     return make.write(folder, table, features, {"id2label.json": dict(enumerate(names))})
-
-
-def opened(folder, task="instance", **fields):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), "train")
 
 
 def both_inputs(dataset, task):

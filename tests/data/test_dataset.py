@@ -23,6 +23,7 @@ from mpformer_hf.training.batches import SeededSampler, TrainingDataset
 from mpformer_hf.training.packing import Unpacker
 from mpformer_hf.utils.files import write_json
 from tests import datasets_on_disk as make
+from tests.datasets_on_disk import opened
 from tests.runs import flags
 
 
@@ -56,16 +57,12 @@ def test_code_and_pickles_in_a_dataset_folder_are_not_executed(tmp_path, sign):
         open_dataset(DataArguments(dataset_name=str(folder), task="panoptic"), "train")
 
 
-def opened(folder, task="semantic", split="train", **fields):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
-
-
 def map_of(*rows):
     return np.repeat(np.array(rows, dtype=np.uint8)[:, None], 60, axis=1).repeat(40 // len(rows), axis=0)
 
 
 def test_semantic_maps(tmp_path):
-    data = opened(make.semantic(tmp_path / "d", [map_of(0, 2), map_of(1, 255)]))
+    data = opened(make.semantic(tmp_path / "d", [map_of(0, 2), map_of(1, 255)]), "semantic")
     assert data.labels.names == ["road", "car", "sky"] and len(data) == 2
     image, segments = data[0]
     assert image.dtype == torch.uint8 and image.shape == (3, 40, 60)
@@ -75,13 +72,13 @@ def test_semantic_maps(tmp_path):
 
 def test_other_column_names_and_flags(tmp_path):
     folder = make.semantic(tmp_path / "d", [map_of(0, 1)], columns=("pixel_values", "annotation"))
-    assert opened(folder)[0][1].classes == {0: 0, 1: 1}
+    assert opened(folder, "semantic")[0][1].classes == {0: 0, 1: 1}
     folder = make.semantic(tmp_path / "e", [map_of(0, 1)], columns=("photo", "truth"))
-    assert opened(folder, image_column="photo", label_column="truth")[0][1].classes == {0: 0, 1: 1}
+    assert opened(folder, "semantic", image_column="photo", label_column="truth")[0][1].classes == {0: 0, 1: 1}
     with pytest.raises(ValueError, match="none of the columns image, pixel_values, only photo, truth"):
-        opened(folder)
+        opened(folder, "semantic")
     with pytest.raises(ValueError, match="no column 'foto'"):
-        opened(folder, image_column="foto", label_column="truth")
+        opened(folder, "semantic", image_column="foto", label_column="truth")
 
 
 def test_a_part_of_the_images_drawn_by_a_seed(shapes):
@@ -101,14 +98,14 @@ def test_a_part_of_the_images_drawn_by_a_seed(shapes):
 
 
 def test_reduce_labels_keeps_void(tmp_path):
-    data = opened(make.semantic(tmp_path / "d", [map_of(0, 1, 3, 255)]), do_reduce_labels=True)
+    data = opened(make.semantic(tmp_path / "d", [map_of(0, 1, 3, 255)]), "semantic", do_reduce_labels=True)
     assert data[0][1].classes == {1: 0, 3: 2}
 
 
 def test_names_from_a_flag_and_limits(tmp_path):
     folder = make.semantic(tmp_path / "d", [map_of(0, 1)] * 4, names=None)
     with pytest.raises(ValueError, match="has no class names: give --id2label"):
-        opened(folder)
+        opened(folder, "semantic")
     (tmp_path / "names.json").write_text(json.dumps({"0": "a", "1": "b"}))
     data = open_dataset(
         DataArguments(dataset_name=str(folder), task="semantic", id2label=str(tmp_path / "names.json")), "train", 3
@@ -119,10 +116,10 @@ def test_names_from_a_flag_and_limits(tmp_path):
     (tmp_path / "list.json").write_text('["a", "b"]')
     for file in ("list.json", "none.json"):
         with pytest.raises(ValueError, match=r"id2label: .*json"):
-            opened(folder, id2label=str(tmp_path / file))
+            opened(folder, "semantic", id2label=str(tmp_path / file))
     (tmp_path / "twice.json").write_text('{"0": "a", "1": "a"}')
     with pytest.raises(ValueError, match="classes of the same name: a"):
-        opened(folder, id2label=str(tmp_path / "twice.json"))
+        opened(folder, "semantic", id2label=str(tmp_path / "twice.json"))
 
 
 SEGMENTS = [
@@ -189,10 +186,10 @@ def test_augmentation_depends_on_its_draw_alone(tmp_path):
 
 def test_images_become_rgb_or_are_named(tmp_path):
     images = [make.photo(mode=mode) for mode in ("RGBA", "L", "P")]
-    data = opened(make.semantic(tmp_path / "d", [map_of(0, 1)] * 3, images))
+    data = opened(make.semantic(tmp_path / "d", [map_of(0, 1)] * 3, images), "semantic")
     assert all(data[i][0].shape == (3, 40, 60) for i in range(3))
     deep = Image.fromarray(np.zeros((40, 60), dtype=np.int32))
-    data = opened(make.semantic(tmp_path / "e", [map_of(0, 1)] * 2, [make.photo(), deep]))
+    data = opened(make.semantic(tmp_path / "e", [map_of(0, 1)] * 2, [make.photo(), deep]), "semantic")
     with pytest.raises(ValueError, match=r"Row 1: the image has mode I .32 bits, signed or floats., expected unsigned"):
         data[1]
 
@@ -238,18 +235,18 @@ def test_bad_datasets_are_one_sentence(tmp_path, build, task, message):
 
 def test_folders_that_are_no_dataset(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
-        opened(tmp_path / "nothing")
+        opened(tmp_path / "nothing", "semantic")
     with pytest.raises(ValueError, match="is not a dataset"):
-        opened(tmp_path)
+        opened(tmp_path, "semantic")
     (tmp_path / "panoptic.json").write_text("{}")
     make.photo().save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"panoptic\.json has 1 problem: it has no list of images"):
-        opened(tmp_path)
+        opened(tmp_path, "semantic")
     with pytest.raises(ValueError, match="is a file"):
-        opened(tmp_path / "a.png")
+        opened(tmp_path / "a.png", "semantic")
     folder = make.semantic(tmp_path / "d", [map_of(0, 1)])
     with pytest.raises(ValueError, match="Cannot load split 'test'"):
-        opened(folder, split="test")
+        opened(folder, "semantic", split="test")
 
 
 def test_segments_info_as_a_dict_of_lists():

@@ -15,11 +15,8 @@ from mpformer_hf.training.arguments import TransformArguments
 from mpformer_hf.training.building import build_processor
 from tests import datasets_on_disk as make
 from tests import official_folders
+from tests.datasets_on_disk import opened
 from tests.tiny import tiny_model
-
-
-def opened(folder, task, split="train", **fields):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
 
 
 def saved_model(folder: Path, names: list[str], **fields) -> Path:

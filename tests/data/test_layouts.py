@@ -12,6 +12,7 @@ from mpformer_hf.data.layouts.registry import find_layout
 from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.training import finetune
 from tests import official_folders
+from tests.datasets_on_disk import opened
 from tests.runs import flags
 
 CARS = [np.zeros((official_folders.HEIGHT, official_folders.WIDTH), bool) for _ in official_folders.CARS]
@@ -62,7 +63,7 @@ def arguments(folder, task, **fields):
 def test_every_layout_gives_the_same_scene(name, tmp_path):
     build, task, categories = CASES[name]
     for split in ("train", "validation"):
-        dataset = open_dataset(arguments(build(tmp_path / split), task), split)
+        dataset = opened(build(tmp_path / split), task, split)
         assert len(dataset) == 3 if name == "yolo" else len(dataset) == 2
         for index in range(2):
             image, segments = dataset[index]

@@ -12,6 +12,7 @@ from mpformer_hf.model.images import ORIENTATION
 from mpformer_hf.training import finetune
 from tests import datasets_on_disk as make
 from tests import official_folders
+from tests.datasets_on_disk import opened
 from tests.runs import flags
 
 
@@ -128,10 +129,6 @@ def test_coco_folders_cannot_be_streamed(tmp_path):
     data.streaming = True
     with pytest.raises(ValueError, match=r"is COCO .*, which cannot be read with streaming: leave it out"):
         open_dataset(data, "train")
-
-
-def opened(folder, task, split="train", **fields):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
 
 
 def test_the_parents_of_roboflow(tmp_path):

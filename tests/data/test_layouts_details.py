@@ -12,15 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mpformer_hf.data.arguments import DataArguments
-from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.data.segments import merge_by_class, read_map
 from mpformer_hf.model.images import is_not_black, open_image, read_image, read_size
 from tests import official_folders
-
-
-def opened(folder, task, split="train", **fields):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+from tests.datasets_on_disk import opened
 
 
 def areas(dataset, index=0):

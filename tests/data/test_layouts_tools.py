@@ -18,6 +18,7 @@ from mpformer_hf.data.opening import open_dataset
 from mpformer_hf.data.splits import check_splits
 from tests import datasets_on_disk as make
 from tests import official_folders
+from tests.datasets_on_disk import opened as read
 
 HEIGHT, WIDTH = 40, 60
 TRIANGLE = [(5, 5), (25, 5), (5, 30)]
@@ -40,10 +41,6 @@ def photos(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         make.photo(HEIGHT, WIDTH).save(folder / name)
-
-
-def read(folder, task="instance", split="train", **options):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **options), split)
 
 
 def masks_of(split, index=0):
@@ -348,7 +345,7 @@ def test_maps_of_instance_ids(tmp_path):
     assert_masks(masks_of(split), [("object", box_mask(20, 20, 30, 30)), ("object", box_mask(0, 0, 9, 9))])
     (tmp_path / "id2label.json").write_text('{"0": "a", "1": "b"}')
     with pytest.raises(ValueError, match="masks of instances have no classes here, but there are 2 names"):
-        read(tmp_path)
+        read(tmp_path)[0]
 
 
 def test_voc_names_and_lists_of_other_tools(tmp_path):

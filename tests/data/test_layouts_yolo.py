@@ -9,10 +9,7 @@ from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.opening import open_dataset
 from tests import datasets_on_disk as make
 from tests import official_folders
-
-
-def opened(folder, task, split="train", **fields):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+from tests.datasets_on_disk import opened
 
 
 def areas(dataset, index=0):

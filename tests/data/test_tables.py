@@ -19,10 +19,7 @@ from mpformer_hf.training.arguments import TransformArguments
 from mpformer_hf.training.batches import TrainingDataset
 from mpformer_hf.training.packing import Unpacker
 from tests import datasets_on_disk as make
-
-
-def opened(folder, task="instance", split="train", **fields):
-    return open_dataset(DataArguments(dataset_name=str(folder), task=task, **fields), split)
+from tests.datasets_on_disk import opened
 
 
 def masks_of(segments):

@@ -1,5 +1,7 @@
 """Tests of `finetune_faults`."""
 
+import os
+import re
 import resource
 import signal
 import time
@@ -35,6 +37,30 @@ def test_a_full_disk_ends_training_in_a_sentence(shapes, tmp_path):
     last = done.told.splitlines()[-1]
     assert last.startswith("error: ") and "File too large" in last
     assert not list((tmp_path / "out").rglob("*.safetensors")) and not list((tmp_path / "out").rglob(".writing*"))
+
+
+def hang(*example):
+    time.sleep(60)
+
+
+def end(*example):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def impatient():
+    finetune.LONGEST_WAIT = 3
+
+
+@pytest.mark.parametrize(
+    ("transform", "sentence"),
+    [(hang, "DataLoader timed out after 3 seconds"), (end, "DataLoader worker .* (killed|exited)")],
+)
+def test_a_loader_worker_that_hangs_or_ends_stops_the_run_in_a_sentence(transform, sentence, shapes, tmp_path):
+    own = f"{__name__}:{transform.__name__}"
+    argv = flags(shapes, tmp_path / "out", dataloader_num_workers=1, transform=own)
+    process = Run(["mpformer_hf.training", *argv], before=impatient)
+    assert process.wait(100) == 1, process.told
+    assert re.match(f"error: RuntimeError: {sentence}", process.told.splitlines()[-1]), process.told
 
 
 def test_ctrl_c_ends_training_in_a_word_and_the_run_resumes(shapes, tmp_path):

@@ -7,9 +7,9 @@ import torch
 
 from ..labels import Labels
 from ..releases import RELEASES, categories_of
-from ..segments import Reader, Segments, read_map
+from ..segments import Segments, read_map
 from ..split_names import words_of
-from ..tables import panoptic_reader, semantic_reader
+from ..tables import read_panoptic, read_semantic
 from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
 from .folder import (
     FolderLayout,
@@ -55,35 +55,27 @@ def add_instances(segments: Segments, instances: np.ndarray, labels: Labels) -> 
     segments.map = torch.where(torch.from_numpy(instances > 0), torch.from_numpy(instances), segments.map)
 
 
-def instance_reader(labels: Labels) -> Reader:
+def read_instances(row: dict, labels: Labels) -> Segments:
     """Instance maps, whose class numbers count the things in the order of their scene classes."""
-
-    def read(row: dict) -> Segments:
-        instances = instances_of(row["instances"])
-        segments = Segments(torch.zeros(instances.shape, dtype=torch.int32), {})
-        add_instances(segments, instances, labels)
-        return segments
-
-    return read
+    instances = instances_of(row["instances"])
+    segments = Segments(torch.zeros(instances.shape, dtype=torch.int32), {})
+    add_instances(segments, instances, labels)
+    return segments
 
 
-def merged_reader(labels: Labels) -> Reader:
+def read_merged(row: dict, labels: Labels) -> Segments:
     """Panoptic segments: stuff of the semantic map, and the instances in front of it. A thing class of the semantic map
     without an instance is void."""
     stuff = set(range(len(NAMES))) - set(THINGS)
-
-    def read(row: dict) -> Segments:
-        map_, instances = read_map(row["label"]), instances_of(row["instances"])
-        if map_.shape != instances.shape:
-            raise ValueError(f"the semantic map is {map_.shape}, the instance map {instances.shape} (height, width)")
-        ids = np.where(np.isin(map_ - 1, sorted(stuff)), map_, 0)  # 1..150, below those of instances
-        segments = Segments(torch.from_numpy(ids.astype(np.int32)), {})
-        add_instances(segments, instances, labels)
-        left = np.unique(segments.map.numpy())
-        segments.classes |= {i: labels.category_to_class[i - 1] for i in left.tolist() if 0 < i <= len(NAMES)}
-        return segments
-
-    return read
+    map_, instances = read_map(row["label"]), instances_of(row["instances"])
+    if map_.shape != instances.shape:
+        raise ValueError(f"the semantic map is {map_.shape}, the instance map {instances.shape} (height, width)")
+    ids = np.where(np.isin(map_ - 1, sorted(stuff)), map_, 0)  # 1..150, below those of instances
+    segments = Segments(torch.from_numpy(ids.astype(np.int32)), {})
+    add_instances(segments, instances, labels)
+    left = np.unique(segments.map.numpy())
+    segments.classes |= {i: labels.category_to_class[i - 1] for i in left.tolist() if 0 < i <= len(NAMES)}
+    return segments
 
 
 class Ade20k(FolderLayout):
@@ -111,14 +103,13 @@ class Ade20k(FolderLayout):
         pairs = pair_by_stem(images, folder / "annotations" / images.name)
         rows = [row_of(image, label=label) for image, label in pairs]
         if task == "semantic":
-            return FolderSplit(make_rows(rows), SEMANTIC, lambda labels: semantic_reader("label", labels, False))
+            return FolderSplit(make_rows(rows), SEMANTIC, read_semantic)
         maps = folder / "annotations_instance" / images.name
         if not maps.is_dir():
             raise ValueError(f"{folder} has no {maps.relative_to(folder)}/, the second download, for task {task}.")
         pairs = pair_by_stem(images, maps)
         rows = [row | {"instances": str(label)} for row, (_, label) in zip(rows, pairs, strict=True)]
-        make_reader = merged_reader if task == "panoptic" else instance_reader
-        return FolderSplit(make_rows(rows), PANOPTIC, make_reader)
+        return FolderSplit(make_rows(rows), PANOPTIC, read_merged if task == "panoptic" else read_instances)
 
     def read_panoptic(self, images: Path, annotations: Path) -> FolderSplit:
         """Rows of the panoptic JSON. Names of its classes have synonyms, which the names here do not have."""
@@ -132,9 +123,5 @@ class Ade20k(FolderLayout):
             map_ = annotations.with_suffix("") / annotation["file_name"]
             rows.append(row_of(image) | {"image_id": annotation["image_id"]} | panoptic_columns(annotation, map_))
         warn_left_out(annotations, len(images_in(images)), len(rows))
-
-        def make_reader(labels: Labels) -> Reader:
-            return panoptic_reader("label", labels)
-
         description = f"{self.name}, {annotations.name}"
-        return FolderSplit(make_panoptic_rows(rows), PANOPTIC, make_reader, description=description)
+        return FolderSplit(make_panoptic_rows(rows), PANOPTIC, read_panoptic, description=description)

@@ -1,5 +1,6 @@
 """Cityscapes as downloaded: `leftImg8bit` and `gtFine`."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import torch
 
 from ..labels import Labels
 from ..releases import categories_of
-from ..segments import Reader, Segments, read_map
-from ..tables import panoptic_reader, semantic_reader
+from ..segments import Segments, read_map
+from ..tables import read_panoptic, read_semantic
 from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
 from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, row_of
 
@@ -20,27 +21,23 @@ NUM_LABELS = 34  # label ids 0..33; those that are not classes are void
 CATEGORIES = [CLASSES.get(i, {"id": i, "name": f"void {i}", "isthing": 0, "void": True}) for i in range(NUM_LABELS)]
 
 
-def instance_reader(labels: Labels, things_only: bool) -> Reader:
+def read_instances(row: dict, labels: Labels, things_only: bool) -> Segments:
     """Maps of instanceIds. A group of a thing class is a crowd; in panoptic segmentation stuff has one segment a
     class."""
-
-    def read(row: dict) -> Segments:
-        map_ = read_map(row["label"])
-        segments = Segments(torch.from_numpy(map_), {}, ignored=frozenset(range(NUM_LABELS)) - set(CLASSES))
-        for value in np.unique(map_).tolist():
-            category = value // INSTANCE if value >= INSTANCE else value
-            if category not in CLASSES:
-                continue
-            if category not in THINGS:
-                if not things_only:
-                    segments.classes[value] = labels.category_to_class[category]
-            elif value < INSTANCE:
-                segments.crowds[value] = labels.category_to_class[category]
-            else:
+    map_ = read_map(row["label"])
+    segments = Segments(torch.from_numpy(map_), {}, ignored=frozenset(range(NUM_LABELS)) - set(CLASSES))
+    for value in np.unique(map_).tolist():
+        category = value // INSTANCE if value >= INSTANCE else value
+        if category not in CLASSES:
+            continue
+        if category not in THINGS:
+            if not things_only:
                 segments.classes[value] = labels.category_to_class[category]
-        return segments
-
-    return read
+        elif value < INSTANCE:
+            segments.crowds[value] = labels.category_to_class[category]
+        else:
+            segments.classes[value] = labels.category_to_class[category]
+    return segments
 
 
 class Cityscapes(FolderLayout):
@@ -76,13 +73,8 @@ class Cityscapes(FolderLayout):
             rows.append({**row_of(file, label=label), "image_id": base})
         if labels:
             raise ValueError(f"{min(labels)} has no image in {images}; there are {len(labels)} of these.")
-
-        def make_reader(labels: Labels) -> Reader:
-            if task == "semantic":
-                return semantic_reader("label", labels, reduce_labels=False)
-            return instance_reader(labels, things_only=task == "instance")
-
-        return FolderSplit(make_rows(rows), CATEGORIES, make_reader, "cityscapes", f"{self.name}, {kind}")
+        read = read_semantic if task == "semantic" else partial(read_instances, things_only=task == "instance")
+        return FolderSplit(make_rows(rows), CATEGORIES, read, "cityscapes", f"{self.name}, {kind}")
 
     def read_panoptic(self, files: list[Path], annotations: Path) -> FolderSplit:
         """Rows of the panoptic JSON, whose image names have an additional `_gtFine`."""
@@ -100,9 +92,5 @@ class Cityscapes(FolderLayout):
         missing = set(by_name) - {row["file_name"].removesuffix(IMAGE) for row in rows}
         if missing:
             raise ValueError(f"{annotations} has no annotation of {min(missing)}; there are {len(missing)} of these.")
-
-        def make_reader(labels: Labels) -> Reader:
-            return panoptic_reader("label", labels)
-
         description = f"{self.name}, {annotations.name}"
-        return FolderSplit(make_panoptic_rows(rows), CATEGORIES, make_reader, "cityscapes", description)
+        return FolderSplit(make_panoptic_rows(rows), CATEGORIES, read_panoptic, "cityscapes", description)

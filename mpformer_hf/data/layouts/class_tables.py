@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..labels import Labels
-from ..segments import Reader, Segments
+from ..segments import Segments
 from .folder import read_lines
 
 COLORS = ("labelmap.txt", "class_dict.csv", "label_colors.txt")  # of CVAT; name, r, g, b; r g b name
@@ -88,19 +88,15 @@ def codes_of(image) -> np.ndarray:
     return values[..., 0] + 256 * values[..., 1] + 65536 * values[..., 2]
 
 
-def color_reader(column: str, labels: Labels) -> Reader:
+def read_colored(row: dict, labels: Labels) -> Segments:
     """Label images whose colours are those of a table; black is void, unless it is in the table."""
-
-    def read(row: dict) -> Segments:
-        codes = codes_of(row[column])
-        present = set(np.unique(codes).tolist()) - ({0} - set(labels.category_to_class))
-        unknown = sorted(present - set(labels.category_to_class) - set(labels.ignored_categories))
-        if unknown:
-            raise ValueError(f"{column} has the colour {rgb_of(unknown[0])}, which the table of colours does not have")
-        classes = {code: labels.category_to_class[code] for code in present & set(labels.category_to_class)}
-        return Segments(torch.from_numpy(codes), classes)
-
-    return read
+    codes = codes_of(row["label"])
+    present = set(np.unique(codes).tolist()) - ({0} - set(labels.category_to_class))
+    unknown = sorted(present - set(labels.category_to_class) - set(labels.ignored_categories))
+    if unknown:
+        raise ValueError(f"label has the colour {rgb_of(unknown[0])}, which the table of colours does not have")
+    classes = {code: labels.category_to_class[code] for code in present & set(labels.category_to_class)}
+    return Segments(torch.from_numpy(codes), classes)
 
 
 def rgb_of(code: int) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import unicodedata
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from datasets import Value
@@ -16,7 +17,7 @@ from ..completeness import LVIS, columns_of_images
 from ..labels import Labels
 from ..segments import VOID, Reader, Segments, merge_by_class
 from ..split_names import ALL_SPLITS, names_of_split, words_of
-from ..tables import objects_reader, panoptic_reader
+from ..tables import read_objects, read_panoptic
 from .folder import FolderLayout, FolderSplit, make_rows
 
 logger = logging.getLogger(__name__)
@@ -320,28 +321,32 @@ def tool_of(file: Path) -> str | None:
 BACKGROUND, IMAGES = "background", "images"
 
 
+def is_background(category: dict) -> bool:
+    """Whether a category is what no object covers."""
+    return category["name"].strip("_").lower() == BACKGROUND
+
+
 def add_background(categories: list[dict]) -> list[dict]:
     """Categories of a semantic map that is painted from objects: what no object covers is of the class background."""
-    if any(row["name"].strip("_").lower() == BACKGROUND for row in categories):
+    if any(map(is_background, categories)):
         return categories
     ids = {row["id"] for row in categories}
     logger.info("What no object covers is a class of its own, %s.", BACKGROUND)
     return [{"id": 0 if 0 not in ids else max(ids) + 1, "name": BACKGROUND}, *categories]
 
 
-def painted_reader(labels: Labels, categories: list[dict]) -> Reader:
+def read_merged(row: dict, labels: Labels) -> Segments:
+    """Panoptic segments as the classes of a semantic map."""
+    return merge_by_class(read_panoptic(row, labels))
+
+
+def read_painted(row: dict, labels: Labels, background: int) -> Segments:
     """Objects painted in their order on the background, which is void where labels are incomplete."""
-    objects = objects_reader("image", labels)
-    background = next(row["id"] for row in categories if row["name"].strip("_").lower() == BACKGROUND)
-
-    def read(row: dict) -> Segments:
-        painted = merge_by_class(objects(row))
-        label = labels.category_to_class[background]
-        if row.get("annotated_classes") is None and row.get("complete") in (None, True):
-            painted.map[painted.map == VOID] = label  # else it may be an object without label
-        return Segments(painted.map, {i: i for i in count_ids(painted.map) if i != VOID})
-
-    return read
+    painted = merge_by_class(read_objects(row, labels))
+    label = labels.category_to_class[background]
+    if row.get("annotated_classes") is None and row.get("complete") in (None, True):
+        painted.map[painted.map == VOID] = label  # else it may be an object without label
+    return Segments(painted.map, {i: i for i in count_ids(painted.map) if i != VOID})
 
 
 class Coco(FolderLayout):
@@ -426,14 +431,12 @@ class Coco(FolderLayout):
             rows = make_rows(rows, objects=Value("string"))
         painted = task == "semantic" and not panoptic
         categories = add_background(content["categories"]) if painted else content["categories"]
-
-        def make_reader(labels: Labels) -> Reader:
-            if painted:
-                return painted_reader(labels, categories)
-            if task == "semantic":
-                return lambda row: merge_by_class(panoptic_reader("label", labels)(row))
-            return panoptic_reader("label", labels) if panoptic else objects_reader("image", labels)
-
+        read: Reader = read_panoptic if panoptic else read_objects
+        if painted:
+            background = next(row["id"] for row in categories if is_background(row))
+            read = partial(read_painted, background=background)
+        elif task == "semantic":
+            read = read_merged
         kind = "panoptic id map with segments_info" if panoptic else f"{self.name.split(' (')[0]} objects"
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        return FolderSplit(rows, categories, make_reader, description=f"{kind}, {file.name}{more}", problems=problems)
+        return FolderSplit(rows, categories, read, description=f"{kind}, {file.name}{more}", problems=problems)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...utils.files import read_json
-from ..tables import semantic_reader
+from ..tables import read_semantic
 from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, pair_by_stem, row_of
 
 NAMES = Path(__file__).with_name("coco_stuff_names.json")
@@ -34,4 +34,4 @@ class CocoStuff(FolderLayout):
         for row in rows:  # numbers, as COCO has them
             row["image_id"] = int(row["image_id"]) if row["image_id"].isdecimal() else row["image_id"]
         categories = [{"id": int(i), "name": name} for i, name in read_json(NAMES).items()]
-        return FolderSplit(make_rows(rows), categories, lambda labels: semantic_reader("label", labels, False))
+        return FolderSplit(make_rows(rows), categories, read_semantic)

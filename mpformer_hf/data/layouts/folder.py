@@ -3,14 +3,12 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 
 from ...utils.files import IMAGE_SUFFIXES, read_text
-from ..labels import Labels
 from ..segments import Reader
 from ..split_names import names_of_split, words_of
 
@@ -32,10 +30,10 @@ class FolderSplit:
     """A split of a folder.
 
     Attributes:
-        rows: `image` and what `make_reader`'s reader needs; `image_id` and `file_name` where the dataset has its own.
+        rows: `image` and what `read` needs; `image_id` and `file_name` where the dataset has its own.
         categories: `id`, `name` and, if the dataset says it, `isthing` of each category; `void` is true for categories
             that are not classes. None: the names are not part of the layout.
-        make_reader: reader of the rows for given labels.
+        read: reader of the rows. It is a function of a module, so that loader workers of any start method have it.
         score: official average precision of the dataset: `coco` or `cityscapes`.
         description: the layout in the log, if it is not the name of the layout alone.
         problems: sentences about the images that are not among the rows, since they or their labels are invalid or do
@@ -44,7 +42,7 @@ class FolderSplit:
 
     rows: Dataset
     categories: list[dict] | None
-    make_reader: Callable[[Labels], Reader]
+    read: Reader
     score: str = "coco"
     description: str = ""
     problems: list[str] = field(default_factory=list)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,7 +18,7 @@ from ...model.label_maps import count_ids
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
 from ..coco_masks import decode_part
 from ..labels import Labels
-from ..segments import VOID, ObjectMask, Reader, Segments, from_objects
+from ..segments import VOID, ObjectMask, Segments, from_objects
 from ..split_names import ALL_SPLITS, names_of_split, words_of
 from .coco import FileFinder, is_labelme, plain
 from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of, warn_left_out
@@ -73,39 +74,31 @@ def parts_of(row: dict, height: int, width: int) -> Iterator[tuple[dict, np.ndar
                 raise ValueError(f"shape {number} of {row['text']} {error}") from error
 
 
-def semantic_shapes_reader(labels: Labels, names: dict[str, int]) -> Reader:
+def read_semantic_shapes(row: dict, labels: Labels, names: dict[str, int]) -> Segments:
     """Shapes painted in their order, as labelme's own export does. What no shape covers is `_background_` if there is
     such a class, else void; `__ignore__` is void."""
     classes = {name: labels.category_to_class[index] for name, index in names.items()}
     rest = classes.get(BACKGROUND, VOID)
-
-    def read(row: dict) -> Segments:
-        width, height = displayed_size(row["image"])
-        map_ = np.full((height, width), rest, dtype=np.int32)
-        for shape, mask, top, left in parts_of(row, height, width):
-            place = map_[top : top + mask.shape[0], left : left + mask.shape[1]]
-            place[mask] = VOID if shape["label"] == IGNORED else classes.get(shape["label"], rest)
-        return Segments(torch.from_numpy(map_), {i: i for i in count_ids(map_) if i != VOID})
-
-    return read
+    width, height = displayed_size(row["image"])
+    map_ = np.full((height, width), rest, dtype=np.int32)
+    for shape, mask, top, left in parts_of(row, height, width):
+        place = map_[top : top + mask.shape[0], left : left + mask.shape[1]]
+        place[mask] = VOID if shape["label"] == IGNORED else classes.get(shape["label"], rest)
+    return Segments(torch.from_numpy(map_), {i: i for i in count_ids(map_) if i != VOID})
 
 
-def object_shapes_reader(labels: Labels, names: dict[str, int]) -> Reader:
+def read_object_shapes(row: dict, labels: Labels, names: dict[str, int]) -> Segments:
     """Shapes as objects; those of one label and `group_id` are one."""
-
-    def read(row: dict) -> Segments:
-        width, height = displayed_size(row["image"])
-        objects: dict[object, ObjectMask] = {}
-        for number, (shape, mask, top, left) in enumerate(parts_of(row, height, width)):
-            if shape["label"] in (IGNORED, BACKGROUND):
-                continue
-            group = shape.get("group_id")
-            key = number if group is None else (shape["label"], group)
-            item = ObjectMask(mask, labels.category_to_class[names[shape["label"]]], top=top, left=left)
-            objects[key] = objects[key].joined(item) if key in objects else item
-        return from_objects(objects.values(), height, width)
-
-    return read
+    width, height = displayed_size(row["image"])
+    objects: dict[object, ObjectMask] = {}
+    for number, (shape, mask, top, left) in enumerate(parts_of(row, height, width)):
+        if shape["label"] in (IGNORED, BACKGROUND):
+            continue
+        group = shape.get("group_id")
+        key = number if group is None else (shape["label"], group)
+        item = ObjectMask(mask, labels.category_to_class[names[shape["label"]]], top=top, left=left)
+        objects[key] = objects[key].joined(item) if key in objects else item
+    return from_objects(objects.values(), height, width)
 
 
 def is_split(name: str) -> bool:
@@ -194,11 +187,8 @@ class Labelme(FolderLayout):
             raise ValueError(f"{given} has no label {min(unknown)!r}, which shapes have.")
         ids = {name: i for i, name in enumerate(listed)}
         categories = [{"id": i, "name": name, "isthing": 1, "by_name": True} for name, i in ids.items()]
-
-        def make_reader(labels: Labels) -> Reader:
-            return (semantic_shapes_reader if task == "semantic" else object_shapes_reader)(labels, ids)
-
-        return FolderSplit(make_rows(rows, text=Value("string")), categories, make_reader, problems=problems)
+        read = partial(read_semantic_shapes if task == "semantic" else read_object_shapes, names=ids)
+        return FolderSplit(make_rows(rows, text=Value("string")), categories, read, problems=problems)
 
     def image_columns(self, file: Path, content: dict, finder: FileFinder) -> dict:
         """`image` and `file_name`: the file that `imagePath` names, or else the `imageData` in the JSON, or else a file

@@ -8,8 +8,8 @@ import torch
 from ...utils.files import read_json
 from ..labels import Labels
 from ..releases import categories_of
-from ..segments import Reader, Segments, read_map
-from ..tables import panoptic_reader, semantic_reader
+from ..segments import Segments, read_map
+from ..tables import read_panoptic, read_semantic
 from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
 from .folder import (
     FolderLayout,
@@ -25,21 +25,17 @@ from .folder import (
 INSTANCE = 256  # instances: label id * 256 + number
 
 
-def instance_reader(labels: Labels) -> Reader:
+def read_instances(row: dict, labels: Labels) -> Segments:
     """Maps of instances; labels that are not things are left out."""
-
-    def read(row: dict) -> Segments:
-        map_ = read_map(row["label"])
-        segments = Segments(torch.from_numpy(map_), {})
-        for value in np.unique(map_).tolist():
-            category = value // INSTANCE
-            if category in labels.category_to_class:
-                segments.classes[value] = labels.category_to_class[category]
-            elif category not in labels.ignored_categories:
-                raise ValueError(f"the instance map has label {category}, which is not in the configuration")
-        return segments
-
-    return read
+    map_ = read_map(row["label"])
+    segments = Segments(torch.from_numpy(map_), {})
+    for value in np.unique(map_).tolist():
+        category = value // INSTANCE
+        if category in labels.category_to_class:
+            segments.classes[value] = labels.category_to_class[category]
+        elif category not in labels.ignored_categories:
+            raise ValueError(f"the instance map has label {category}, which is not in the configuration")
+    return segments
 
 
 class Mapillary(FolderLayout):
@@ -76,8 +72,8 @@ class Mapillary(FolderLayout):
             raise ValueError(f"{root} has no {labels.name}/, which task {task} needs.")
         rows = [row_of(image, label=label) for image, label in pair_by_stem(split_folder / "images", labels)]
         categories = self.categories(folder, root.name if root != split_folder else version or self.versions[0])
-        reader = instance_reader if task == "instance" else lambda labels: semantic_reader("label", labels, False)
-        return FolderSplit(make_rows(rows), categories, reader, description=f"{self.name}, {root.name} {labels.name}")
+        read = read_instances if task == "instance" else read_semantic
+        return FolderSplit(make_rows(rows), categories, read, description=f"{self.name}, {root.name} {labels.name}")
 
     def categories(self, folder: Path, version: str) -> list[dict]:
         """Labels of the configuration, or of version 1.2 if there is none; those that are not evaluated are void.
@@ -126,8 +122,4 @@ class Mapillary(FolderLayout):
             rows.append(row_of(image) | {"image_id": annotation["image_id"]} | columns)
         warn_left_out(files[0], len(images_in(images)), len(rows))
         description = f"{self.name}, {files[0].name}"
-
-        def make_reader(labels: Labels) -> Reader:
-            return panoptic_reader("label", labels)
-
-        return FolderSplit(make_panoptic_rows(rows), content["categories"], make_reader, description=description)
+        return FolderSplit(make_panoptic_rows(rows), content["categories"], read_panoptic, description=description)

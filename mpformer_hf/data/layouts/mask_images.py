@@ -1,5 +1,6 @@
 """Images and label images in two folders, or one mask file per instance."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from datasets import Value
 from ...model.images import PHOTOMETRIC, displayed_size, is_not_black, open_image
 from ...model.label_maps import count_ids
 from ..labels import Labels
-from ..segments import LOSSY, ObjectMask, Reader, Segments, from_objects, read_map
+from ..segments import LOSSY, ObjectMask, Segments, from_objects, read_map
 from ..split_names import ALL_SPLITS, words_of
-from ..tables import semantic_reader
-from .class_tables import COLORS, VALUES, color_reader, find_table, read_colors, read_values
+from ..tables import read_semantic
+from .class_tables import COLORS, VALUES, find_table, read_colored, read_colors, read_values
 from .folder import (
     FolderLayout,
     FolderSplit,
@@ -92,10 +93,10 @@ def with_table(folder: Path, rows: list[dict]) -> FolderSplit:
     """Rows of label images, of the colours or values of a table in the folder, if there is one."""
     colors, values = find_table(folder, COLORS), find_table(folder, VALUES)
     if colors is not None:
-        return FolderSplit(make_rows(rows), read_colors(colors), lambda labels: color_reader("label", labels))
+        return FolderSplit(make_rows(rows), read_colors(colors), read_colored)
     given = values is not None and not (folder / "id2label.json").is_file()
     categories = read_values(values) if given and values is not None else None
-    return FolderSplit(make_rows(rows), categories, lambda labels: semantic_reader("label", labels, False))
+    return FolderSplit(make_rows(rows), categories, read_semantic)
 
 
 class MaskFiles(MaskImages):
@@ -176,31 +177,31 @@ class InstanceMaps(MaskImages):
     def read(self, folder: Path, split: str, task: str, version: str | None) -> FolderSplit:
         rows = self.pairs(folder, split, task, INSTANCES)
         categories = None if (folder / "id2label.json").is_file() else OBJECT
-        return FolderSplit(make_rows(rows), categories, ids_reader)
+        warn_of_mask(Path(rows[0]["label"]))
+        return FolderSplit(make_rows(rows), categories, read_ids)
 
 
-def ids_reader(labels: Labels) -> Reader:
+def warn_of_mask(file: Path) -> None:
+    """Warn if a map of instance ids looks like a mask of all objects."""
+    with contextlib.suppress(ValueError):  # is raised when the row is read
+        ids = sorted(count_ids(read_map(open_image(file))))
+        if ids in ([0, 255], [0, 65535]):
+            logger.warning("%s has 0 and %d only: as a mask, all its objects would be one.", file, ids[1])
+
+
+def read_ids(row: dict, labels: Labels) -> Segments:
     """Maps of instance ids, 0 = no object.
 
     Raises:
         ValueError: there is more than one class.
     """
     check_one_class(labels)
-    told = False
-
-    def read(row: dict) -> Segments:
-        nonlocal told
-        map_ = read_map(row["label"])
-        areas = {i: area for i, area in count_ids(map_).items() if i != 0}
-        ids = list(areas)
-        if len(ids) > SOFT and ids[-1] in (255, 65535) and 2 * areas[ids[-1]] > sum(areas.values()):
-            raise ValueError(f"the label is a soft mask of up to {ids[-1]}, expected ids of objects, 1, 2, ...")
-        if ids in ([255], [65535]) and not told:
-            told = True
-            logger.warning("A map of instance ids has 0 and %d only: as a mask, all its objects would be one.", ids[0])
-        return Segments(torch.from_numpy(map_), dict.fromkeys(ids, 0))
-
-    return read
+    map_ = read_map(row["label"])
+    areas = {i: area for i, area in count_ids(map_).items() if i != 0}
+    ids = list(areas)
+    if len(ids) > SOFT and ids[-1] in (255, 65535) and 2 * areas[ids[-1]] > sum(areas.values()):
+        raise ValueError(f"the label is a soft mask of up to {ids[-1]}, expected ids of objects, 1, 2, ...")
+    return Segments(torch.from_numpy(map_), dict.fromkeys(ids, 0))
 
 
 def check_one_class(labels: Labels) -> None:
@@ -241,23 +242,19 @@ def mask_of_one_object(file: Path) -> np.ndarray:
     return mask
 
 
-def files_reader(labels: Labels) -> Reader:
+def read_mask_files(row: dict, labels: Labels) -> Segments:
     """One mask file per instance, not 0 = instance.
 
     Raises:
         ValueError: there is more than one class.
     """
     check_one_class(labels)
-
-    def read(row: dict) -> Segments:
-        masks = [mask_of_one_object(Path(file)) for file in row["masks"]]
-        shapes = {mask.shape for mask in masks}
-        if len(shapes) > 1:
-            raise ValueError(f"the masks beside {row['masks'][0]} are of different sizes")
-        height, width = shapes.pop() if shapes else displayed_size(row["image"])[::-1]
-        return from_objects((ObjectMask(mask, 0) for mask in masks), height, width)
-
-    return read
+    masks = [mask_of_one_object(Path(file)) for file in row["masks"]]
+    shapes = {mask.shape for mask in masks}
+    if len(shapes) > 1:
+        raise ValueError(f"the masks beside {row['masks'][0]} are of different sizes")
+    height, width = shapes.pop() if shapes else displayed_size(row["image"])[::-1]
+    return from_objects((ObjectMask(mask, 0) for mask in masks), height, width)
 
 
 class InstanceFiles(FolderLayout):
@@ -295,4 +292,4 @@ class InstanceFiles(FolderLayout):
         if not rows:
             raise ValueError(f"{self.source(folder, split, task)} has no folders ID/images and ID/masks.")
         categories = None if (folder / "id2label.json").is_file() else OBJECT
-        return FolderSplit(make_rows(rows, masks=[Value("string")]), categories, files_reader)
+        return FolderSplit(make_rows(rows, masks=[Value("string")]), categories, read_mask_files)

@@ -8,7 +8,7 @@ from datasets import Image
 
 from ...model.images import is_not_black
 from ..labels import Labels
-from ..segments import Reader, Segments, read_map
+from ..segments import Segments, read_map
 from .folder import FolderLayout, FolderSplit, images_in, make_rows, row_of
 
 IMAGES, VAGUE = "tissue images", Path("vague areas") / "mask binary"
@@ -17,23 +17,19 @@ NUCLEUS, TISSUE = 0, 1
 CATEGORIES = [{"id": NUCLEUS, "name": "nucleus", "isthing": 1}, {"id": TISSUE, "name": "tissue", "isthing": 0}]
 
 
-def nuclei_reader(labels: Labels) -> Reader:
+def read_nuclei(row: dict, labels: Labels) -> Segments:
     """Maps of nuclei; the rest is tissue. Vague areas without a nucleus are void."""
-
-    def read(row: dict) -> Segments:
-        map_ = read_map(row["label"])
-        vague = is_not_black(row["vague"]) if row["vague"] is not None else np.zeros(map_.shape, dtype=bool)
-        if vague.shape != map_.shape:
-            raise ValueError(f"the map of vague areas is {vague.shape}, that of nuclei {map_.shape} (height, width)")
-        nuclei = np.unique(map_[map_ > 0]).tolist()
-        tissue = max(nuclei, default=0) + 1
-        map_ = np.where(map_ > 0, map_, np.where(vague, 0, tissue)).astype(np.int32)
-        classes = dict.fromkeys(nuclei, labels.category_to_class[NUCLEUS])
-        if TISSUE in labels.category_to_class:
-            classes[tissue] = labels.category_to_class[TISSUE]
-        return Segments(torch.from_numpy(map_), classes)
-
-    return read
+    map_ = read_map(row["label"])
+    vague = is_not_black(row["vague"]) if row["vague"] is not None else np.zeros(map_.shape, dtype=bool)
+    if vague.shape != map_.shape:
+        raise ValueError(f"the map of vague areas is {vague.shape}, that of nuclei {map_.shape} (height, width)")
+    nuclei = np.unique(map_[map_ > 0]).tolist()
+    tissue = max(nuclei, default=0) + 1
+    map_ = np.where(map_ > 0, map_, np.where(vague, 0, tissue)).astype(np.int32)
+    classes = dict.fromkeys(nuclei, labels.category_to_class[NUCLEUS])
+    if TISSUE in labels.category_to_class:
+        classes[tissue] = labels.category_to_class[TISSUE]
+    return Segments(torch.from_numpy(map_), classes)
 
 
 class NuInsSeg(FolderLayout):
@@ -63,4 +59,4 @@ class NuInsSeg(FolderLayout):
                 rows.append(row_of(image, label=label, vague=vague if vague.is_file() else None))
         if not rows:
             raise ValueError(f"{folder} has no images.")
-        return FolderSplit(make_rows(rows, vague=Image()), CATEGORIES, nuclei_reader)
+        return FolderSplit(make_rows(rows, vague=Image()), CATEGORIES, read_nuclei)

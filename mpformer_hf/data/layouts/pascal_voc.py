@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import torch
 
 from ...utils.files import IMAGE_SUFFIXES, files_below
 from ..labels import Labels
-from ..segments import Reader, Segments, read_map
-from ..tables import semantic_reader
-from .class_tables import COLORS, VALUES, codes_of, color_reader, find_table, read_colors, read_values
+from ..segments import Segments, read_map
+from ..tables import read_semantic
+from .class_tables import COLORS, VALUES, codes_of, find_table, read_colored, read_colors, read_values
 from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of
 
 logger = logging.getLogger(__name__)
@@ -20,25 +21,21 @@ NAMES += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "
 VOID = 255
 
 
-def instance_reader(labels: Labels, read_ids: Callable = read_map) -> Reader:
+def read_instances(row: dict, labels: Labels, read_ids: Callable = read_map) -> Segments:
     """Maps of objects, whose classes are in the map of classes; 0 = no object, 255 = void."""
-
-    def read(row: dict) -> Segments:
-        classes, objects = read_ids(row["label"]), read_ids(row["instances"])
-        if classes.shape != objects.shape:
-            raise ValueError(f"the map of classes is {classes.shape}, that of objects {objects.shape} (height, width)")
-        segments = Segments(torch.from_numpy(objects), {})
-        for value in np.unique(objects).tolist():
-            if value in (0, VOID):
-                continue
-            found, counts = np.unique(classes[objects == value], return_counts=True)
-            category = int(found[counts.argmax()])
-            if category not in labels.category_to_class:
-                raise ValueError(f"object {value} has class {category}, which is no thing")
-            segments.classes[value] = labels.category_to_class[category]
-        return segments
-
-    return read
+    classes, objects = read_ids(row["label"]), read_ids(row["instances"])
+    if classes.shape != objects.shape:
+        raise ValueError(f"the map of classes is {classes.shape}, that of objects {objects.shape} (height, width)")
+    segments = Segments(torch.from_numpy(objects), {})
+    for value in np.unique(objects).tolist():
+        if value in (0, VOID):
+            continue
+        found, counts = np.unique(classes[objects == value], return_counts=True)
+        category = int(found[counts.argmax()])
+        if category not in labels.category_to_class:
+            raise ValueError(f"object {value} has class {category}, which is no thing")
+        segments.classes[value] = labels.category_to_class[category]
+    return segments
 
 
 class PascalVoc(FolderLayout):
@@ -81,31 +78,23 @@ class PascalVoc(FolderLayout):
             raise ValueError(f"{problems[0] if problems else f'{list_} names no image'}.")
         colors, values = find_table(folder, COLORS), find_table(folder, VALUES)
         if colors is not None:
-            color_readers = color_instances if task == "instance" else in_colors
-            return FolderSplit(make_rows(rows), read_colors(colors), color_readers, problems=problems)
-        make_reader = instance_reader if task == "instance" else lambda labels: semantic_reader("label", labels, False)
+            # also where maps of colours have a palette
+            read = partial(read_instances, read_ids=codes_of) if task == "instance" else read_colored
+            return FolderSplit(make_rows(rows), read_colors(colors), read, problems=problems)
+        read = read_instances if task == "instance" else read_semantic
         if values is not None:
             named = [row | {"color": voc_color(row["id"])} for row in read_values(values)]
-            return FolderSplit(make_rows(rows), named, make_reader, problems=problems)
+            return FolderSplit(make_rows(rows), named, read, problems=problems)
         own_names = (folder / "id2label.json").is_file()
         if not own_names:
             logger.info("%s has no names of classes (class_names.txt), so they are those of Pascal VOC.", folder)
-        return FolderSplit(make_rows(rows), None if own_names else VOC, make_reader, problems=problems)
+        return FolderSplit(make_rows(rows), None if own_names else VOC, read, problems=problems)
 
 
 def names_in(folder: Path) -> dict[str, Path]:
     """Image files at any depth below a folder, by their paths from it without suffix."""
     files = (file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
-
-
-def in_colors(labels: Labels) -> Reader:
-    return color_reader("label", labels)
-
-
-def color_instances(labels: Labels) -> Reader:
-    """`instance_reader` of maps whose colours are ids, also where they have a palette."""
-    return instance_reader(labels, codes_of)
 
 
 def voc_color(label_id: int) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from ...model.images import displayed_size
 from ...utils.files import IMAGE_SUFFIXES, ROOTS, check_inside, files_below, read_text, read_yaml
 from ..coco_masks import decode_part
 from ..labels import Labels
-from ..segments import ObjectMask, Reader, Segments, from_objects
+from ..segments import ObjectMask, Segments, from_objects
 from ..split_names import names_of_split
 from .folder import FolderLayout, FolderSplit, make_rows, read_lines, row_of
 
@@ -69,20 +69,16 @@ def read_labels_file(file: Path, height: int, width: int) -> list[ObjectMask]:
     return objects
 
 
-def polygons_reader(labels: Labels) -> Reader:
+def read_polygons(row: dict, labels: Labels) -> Segments:
     """Text files of polygons. No file or an empty one is an image without objects."""
-
-    def read(row: dict) -> Segments:
-        width, height = displayed_size(row["image"])
-        file = Path(row["text"])
-        objects = read_labels_file(file, height, width) if file.is_file() else []
-        for item in objects:
-            if item.label not in labels.category_to_class:
-                raise ValueError(f"{file} has class {item.label}, which is not in data.yaml")
-            item.label = labels.category_to_class[item.label]
-        return from_objects(objects, height, width)
-
-    return read
+    width, height = displayed_size(row["image"])
+    file = Path(row["text"])
+    objects = read_labels_file(file, height, width) if file.is_file() else []
+    for item in objects:
+        if item.label not in labels.category_to_class:
+            raise ValueError(f"{file} has class {item.label}, which is not in data.yaml")
+        item.label = labels.category_to_class[item.label]
+    return from_objects(objects, height, width)
 
 
 def labels_path(image: Path) -> Path:
@@ -220,4 +216,4 @@ class Yolo(FolderLayout):
         names = names_of(self.content(folder), self.configuration(folder) or folder / "data.yaml")
         rows = [row_of(image, text=file) for image, file in zip(images, files, strict=True)]
         categories = [{"id": i, "name": name, "isthing": 1} for i, name in names.items()]
-        return FolderSplit(make_rows(rows, text=Value("string")), categories, polygons_reader)
+        return FolderSplit(make_rows(rows, text=Value("string")), categories, read_polygons)
