@@ -1,14 +1,12 @@
 """Checks of the content of COCO files, before any image is read."""
 
 import itertools
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
 from numbers import Integral
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
 LARGEST_SIDE = 1 << 20  # pixels
 LISTED = 10  # problems that are named; the others are counted
 

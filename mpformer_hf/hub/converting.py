@@ -53,7 +53,6 @@ def category_ids(dataset: str | None, names: list[str], task: str) -> list[int] 
 
 def convert_official(args: ConversionArguments) -> None:
     """Convert an official checkpoint; nothing is written unless everything fits."""
-    check_new_folder(args.destination)
     weights = read_checkpoint(Path(args.source))
     release = RELEASES[args.dataset] if args.dataset else GENERIC
     names, stuff = class_names(args, release, infer_config(weights).num_labels)
@@ -90,7 +89,6 @@ def convert_official(args: ConversionArguments) -> None:
 
 def convert_from_mask2former(args: ConversionArguments) -> None:
     """Write a Mask2Former of transformers as an MP-Former folder, with the values of its image processor."""
-    check_new_folder(args.destination)
     model, processor = load_model(args.source), load_processor(args.source)
     if args.task:
         processor.task = args.task
@@ -102,7 +100,6 @@ def convert_from_mask2former(args: ConversionArguments) -> None:
 
 def convert_to_mask2former(args: ConversionArguments) -> None:
     """Write a plain Mask2Former folder, including the image processor."""
-    check_new_folder(args.destination)
     plain = load_model(args.source).to_mask2former()
     own = load_processor(args.source)
     values = {name: getattr(own, name, None) for name in Mask2FormerImageProcessor.valid_kwargs.__annotations__}
@@ -113,17 +110,16 @@ def convert_to_mask2former(args: ConversionArguments) -> None:
     print(f"Mask2Former of {plain.num_parameters():,} parameters -> {args.destination}")
 
 
-CONVERSIONS = {
-    "official": convert_official,
-    "from-mask2former": convert_from_mask2former,
-    "to-mask2former": convert_to_mask2former,
-}
-
-
 def convert(args: ConversionArguments) -> None:
     """Convert a checkpoint.
 
     Raises:
         ValueError: the source cannot be read or converted, or the destination is not empty.
     """
-    CONVERSIONS[args.kind](args)
+    check_new_folder(args.destination)
+    kinds = {
+        "official": convert_official,
+        "from-mask2former": convert_from_mask2former,
+        "to-mask2former": convert_to_mask2former,
+    }
+    kinds[args.kind](args)

@@ -57,11 +57,6 @@ def escape(text: str) -> str:
     return html.escape(" ".join(text.split())).replace("`", "'")
 
 
-def use_section(model: str, with_code: bool = False) -> str:
-    """How to use a model: by this package, or by the code in its repository (`with_code`)."""
-    return USE_WITH_CODE.format(model=model) if with_code else USE.format(model=model)
-
-
 def replace_use_section(text: str, section: str) -> str:
     """Replace the section "Use" of a card, or append it."""
     pattern = r"\n## Use\n.*?(?=\n## |\Z)"
@@ -83,6 +78,6 @@ def write_card(folder: Path, body: str, title: str | None = None, tags: Sequence
     title = title or folder.resolve().name
     tags = ["mp-former", "mask2former", *tags]
     data = ModelCardData(library_name="transformers", pipeline_tag="image-segmentation", tags=tags, **metadata)
-    use = use_section(f"path/to/{escape(title)}")
+    use = USE.format(model=f"path/to/{escape(title)}")
     text = CARD.format(metadata=data.to_yaml(), title=escape(title), use=use, body=body.strip())
     write_text(text, folder / "README.md")

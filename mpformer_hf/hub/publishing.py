@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..inference.loading import load_model
 from ..model.configuration_mpformer import MPFormerConfig
 from ..utils.files import read_json, write_json, write_text
-from .model_card import replace_use_section, use_section, write_card
+from .model_card import USE, USE_WITH_CODE, replace_use_section, write_card
 
 PACKAGE = Path(__file__).parents[1] / "model"
 MODEL = "modeling_mpformer.MPFormerForUniversalSegmentation"
@@ -124,7 +124,8 @@ def prepare_upload(folder: Path, repo: str, with_code: bool, target: Path) -> No
         body = f"MP-Former (mask-piloted Mask2Former, CVPR 2023) with {classes} classes."
         write_card(target, body, title=repo.split("/")[-1])
     card = target / "README.md"
-    write_text(replace_use_section(card.read_text(encoding="utf-8"), use_section(repo, with_code)), card)
+    use = (USE_WITH_CODE if with_code else USE).format(model=repo)
+    write_text(replace_use_section(card.read_text(encoding="utf-8"), use), card)
 
 
 def why_not_pushed(error: Exception) -> str:

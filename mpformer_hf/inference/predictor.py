@@ -5,7 +5,6 @@ assigned to those of the first view, and the class and mask probabilities of tho
 merged after post-processing, see `windows.py`.
 """
 
-import logging
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +43,6 @@ from .windows import (
     window_segments,
 )
 
-logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"bf16": torch.bfloat16, "fp16": torch.float16}
 POSTPROCESS = {task: f"post_process_{task}_segmentation" for task in ("semantic", "instance", "panoptic")}
@@ -364,7 +362,7 @@ class Predictor:
         several go through the model at once; their results, which are large, are made one by one."""
         is_semantic = self.task == "semantic"
         for first in range(0, len(boxes), WINDOWS):
-            parts = [crop(image, box) for box in boxes[first : first + WINDOWS]]
+            parts = [image[:, y0:y1, x0:x1] for y0, y1, x0, x1 in boxes[first : first + WINDOWS]]
             if self.options.uses_tta:
                 yield from (self.predict_full([part], is_semantic)[0] for part in parts)
                 continue
@@ -382,11 +380,6 @@ def each_mask(refined: RefinedMasks, geometry: ResizeGeometry, limits: Tensor | 
         if limits is not None:
             mask &= boxes_to_masks(limits[index], geometry.target)[0].bool()
         yield mask, {"label_id": label, "score": round(score, 6)}
-
-
-def crop(image: Tensor, box: Box) -> Tensor:
-    """Part of an image, uint8 `[3, H, W]`."""
-    return image[:, box[0] : box[1], box[2] : box[3]]
 
 
 class QueryMeans:

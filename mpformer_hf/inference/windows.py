@@ -4,7 +4,6 @@ Nothing of the size of the image is kept but the result: scores are finished cel
 covers a cell, and masks are kept inside their boxes.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ MIN_IOU = 0.5  # smallest IoU inside the overlap of two windows at which their s
 MIN_SHARE = 0.75  # the same, of the smaller segment, where both are cut by their windows
 LARGEST_RESULT = 8 << 30  # bytes of the masks of instances
 Box = tuple[int, int, int, int]  # top, bottom, left, right
-logger = logging.getLogger(__name__)
 
 
 def window_boxes(size: tuple[int, int], window: int, overlap: float) -> list[Box]:

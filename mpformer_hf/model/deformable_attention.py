@@ -95,8 +95,7 @@ def sum_in_parts(table: Tensor, rows: Tensor, weights: Tensor, entries: int) -> 
 
 class WeightedRowSum(torch.autograd.Function):
     """`weighted_row_sum` with a custom backward pass for the CPU: both gradients are sparse matrix products. Forward
-    and backward take 0.4 times as long as with that of `embedding_bag` (`python -m scripts.benchmark --measure
-    operators`).
+    and backward take 0.4 times as long as with that of `embedding_bag`.
     """
 
     @staticmethod

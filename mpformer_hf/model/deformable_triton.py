@@ -128,19 +128,6 @@ def backward_kernel(
         start += height * width * N * D
 
 
-def check_arguments(value: Tensor, shapes: list[int], x: Tensor, y: Tensor, weights: Tensor) -> None:
-    """
-    Raises:
-        ValueError: shapes or dtypes do not fit.
-    """
-    levels = list(zip(shapes[::2], shapes[1::2], strict=True))
-    if value.ndim != 4 or value.shape[1] != sum(height * width for height, width in levels):
-        raise ValueError(f"value has shape {tuple(value.shape)}, expected [B, S, N, D] with the cells of {levels}.")
-    B, _, N, _ = value.shape
-    if x.ndim != 3 or x.shape != y.shape or x.shape != weights.shape or x.shape[1] != N or x.shape[0] % max(B, 1):
-        raise ValueError(f"x, y and weights must have one shape [B * Q, {N}, L * P], got {tuple(x.shape)}.")
-
-
 def launch_options(value: Tensor, x: Tensor, shapes: list[int]) -> tuple[tuple[int, int, int], dict]:
     """Grid and constants of both kernels."""
     B, S, N, D = value.shape
@@ -162,11 +149,7 @@ def fused_sampling(value: Tensor, shapes: list[int], x: Tensor, y: Tensor, weigh
 
     Returns:
         `[B * Q, N * D]`, dtype of `value`.
-
-    Raises:
-        ValueError: shapes do not fit.
     """
-    check_arguments(value, shapes, x, y, weights)
     value, x, y, weights = (t.contiguous() for t in (value, x, y, weights))
     out = value.new_empty(x.shape[0], value.shape[2] * value.shape[3])
     grid, constants = launch_options(value, x, shapes)

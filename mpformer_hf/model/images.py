@@ -61,7 +61,7 @@ def stored_rgb(image: Image.Image) -> Tensor:
         values = np.array(image).astype(np.int32)
         values = 65535 - values if image.info.get(WHITE_IS_ZERO) else values
         if 0 < values.max(initial=0) <= TWELVE_BITS:
-            say_that_it_is_dark()
+            warn_once("A 16-bit image has no value above 4095, so it is nearly black: stretch its values to 0 to 65535.")
         grey = torch.from_numpy((values >> 8).astype(np.uint8))
         return grey.expand(3, -1, -1).contiguous()
     if image.mode not in EIGHT_BITS:
@@ -263,10 +263,10 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
         if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA") and depth_of_jpeg2000(file) > 8:
             raise ValueError("it is a JPEG 2000 of more than 8 bits a channel, which Pillow misreads; save it as PNG")
         if image.format == "TIFF" and has_pages(file):
-            say_that_pages_are_left_out()
+            warn_once("A TIFF has several pages: the first is used, also of further ones; other pages may be channels.")
             image = open_header(file)
         if image.format in ("GIF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
-            say_that_frames_are_left_out()
+            warn_once("An image is an animation: its first frame is used, also of further ones.")
         for bits, factor in (("L;2", 85), ("L;4", 17)):
             if re.search(rf"{bits}R?\b", stored):  # R: of the other order of bits
                 image.info[FACTOR] = factor
@@ -295,24 +295,10 @@ def depth_of_jpeg2000(file: str | Path | BinaryIO) -> int:
     return max((1 + (sizes[38 + 3 * channel] & 127) for channel in range(min(channels, 4))), default=8)
 
 
-@functools.lru_cache(maxsize=1)
-def say_that_it_is_dark() -> None:
-    """Log, once in a process, that an image of 16 bits uses 12 of them at most."""
-    logger.warning(
-        "An image of 16 bits has no value above 4095, so it is nearly black: stretch its values to 0 to 65535."
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def say_that_pages_are_left_out() -> None:
-    """Log, once in a process, that the first page of a TIFF is used."""
-    logger.warning("A TIFF has several pages: the first is used, also of further ones; other pages may be channels.")
-
-
-@functools.lru_cache(maxsize=1)
-def say_that_frames_are_left_out() -> None:
-    """Log, once in a process, that the first frame of an animation is used."""
-    logger.warning("An image is an animation: its first frame is used, also of further ones.")
+@functools.lru_cache
+def warn_once(text: str) -> None:
+    """Log a sentence about images, once in a process."""
+    logger.warning("%s", text)
 
 
 def read_size(file: str | Path | BinaryIO) -> tuple[int, int]:

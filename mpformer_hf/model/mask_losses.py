@@ -43,8 +43,7 @@ def point_losses(logits: Tensor, truth: Tensor, with_void: bool = False) -> tupl
 class UncertainPointLosses(torch.autograd.Function):
     """`point_losses` of each mask at its most uncertain candidates, those of smallest |logit|, and at random points.
 
-    The custom backward pass takes 0.6 times as long as `torch.utils.checkpoint` per chunk on a CPU, with equal results
-    (`python -m scripts.benchmark --measure operators`).
+    The custom backward pass takes 0.6 times as long as `torch.utils.checkpoint` per chunk on a CPU, with equal results.
     """
 
     @staticmethod

@@ -4,6 +4,9 @@ Geometric noise is drawn once for each row (a target in a group), so that the ob
 noise is drawn anew for each layer. Random numbers are from one `torch.Generator` (None: the default one).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,33 +82,18 @@ def transform_masks(masks: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
     return moved * (y_inside[:, :, None] & x_inside[:, None])
 
 
-def random_shift(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Shifts in pixels, `[R, 2]`, uniform within +- `scale` x half the width and height of the box."""
-    boxes = mask_boxes(masks).float()
-    return uniform((len(masks), 2), -scale / 2, scale / 2, masks, generator) * (boxes[:, 2:] - boxes[:, :2])
-
-
-def random_factor(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Factors `[R]`, log-uniform between `1 / (1 + scale)` and `1 + scale`: as often smaller as larger."""
-    return (1 + scale) ** uniform((len(masks),), -1, 1, masks, generator)
-
-
-def shift_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Shift each object by up to `scale` x half its width and height; uint8 `[R, H, W]` -> uint8 `[R, H, W]`."""
-    shift = random_shift(masks, scale, generator)
-    return transform_masks(masks, shift, shift.new_ones(len(masks)))
-
-
-def scale_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Scale each object around its centre by up to `1 + scale`; uint8 `[R, H, W]` -> uint8 `[R, H, W]`."""
-    factor = random_factor(masks, scale, generator)
-    return transform_masks(masks, factor.new_zeros(len(masks), 2), factor)
-
-
-def shift_and_scale_masks(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Scale and shift each object, independently; uint8 `[R, H, W]` -> uint8 `[R, H, W]`."""
-    factor = random_factor(masks, scale, generator)
-    return transform_masks(masks, random_shift(masks, scale, generator), factor)
+def move_masks(
+    masks: Tensor, scale: float, generator: torch.Generator | None, shift: bool = True, resize: bool = True
+) -> Tensor:
+    """Scale each object around its centre by a log-uniform factor between `1 / (1 + scale)` and `1 + scale`, and shift
+    it by up to `scale` x half its width and height; uint8 `[R, H, W]` -> uint8 `[R, H, W]`."""
+    count, boxes = len(masks), mask_boxes(masks).float()
+    factor, moved = boxes.new_ones(count), boxes.new_zeros(count, 2)
+    if resize:
+        factor = (1 + scale) ** uniform((count,), -1, 1, masks, generator)
+    if shift:
+        moved = uniform((count, 2), -scale / 2, scale / 2, masks, generator) * (boxes[:, 2:] - boxes[:, :2])
+    return transform_masks(masks, moved, factor)
 
 
 def add_patches(masks: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
@@ -202,10 +190,10 @@ def is_geometric(noises: tuple[str, ...], scale: float) -> bool:
 
 
 CLEAN = "clean"
-GEOMETRIC_NOISES = {
-    "shift": shift_masks,
-    "scale": scale_masks,
-    "shift_scale": shift_and_scale_masks,
+GEOMETRIC_NOISES: dict[str, Callable[..., Tensor]] = {
+    "shift": partial(move_masks, resize=False),
+    "scale": partial(move_masks, shift=False),
+    "shift_scale": move_masks,
     "patch": add_patches,
     "box": box_masks,
     "outline": move_outlines,

@@ -4,7 +4,6 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-CELL_NOISES = ("point", "dropout")  # drawn for each layer
 MASK_NOISES = ("shift", "scale", "shift_scale", "patch", "box", "outline")  # drawn once for each pilot query
 PILOT_NOISES = ("point", "shift", "scale", "shift_scale", "patch", "dropout", "box", "outline")
 VOID_IN_LOSS = ("ignored", "background")

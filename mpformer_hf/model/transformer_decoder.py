@@ -89,17 +89,7 @@ def attend(
     return out.transpose(1, 2).flatten(2), returned
 
 
-@dataclass
-class QueryStates:
-    """Inputs of a layer's self-attention.
-
-    Attributes:
-        states: `[B, N, C]`.
-        position: `[N, C]` or None.
-    """
-
-    states: Tensor
-    position: Tensor | None
+QueryStates = tuple[Tensor, Tensor | None]  # inputs of a layer's self-attention: `[B, N, C]`, and positions `[N, C]`
 
 
 class MPFormerSelfAttention(nn.Module):
@@ -126,10 +116,10 @@ class MPFormerSelfAttention(nn.Module):
         hidden_with_pos = attended_with_pos = hidden if position is None else hidden + position
         attended, dropout = hidden, self.dropout if self.training else 0.0
         if others is not None:
-            with_pos = others.states if others.position is None else others.states + others.position
-            attended, attended_with_pos = (
-                torch.cat(pair, 1) for pair in ((hidden, others.states), (hidden_with_pos, with_pos))
-            )
+            other, other_position = others
+            with_pos = other if other_position is None else other + other_position
+            attended = torch.cat((hidden, other), 1)
+            attended_with_pos = torch.cat((hidden_with_pos, with_pos), 1)
         query, key, value = self.q_proj(hidden_with_pos), self.k_proj(attended_with_pos), self.v_proj(attended)
         out, weights = attend(query, key, value, self.heads, attention_mask, dropout, attentions_from)
         return self.out_proj(out), weights
@@ -219,7 +209,7 @@ class MPFormerDecoderLayer(GradientCheckpointingLayer):
         norm = self.self_attn_layer_norm
         states = self._pre_norm(norm, hidden)
         if record is not None:
-            record.append(QueryStates(states, position))
+            record.append((states, position))
         update, weights = self.self_attn(states, position, self_attention_mask, attentions_from, others)
         hidden = self._residual(norm, hidden, update)
         norm = self.final_layer_norm

@@ -1,6 +1,5 @@
 """Model and image processor from arguments."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..inference.loading import load_processor, load_weights
 from ..model.configuration_mpformer import MPFormerConfig
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
+from ..utils.arguments import read_mapping
 from .arguments import ModelArguments, PilotArguments, TransformArguments
 from .backbones import find_backbone
 
@@ -27,12 +27,7 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
     Raises:
         ValueError: `model_fields` is not a JSON object or has an unknown field.
     """
-    try:
-        model_fields = json.loads(args.model_fields)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"model_fields is not JSON: {error}.") from error
-    if not isinstance(model_fields, dict):
-        raise ValueError(f"model_fields must be a mapping of fields, got {args.model_fields}.")
+    model_fields = read_mapping("model_fields", args.model_fields)
     unknown = sorted(set(model_fields) - set(MPFormerConfig().to_dict()))
     if unknown:
         raise ValueError(f"model_fields has fields that MPFormerConfig does not have: {', '.join(unknown)}.")

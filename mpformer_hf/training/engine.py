@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.compiling import compile_model
 from ..utils.files import read_json, write_json
 from ..utils.progress import progress
-from .arguments import OptimizationArguments, RunArguments, SpeedArguments
+from .arguments import Arguments, OptimizationArguments
 from .checkpoints import load_checkpoint, save_checkpoint, save_model
+from .extensions import load_object
 from .lora import add_adapters
 from .memory import peak_memory
 from .moving_average import MovingAverage
@@ -91,7 +92,7 @@ class FineTuner:
 
     Args:
         model, processor: the model to train and its image processor.
-        optimization, speed, run_args: the recipe.
+        args: all flags of the run.
         accelerator: prepares model, optimizer and data.
         train_loader: endless packed batches and row numbers.
         eval_loader: see `evaluation_loader`.
@@ -100,42 +101,38 @@ class FineTuner:
         checkpoint: checkpoint to resume from; the loader starts at its step.
         run: `arguments` and number of `training_images`, which are stored in checkpoints.
         finds_threshold: whether the processor gets the threshold with the best F1 in the best evaluation.
-        own_metrics: makes further metrics for an evaluation, see `evaluate_model`.
     """
 
     def __init__(
         self,
         model: MPFormerForUniversalSegmentation,
         processor: MPFormerImageProcessor,
-        optimization: OptimizationArguments,
-        speed: SpeedArguments,
-        run_args: RunArguments,
+        args: Arguments,
         accelerator: Accelerator,
         train_loader: DataLoader,
         eval_loader: Any,
         output: Path,
         total: int,
-        checkpoint: Path | None = None,
-        run: dict | None = None,
-        finds_threshold: bool = False,
-        own_metrics: Callable[[], Sequence] = tuple,
+        checkpoint: Path | None,
+        run: dict,
+        finds_threshold: bool,
     ):
-        self.run = run or {}
-        self.own_metrics = own_metrics
+        optimization, run_args = args.optimization, args.run
+        self.own, self.run = args.own, run
         self.finds_threshold = finds_threshold and processor.task == "instance"
         self.processor, self.optimization, self.run_args = processor, optimization, run_args
         self.accelerator, self.eval_loader, self.output, self.total = accelerator, eval_loader, output, total
         metrics = metric_names(processor.task, eval_loader.dataset.dataset.score)
         self.metric = run_args.metric_for_best or metrics[0]
-        if self.metric not in metrics and not own_metrics():
+        if self.metric not in metrics and not args.own.metrics:
             raise ValueError(f"metric_for_best must be one of {', '.join(metrics)}, got {self.metric!r}.")
         freeze(model, optimization)
-        model.model.pixel_level_module.decoder.encoder.recompute = speed.recompute_encoder
-        if speed.gradient_checkpointing:
+        model.model.pixel_level_module.decoder.encoder.recompute = args.speed.recompute_encoder
+        if args.speed.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         # With FSDP, evaluation and saving use an unsharded copy of the model.
         self.unsharded = copy.deepcopy(model).to(accelerator.device) if prepare_sharding(accelerator) else None
-        compile_model(model.model, speed.torch_compile)
+        compile_model(model.model, args.speed.torch_compile)
         self.ema = None
         if optimization.ema_decay is not None:
             self.ema = MovingAverage(model, optimization.ema_decay, accelerator.device)
@@ -346,7 +343,8 @@ class FineTuner:
         with torch.random.fork_rng(devices=[]):  # training does not depend on when it is evaluated
             details = EvaluationDetails() if self.finds_threshold else None
             counts = (self.run_args.num_pictures, self.run_args.max_detections)
-            scores = evaluate_model(*common, folder, *counts, details=details, own_metrics=self.own_metrics())
+            own = [load_object(name)() for name in self.own.metrics]
+            scores = evaluate_model(*common, folder, *counts, details=details, own_metrics=own)
             if details is not None and details.objects is not None and (best := details.objects.best_threshold()):
                 scores["threshold"] = best[0]
             if self.run_args.diagnostics:

@@ -3,7 +3,6 @@
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
@@ -55,13 +54,3 @@ def replace_parts(model: MPFormerForUniversalSegmentation, args: OwnPartArgument
         model.criterion = load_object(args.criterion)(model.config)
     if args.matcher:
         model.criterion.matcher = load_object(args.matcher)(model.config)
-
-
-def own_transform(args: OwnPartArguments) -> Callable | None:
-    """The transform of a run, or None."""
-    return load_object(args.transform) if args.transform else None
-
-
-def own_metrics(args: OwnPartArguments) -> Sequence[Any]:
-    """New metrics for an evaluation."""
-    return [load_object(name)() for name in args.metrics]

@@ -32,7 +32,7 @@ from .building import build_model, build_processor, find_preprocessing
 from .card import write_run_card
 from .checkpoints import check_space, checkpoints, delete_old, find_checkpoint, read_state, step_of
 from .engine import FineTuner, StepOutOfMemory, count_steps, images_per_step, run_epochs
-from .extensions import own_metrics, own_transform, replace_parts
+from .extensions import load_object, replace_parts
 from .run_folder import ARGUMENTS, RESULTS, check_arguments, check_unfinished, lock_run, prepare_folder, truncate_logs
 from .transforms import choose_augmentation
 
@@ -197,14 +197,11 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
     with_loss = run_args.eval_loss and accelerator.num_processes == 1  # the loss needs all processes in each batch
     size = run_args.per_device_eval_batch_size
     eval_loader = evaluation_loader(eval_split, processor, accelerator, size, with_loss)
-    loaders = (train_loader, eval_loader)
     run = {"arguments": flags, "training_images": length, "classes": train_split.labels.names}
-    recipe = (optimization, args.speed, run_args)
-    given = (model, processor, *recipe, accelerator, *loaders, output, total, checkpoint, run)
+    finds_threshold = args.transforms.eval_threshold is None and not (evaluated and evaluated.incomplete)
     tuner = FineTuner(
-        *given,
-        finds_threshold=args.transforms.eval_threshold is None and not (evaluated and evaluated.incomplete),
-        own_metrics=lambda: own_metrics(args.own),
+        *(model, processor, args, accelerator, train_loader, eval_loader),
+        *(output, total, checkpoint, run, finds_threshold),
     )
     if run_args.report_to and not accelerator.trackers:
         scalars = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
@@ -232,7 +229,8 @@ def train(args: Arguments, accelerator: Accelerator, flags: dict, output: Path) 
 
 def training_loader(args: Arguments, split, processor, accelerator: Accelerator, done: int) -> DataLoader:
     """Endless batches of model inputs and row numbers, after `done` images of the run."""
-    batches = TrainingDataset(split, args.transforms, processor, own_transform(args.own))
+    own = load_object(args.own.transform) if args.own.transform else None
+    batches = TrainingDataset(split, args.transforms, processor, own)
     options = {
         "batch_size": args.optimization.per_device_train_batch_size,
         "collate_fn": batches.collate_with_rows,

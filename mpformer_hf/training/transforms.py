@@ -18,23 +18,20 @@ IMAGE_FILL = 128
 LONG_RUN = 50  # epochs
 
 
-class ScaleJitter(v2.ScaleJitter):
-    """torchvision's, but no side of a long image disappears."""
+class AtLeastOnePixel(v2.Transform):
+    """No side of a long image disappears."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return at_least_one_pixel(super().make_params(flat_inputs))
+        params = super().make_params(flat_inputs)
+        return {**params, "size": tuple(max(1, side) for side in params["size"])}
 
 
-class RandomShortestSize(v2.RandomShortestSize):
-    """torchvision's, but no side of a long image disappears."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return at_least_one_pixel(super().make_params(flat_inputs))
+class ScaleJitter(AtLeastOnePixel, v2.ScaleJitter):
+    """torchvision's, for images of any shape."""
 
 
-def at_least_one_pixel(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of a transform whose `size` has no zero."""
-    return {**params, "size": tuple(max(1, side) for side in params["size"])}
+class RandomShortestSize(AtLeastOnePixel, v2.RandomShortestSize):
+    """torchvision's, for images of any shape."""
 
 
 class CategoryCappedCrop(v2.Transform):

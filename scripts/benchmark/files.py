@@ -6,7 +6,6 @@ python -m scripts.benchmark --preset files --output_file training/results/files_
 
 import argparse
 import json
-import multiprocessing
 import resource
 import statistics
 import tempfile
@@ -31,6 +30,7 @@ from mpformer_hf.model.images import read_image
 from mpformer_hf.model.postprocessing import ResizeGeometry, semantic_classes, semantic_inference
 from mpformer_hf.utils.files import write_json
 
+from .measuring import in_new_process
 from .models import build
 
 OBJECTS, SIDE = 1500, 2200  # of the image with many objects
@@ -242,18 +242,6 @@ def measure(connection, folder: Path, prepare: Callable, *arguments) -> None:
     connection.send({"cpu_s": round(cpu, 3), "wall_s": round(wall, 3), "peak_mib": round((peak - before) / 1024, 1)})
 
 
-def measured(folder: Path, work: tuple) -> dict:
-    """`measure` in a new process."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=measure, args=(there, folder, *work))
-    process.start()
-    there.close()
-    result = here.recv()
-    process.join()
-    return result
-
-
 def main(argv: list[str]) -> dict:
     """Measure, print and write all rows; returns the content of the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -271,7 +259,7 @@ def main(argv: list[str]) -> dict:
                 with tempfile.TemporaryDirectory() as folder:
                     for make in MAKERS[files]:
                         make(Path(folder))
-                    runs[arm].append(measured(Path(folder), work))
+                    runs[arm].append(in_new_process(measure, Path(folder), *work))
         result["rows"][name] = {
             arm: {key: statistics.median(run[key] for run in found) for key in found[0]} for arm, found in runs.items()
         }

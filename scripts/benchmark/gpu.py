@@ -7,8 +7,7 @@ A step is forward and backward pass, clipping of gradients and AdamW (fused). Mo
 and inputs and take turns in one process, after three steps of each: ours with the pilot, without, with the pilot and
 compiled (not with `--eager_only`), and transformers' Mask2Former. Memory is the peak above the loaded models and their
 optimizer states. Waits and kernels of a step are counted by torch's profiler. Models that do not fit together are
-measured alone. `largest_batch` searches the largest batch of a step with the pilot, and measures steps of it. On a CPU
-it runs too, to try the command.
+measured alone. On a CPU it runs too, to try the command.
 """
 
 import argparse
@@ -20,10 +19,9 @@ import torch
 
 from mpformer_hf.utils.files import write_json
 
-from .gpu_steps import PRECISIONS, largest_batch, step_row
+from .gpu_steps import PRECISIONS, step_row
 from .models import BACKBONES, DEVICE
 
-MEASURED = ("steps", "largest_batch")
 COLUMNS = ("error", "images_per_second", "ratio", "memory_mib", "waits", "kernels")
 
 
@@ -36,16 +34,11 @@ def print_table(title: str, rows: dict[str, dict], columns: tuple[str, ...]) -> 
 
 
 def measure_steps(args: argparse.Namespace, result: dict) -> None:
-    """Add `steps` to the result, and `largest_batch` on a GPU; the file is written after each row."""
-    result |= {"steps": [], "largest_batch": []}
-    search = "largest_batch" in args.measure and DEVICE.type == "cuda"
+    """Add `steps` to the result; the file is written after each row."""
+    result["steps"] = []
     for backbone in args.backbones:
         for precision in args.precisions:
-            batches = list(args.batches) if "steps" in args.measure else []
-            if search:
-                batches.append(largest_batch(backbone, precision, args))
-                result["largest_batch"].append({"backbone": backbone, "precision": precision, "images": batches[-1]})
-            for batch_size in sorted({size for size in batches if size}):
+            for batch_size in sorted(set(args.batches)):
                 about = {"backbone": backbone, "precision": precision, "batch": batch_size}
                 row = step_row(backbone, batch_size, precision, args)
                 result["steps"].append(about | {"models": row})
@@ -72,7 +65,6 @@ def main(argv: list[str]) -> dict:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--measure", nargs="+", choices=MEASURED, default=list(MEASURED), help="what to measure")
     parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=list(BACKBONES))
     parser.add_argument("--batches", type=positive, nargs="+", default=[1, 4, 16], help="images of a step")
     parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=list(PRECISIONS))

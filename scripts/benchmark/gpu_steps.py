@@ -1,4 +1,4 @@
-"""Whole training steps of our model and transformers': time, memory, waits of the host, kernels; largest batch."""
+"""Whole training steps of our model and transformers': time, memory, waits of the host, kernels."""
 
 import argparse
 import contextlib
@@ -18,7 +18,6 @@ PRECISIONS = {"fp32": ("highest", None), "tf32": ("high", None), "bf16": ("highe
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 MODELS = ("pilot", "no pilot", "transformers", "pilot, compiled")
-LARGEST = 1024  # batch size at which the search ends
 
 
 def whole_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, dtype: torch.dtype | None) -> None:
@@ -134,22 +133,3 @@ def is_memory_error(error: RuntimeError) -> bool:
     """Whether a device ran out of memory."""
     texts = ("out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
-
-
-def largest_batch(backbone: str, precision: str, args: argparse.Namespace) -> int:
-    """Most images of a step with the pilot that fit, by halving an interval."""
-    fits, too_many = 0, LARGEST + 1
-    size = max(args.batches)
-    while too_many - fits > 1:
-        if step_fits(backbone, size, precision, args):
-            fits = size
-        else:
-            too_many = size
-        size = 2 * fits if 2 * fits < too_many and too_many > LARGEST else (fits + too_many) // 2
-    return fits
-
-
-def step_fits(backbone: str, batch_size: int, precision: str, args: argparse.Namespace) -> bool:
-    """Whether steps with the pilot do not run out of memory."""
-    once = argparse.Namespace(**{**vars(args), "rounds": 1})
-    return measure(["pilot"], backbone, batch_size, precision, once) is not None

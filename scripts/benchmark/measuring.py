@@ -5,6 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -60,6 +61,18 @@ def compare(works: dict[str, Callable], rounds: int) -> dict:
     return rows
 
 
+def in_new_process(work: Callable, *args) -> Any:
+    """What a function, whose first argument is a connection, sends from a new process."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(there, *args))
+    process.start()
+    there.close()  # so that the end of the child is an end of file here
+    result = here.recv()
+    process.join()
+    return result
+
+
 def memory_of(
     connection, backbone: str, fields: dict, theirs: bool, shape: tuple[int, int, int], dtype: torch.dtype | None
 ) -> None:
@@ -80,17 +93,12 @@ def measure_memory(*work, resident: bool = False) -> float:
     Raises:
         EOFError: the process was killed, for example for lack of memory.
     """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=memory_of, args=(there, *work))
     if not resident:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MIB)
-    process.start()
-    there.close()  # so that the end of the child is an end of file here
-    os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
-    peak = here.recv()
-    process.join()
-    return round(peak, 1)
+    try:
+        return round(in_new_process(memory_of, *work), 1)
+    finally:
+        os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
 
 
 def compare_memory(backbone: str, shape: tuple[int, int, int], dtype: torch.dtype | None) -> dict:

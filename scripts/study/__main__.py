@@ -1,8 +1,8 @@
 """Does mask-piloted training help? Runs that differ only in the pilot, over several seeds, and their comparison.
 
-python -m scripts.study run --config training/recipes/study/shapes.yaml --dataset_name data/shapes \\
-    --output_dir outputs/study/shapes --results training/results/study_shapes.jsonl --seeds 0 1 2 --jobs 2
-python -m scripts.study report training/results/study_shapes.jsonl
+python -m scripts.study run --config shapes_panoptic --dataset_name data/shapes --output_dir outputs/study/shapes \\
+    --results outputs/study/shapes.jsonl --seeds 0 1 2 --jobs 2
+python -m scripts.study report outputs/study/shapes.jsonl
 
 Other arms are read from a yaml file of flags by name of the arm (`--arms_file`), in which the value `"{seed}"` is the
 seed of the run; the report compares all arms with `--baseline`. `--initial FOLDER` starts all runs from one saved

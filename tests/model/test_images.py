@@ -11,16 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from mpformer_hf import MPFormerImageProcessor, MPFormerImageProcessorPil, MPFormerImageSegmentationPipeline
-from mpformer_hf.model.images import (
-    ORIENTATION,
-    as_displayed,
-    open_image,
-    read_image,
-    say_that_frames_are_left_out,
-    say_that_pages_are_left_out,
-    to_eight_bits,
-    to_rgb,
-)
+from mpformer_hf.model.images import ORIENTATION, as_displayed, open_image, read_image, to_eight_bits, to_rgb, warn_once
 from mpformer_hf.model.label_maps import as_maps
 from tests import datasets_on_disk as make
 from tests.tiny import tiny_model
@@ -219,7 +210,7 @@ def test_pipes_are_not_waited_for(tmp_path):
 def test_pages_that_are_left_out_are_said_once(tmp_path, caplog):
     pages = [Image.fromarray(gradient()), Image.fromarray(255 - gradient())]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    say_that_pages_are_left_out.cache_clear()
+    warn_once.cache_clear()
     for _ in range(2):
         assert torch.equal(read_image(tmp_path / "a.tif"), to_rgb(pages[0]))
     assert caplog.text.count("A TIFF has several pages: the first is used") == 1
@@ -288,7 +279,7 @@ def test_heic_is_named_and_arrays_of_another_byte_order_are_read():
 
 def test_frames_that_are_left_out_are_said_once(tmp_path, caplog):
     frames = [Image.fromarray(gradient()), Image.fromarray(255 - gradient())]
-    say_that_frames_are_left_out.cache_clear()
+    warn_once.cache_clear()
     for suffix in ("gif", "png", "webp"):
         frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
         assert read_image(tmp_path / f"a.{suffix}").shape == (3, 6, 8)

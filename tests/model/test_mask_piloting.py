@@ -171,7 +171,7 @@ def test_label_noise_rate_equals_its_formula():
 
 def test_shift_moves_along_its_own_axis_within_its_bound():
     masks = square(box=(24, 20, 8, 40)).expand(400, -1, -1)
-    boxes = mask_boxes(room.shift_masks(masks, 0.5, None)).float()
+    boxes = mask_boxes(room.GEOMETRIC_NOISES["shift"](masks, 0.5, None)).float()
     dx, dy = boxes[:, 0] - 20, boxes[:, 1] - 24
     assert dx.abs().max() <= 10.5 and dy.abs().max() <= 2.5, "bounds: 0.5 x half the width, half the height"
     assert dx.abs().max() > 8 and dy.abs().max() > 1.4
@@ -190,7 +190,7 @@ def test_what_leaves_the_frame_is_lost_and_nothing_is_smeared():
 
 def test_zoom_keeps_the_centre_and_the_bounds():
     masks = square(box=(24, 60, 8, 16)).expand(400, -1, -1)
-    boxes = mask_boxes(room.scale_masks(masks, 1.0, None)).float()
+    boxes = mask_boxes(room.GEOMETRIC_NOISES["scale"](masks, 1.0, None)).float()
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert width.min() >= 7 and width.max() <= 33 and width.min() < 10 and width.max() > 28
     assert ((width < 16).float().mean() - 0.5).abs() < 0.1, "as often smaller as larger"

@@ -37,26 +37,16 @@ def test_rows_of_steps(tmp_path, monkeypatch, capsys):
     assert "| pilot | " in capsys.readouterr().out
 
 
-def test_a_step_that_does_not_fit_is_a_row_and_the_largest_batch_is_found(monkeypatch):
-    def limited(batch_size):
-        def make_batch(side, count, targets):
-            if count > batch_size:
-                raise torch.OutOfMemoryError("too large")
-            return {}
-
-        return make_batch
+def test_a_step_that_does_not_fit_is_a_row(monkeypatch):
+    def make_batch(side, count, targets):
+        raise torch.OutOfMemoryError("too large")
 
     args = argparse.Namespace(side=64, targets=1, eager_only=True, rounds=1, batches=[1, 4])
     monkeypatch.setattr(gpu_steps, "build", lambda *given, **fields: torch.nn.Linear(1, 1))
     monkeypatch.setattr(gpu_steps, "make_step", lambda *given: lambda: None)
-    monkeypatch.setattr(gpu_steps, "make_batch", limited(3))
-    assert gpu_steps.largest_batch("r50", "fp32", args) == 3
-    monkeypatch.setattr(gpu_steps, "make_batch", limited(0))
+    monkeypatch.setattr(gpu_steps, "make_batch", make_batch)
     row = gpu_steps.step_row("r50", 1, "fp32", args)
     assert row == {name: {"error": "out of memory"} for name in ("pilot", "no pilot", "transformers")}
-    for largest in (0, 4, 37, 1023):
-        monkeypatch.setattr(gpu_steps, "step_fits", lambda _, size, *more, largest=largest: size <= largest)
-        assert gpu_steps.largest_batch("r50", "fp32", args) == largest
 
 
 def test_models_that_do_not_fit_together_are_measured_alone(monkeypatch):
