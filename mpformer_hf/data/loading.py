@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import yaml
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, Value, load_dataset
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
@@ -119,7 +119,7 @@ def read_paths(rows: Dataset, folder: str, columns: set[str | None]) -> Dataset:
     for name, value in first.items():
         if value is not None and value.lower().endswith(IMAGE_SUFFIXES):
             absolute = rows.map(partial(with_folder, folder=folder, name=name))
-            rows = absolute.cast_column(name, Image(decode=False))
+            rows = absolute.cast_column(name, Value("string")).cast_column(name, Image(decode=False))
     return rows
 
 
