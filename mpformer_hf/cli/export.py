@@ -44,16 +44,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger("mpformer_hf").setLevel(logging.INFO)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    exported = export(
-        args.model,
-        args.file,
-        args.height,
-        args.width,
-        args.with_postprocessing,
-        args.detections,
-        args.precision,
-        args.photos,
-    )
+    exported = export(args)
     size = sum(file.stat().st_size for file in (args.file, *args.file.rglob("*"))) / 2**20
     smallest, difference = exported.smallest_side, exported.difference
     images = f"multiples of 32 from {smallest}" if smallest else f"only {args.height}x{args.width}"

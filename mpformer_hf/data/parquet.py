@@ -2,8 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -11,6 +11,7 @@ import numpy as np
 
 from ..model.label_maps import compress_counts
 from ..utils.progress import progress
+from ..utils.threads import in_threads
 from .completeness import COLUMNS, stated_by
 from .dataset import SegmentationDataset
 from .labels import Labels
@@ -58,11 +59,6 @@ def label_columns(segments: Segments, task: str, category_ids: list[int], things
     return {"objects": json.dumps(rows)}
 
 
-def image_bytes(source: io.BytesIO | str) -> bytes:
-    """Content of the file of an image, see `image_source`."""
-    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
-
-
 def make_row(
     dataset: SegmentationDataset, task: str, columns: Sequence[str], category_ids: list[int], index: int
 ) -> dict:
@@ -74,21 +70,12 @@ def make_row(
     row = dataset.rows[index]
     _, segments = dataset.decode(row, index)
     image_id, file_name, _ = dataset.identity(index)
-    image = {"bytes": image_bytes(dataset.source(row[dataset.image_column])), "path": Path(file_name).name}
+    source = dataset.source(row[dataset.image_column])
+    content = source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+    image = {"bytes": content, "path": Path(file_name).name}
     labels = label_columns(segments, task, category_ids, dataset.labels.things)
     stated = stated_by(row, segments, dataset.labels, columns)
     return {"image": image, "image_id": image_id, "file_name": file_name, **labels, **stated}
-
-
-def make_rows(
-    dataset: SegmentationDataset, task: str, columns: Sequence[str], category_ids: list[int], workers: int
-) -> Iterator[dict]:
-    """All rows in order, read by several threads; few are kept in memory."""
-    step = 4 * workers
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(dataset), step):
-            indices = range(start, min(start + step, len(dataset)))
-            yield from pool.map(lambda index: make_row(dataset, task, columns, category_ids, index), indices)
 
 
 def write_parquet(
@@ -99,12 +86,9 @@ def write_parquet(
     workers: int,
     category_ids: list[int],
     columns: Sequence[str] = (),
-) -> int:
+) -> None:
     """Write a split as parquet files of about 300 MB in `folder/data`, with further `columns`, of completeness.
     `category_ids` are the ids in the file of class names, which all splits share.
-
-    Returns:
-        number of files.
 
     Raises:
         ValueError: an image or its annotation is invalid.
@@ -123,10 +107,10 @@ def write_parquet(
         datasets.Dataset.from_list(rows, features=features).to_parquet(files[-1])
         rows.clear()
 
-    made = make_rows(dataset, task, columns, category_ids, workers)
-    for row in progress(made, f"prepare {split}", len(dataset), unit="image"):
-        rows.append(row)
-        size += len(row["image"]["bytes"])
+    made = in_threads(partial(make_row, dataset, task, columns, category_ids), range(len(dataset)), workers)
+    for _, row in progress(made, f"prepare {split}", len(dataset), unit="image"):
+        rows.append(row.result())
+        size += len(rows[-1]["image"]["bytes"])
         if size >= SHARD_BYTES:
             flush()
             size = 0
@@ -134,7 +118,6 @@ def write_parquet(
         flush()
     for file in files:
         file.rename(file.with_name(f"{file.stem}-of-{len(files):05d}.parquet"))
-    return len(files)
 
 
 def describe_categories(dataset: SegmentationDataset, task: str) -> dict[str, object]:

@@ -83,14 +83,22 @@ def read_panoptic(row: dict, labels: Labels, column: str = "label") -> Segments:
     return Segments(torch.from_numpy(map_), classes, crowds, empty=empty)
 
 
+def instance_ids(image, name: str) -> np.ndarray:
+    """RGB image to int32 `[H, W]`: 256 * class, in red, + number of the instance, in green; 0 where that is 0.
+
+    Raises:
+        ValueError: it has one channel.
+    """
+    values = np.array(image)
+    if values.ndim != 3 or values.shape[2] < 2:
+        raise ValueError(f"{name} has shape {values.shape}, expected classes in red and instances in green")
+    values = values.astype(np.int32)
+    return np.where(values[..., 1] > 0, 256 * values[..., 0] + values[..., 1], 0)
+
+
 def read_instance_map(row: dict, labels: Labels, column: str, reduce_labels: bool) -> Segments:
     """RGB label images with the class in the red channel and the instance number in the green one, 0 = no instance."""
-    values = np.array(row[column])
-    if values.ndim != 3 or values.shape[2] < 2:
-        raise ValueError(f"{column} has shape {values.shape}, expected classes in red and instances in green")
-    values = values.astype(np.int32)
-    map_ = np.where(values[..., 1] > 0, 256 * values[..., 0] + values[..., 1], 0)
-    classes = {}
+    map_, classes = instance_ids(row[column], column), {}
     for segment in np.unique(map_[map_ > 0]).tolist():
         category = segment // 256
         if (category == FILE_VOID and category - reduce_labels not in labels.category_to_class) or (

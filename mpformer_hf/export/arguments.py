@@ -17,8 +17,8 @@ class ExportArguments(CheckedArguments):
 
     model: str = argument("model", "saved MP-Former or Mask2Former: folder or Hub name")
     file: Path = argument("file", "new file: .onnx, .pt2, .aoti.pt2, .pte, .tflite or .mlpackage")
-    height: int = option(512, "Height of the traced images.")
-    width: int = option(512, "Width of the traced images.")
+    height: int = option(512, "Height of the traced images, a multiple of 32.")
+    width: int = option(512, "Width of the traced images, a multiple of 32.")
     with_postprocessing: bool = option(False, "From 8-bit images to results.")
     detections: int = option(100, "with_postprocessing: number of instances of an image.")
     precision: Precision = option("fp32", "Precision of an ONNX file.")

@@ -4,10 +4,9 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ..inference.loading import load_model, load_processor
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.files import write_atomically
+from .arguments import ExportArguments
 from .postprocessing import RESULTS, Postprocessing
 from .precision import calibration_images, convert_to_half, quantize
 from .targets import TARGETS, Target
@@ -83,30 +83,12 @@ class EndToEndModel(nn.Module):
 Exportable = ExportableModel | EndToEndModel
 
 
-@dataclass
-class Exported:
-    """A traced model.
+class Exported(NamedTuple):
+    """What was traced: the smallest image side in pixels if the image size is dynamic, else None, and the largest
+    absolute difference of a logit; None: not compared."""
 
-    Attributes:
-        program: of torch.export.
-        batches: whether the batch size is dynamic; else it is 1.
-        smallest_side: smallest image side in pixels if the image size is dynamic too, else None.
-        height, width: sides of the traced images in pixels.
-        difference: largest absolute difference of a logit; None: not compared.
-    """
-
-    program: ExportedProgram
-    batches: bool
     smallest_side: int | None
-    height: int
-    width: int
-    difference: float | None = None
-
-    def other_images(self, dtype: torch.dtype) -> Tensor:
-        """Images of another batch size and of another image size than the traced ones, if they are dynamic."""
-        grow = STRIDE if self.smallest_side else 0
-        size = (3 if self.batches else 1, 3, self.height + grow, self.width + 2 * grow)
-        return random_images(size, dtype)
+    difference: float | None
 
 
 def random_images(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -116,7 +98,7 @@ def random_images(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def export_program(
-    model: Exportable, height: int, width: int, dynamic: bool, check: Callable[[Exported], float | None]
+    model: Exportable, height: int, width: int, dynamic: bool, check: Callable[[ExportedProgram, Tensor], float | None]
 ) -> Exported:
     """`torch.export` with a dynamic batch size and, where the backbone allows it, dynamic image size.
 
@@ -124,8 +106,8 @@ def export_program(
         model: the model.
         height, width: of the traced images.
         dynamic: whether sizes may be dynamic; else the program takes one image of this size.
-        check: returns the largest difference of a logit of what is made of the program, for `other_images`; if it is
-            above `TOLERANCE` or fails, the image size is not dynamic.
+        check: returns the largest difference of a logit of what is made of the program, for images of another batch
+            size and another size, if they are dynamic; if it is above `TOLERANCE` or fails, the image size is not.
 
     Raises:
         ValueError: the model cannot be exported.
@@ -141,14 +123,16 @@ def export_program(
         try:
             with torch.no_grad():
                 program = torch.export.export(model, (example,), dynamic_shapes={model.input_name: free or None})
-            exported = Exported(program, bool(free), model.smallest_side if 2 in free else None, height, width)
-            exported.difference = check(exported)
+            grow = STRIDE if 2 in free else 0
+            difference = check(
+                program, random_images((3 if free else 1, 3, height + grow, width + 2 * grow), model.dtype)
+            )
         except Exception as error:  # of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         else:
-            if exported.difference is None or exported.difference <= TOLERANCE:
-                return exported
-            reason = f"its outputs differ from the model's by {exported.difference:.1e}"
+            if difference is None or difference <= TOLERANCE:
+                return Exported(model.smallest_side if 2 in free else None, difference)
+            reason = f"its outputs differ from the model's by {difference:.1e}"
         if 2 in free:
             logger.warning("The image size cannot be dynamic: %s", reason)
     raise ValueError(f"The model cannot be exported at {height}x{width}: {reason}; nothing was saved.")
@@ -177,14 +161,11 @@ def without_order(scores: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor
 
 
 def save_and_compare(
-    model: Exportable, target: Target, exported: Exported, file: Path, metadata: dict[str, str]
+    model: Exportable, target: Target, file: Path, metadata: dict[str, str], program: ExportedProgram, images: Tensor
 ) -> float | None:
     """Save a traced model; returns the largest difference of the outputs of the file, None if it cannot be run."""
-    target.save(exported.program, file, [model.input_name], list(model.output_names), metadata)
-    if not target.runs:
-        return None
-    images = exported.other_images(model.dtype)
-    return largest_difference(model, images, runtimes_of(file)[0].open(file)(images))
+    target.save(program, file, [model.input_name], list(model.output_names), metadata)
+    return largest_difference(model, images, runtimes_of(file)[0].open(file)(images)) if target.runs else None
 
 
 def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, str]) -> dict[str, str]:
@@ -203,27 +184,9 @@ def fix_size(processor: Any, height: int, width: int) -> None:
         processor.pad_size = {"height": height, "width": width}
 
 
-def export(
-    name: str,
-    file: Path,
-    height: int,
-    width: int,
-    with_postprocessing: bool = False,
-    detections: int = 100,
-    precision: str = "fp32",
-    photos: Path | None = None,
-) -> Exported:
+def export(args: ExportArguments) -> Exported:
     """Export a saved model; the file is compared with the model before it is put in place. The image processor and the
     configuration are saved beside it, as `NAME_processor/`: commands and `Predictor` take the file for a model.
-
-    Args:
-        name: saved MP-Former or Mask2Former, folder or Hub name.
-        file: new file; its suffix decides what it is for, see `TARGETS`.
-        height, width: size of the traced images in pixels, multiples of 32.
-        with_postprocessing: from 8-bit images to results of the processor's task, see `export/postprocessing.py`.
-        detections: number of instances of an image, for that.
-        precision: of an ONNX file: fp32, fp16 or int8.
-        photos: folder of images, for the ranges of int8.
 
     Returns:
         what was traced, with the difference of the file (of fp16 and int8: of the float32 file before).
@@ -231,6 +194,7 @@ def export(
     Raises:
         ValueError: an argument is invalid, or the exported model differs from the original.
     """
+    file, height, width, precision, photos = args.file, args.height, args.width, args.precision, args.photos
     suffix, processor_folder = suffix_of(file), settings_folder(file)
     if suffix is None:
         raise ValueError(f"{file} must end in one of {', '.join(SUFFIXES)}.")
@@ -247,14 +211,14 @@ def export(
         calibration_images(photos)
     target = TARGETS[suffix]
     target.require()
-    logger.info("Loading %s.", name)
-    loaded, processor = load_model(name), load_processor(name)
-    metadata = describe(name, processor, loaded.config.id2label)
+    logger.info("Loading %s.", args.model)
+    loaded, processor = load_model(args.model), load_processor(args.model)
+    metadata = describe(args.model, processor, loaded.config.id2label)
     plain = ExportableModel(loaded)
-    model: Exportable = EndToEndModel(plain, processor, detections) if with_postprocessing else plain
+    model: Exportable = EndToEndModel(plain, processor, args.detections) if args.with_postprocessing else plain
     logger.info("Tracing the model, and comparing the file with it; this takes minutes for large models.")
     with write_atomically(file) as temporary:
-        check = partial(save_and_compare, model, target, file=temporary, metadata=metadata)
+        check = partial(save_and_compare, model, target, temporary, metadata)
         exported = export_program(model, height, width, target.dynamic, check)
         if precision != "fp32":
             logger.info("Converting the file to %s.", precision)
@@ -265,6 +229,6 @@ def export(
         if exported.smallest_side is None:
             fix_size(processor, height, width)
         processor.save_pretrained(processor_folder)
-        if not with_postprocessing:
+        if not args.with_postprocessing:
             loaded.config.save_pretrained(processor_folder)
     return exported

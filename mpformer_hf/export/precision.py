@@ -10,7 +10,6 @@ from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.images import to_image_tensor
 from ..utils.files import IMAGE_SUFFIXES, files_below
 
-PRECISIONS = ("fp32", "fp16", "int8")
 # Norms and positions need more than the 11 bits of half precision.
 FLOAT32 = ("Resize", "Sin", "Cos", "LayerNormalization", "InstanceNormalization", "ReduceMax", "Einsum")
 LEARNED = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization")  # what positions are computed from

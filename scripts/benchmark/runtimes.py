@@ -19,6 +19,7 @@ from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.arguments import ModelDataArguments
 from mpformer_hf.evaluation.arguments import ComparedModels
 from mpformer_hf.evaluation.comparison import compare
+from mpformer_hf.export.arguments import ExportArguments
 from mpformer_hf.export.exporter import export, fix_size
 from mpformer_hf.export.targets import TARGETS
 from mpformer_hf.utils.files import write_json
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> dict:
         files = []
         for number, suffix in enumerate(suffix for suffix in TARGETS if is_possible(suffix)):
             files.append(str(root / f"file{number}{suffix}"))
-            export(str(root / "model"), Path(files[-1]), args.side, args.side)
+            export(ExportArguments(str(root / "model"), Path(files[-1]), args.side, args.side))
         models = ComparedModels(models=[str(root / "model"), *files], no_labels=True, device="cpu")
         rows = compare(ModelDataArguments(dataset_name=str(root / "photos"), task="semantic"), models, {})
     content = {

@@ -9,36 +9,14 @@ from ..labels import Labels
 from ..releases import RELEASES, categories_of
 from ..segments import Segments, read_map
 from ..split_names import words_of
-from ..tables import read_panoptic, read_semantic
-from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
-from .folder import (
-    FolderLayout,
-    FolderSplit,
-    folder_of_split,
-    images_in,
-    make_rows,
-    pair_by_stem,
-    row_of,
-    warn_left_out,
-)
+from ..tables import instance_ids, read_semantic
+from .coco import read_panoptic_split
+from .folder import FolderLayout, FolderSplit, folder_of_split, images_in, make_rows, pair_by_stem, row_of
 
 NAMES, THINGS = RELEASES["ade20k"]["names"], RELEASES["ade20k"]["things"]
 PANOPTIC = categories_of("ade20k")
 SEMANTIC = [{"id": 0, "name": "other", "void": True}]
 SEMANTIC += [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)]
-
-
-def instances_of(image) -> np.ndarray:
-    """Instance map to int32 `[H, W]`: 256 * instance class (1..100) + number of the instance; 0 = no instance.
-
-    Raises:
-        ValueError: it has no three channels.
-    """
-    values = np.array(image)
-    if values.ndim != 3:
-        raise ValueError(f"the instance map has shape {values.shape}, expected classes in red and numbers in green")
-    values = values.astype(np.int32)
-    return np.where(values[..., 1] > 0, 256 * values[..., 0] + values[..., 1], 0)
 
 
 def add_instances(segments: Segments, instances: np.ndarray, labels: Labels) -> None:
@@ -57,7 +35,7 @@ def add_instances(segments: Segments, instances: np.ndarray, labels: Labels) -> 
 
 def read_instances(row: dict, labels: Labels) -> Segments:
     """Instance maps, whose class numbers count the things in the order of their scene classes."""
-    instances = instances_of(row["instances"])
+    instances = instance_ids(row["instances"], "the instance map")
     segments = Segments(torch.zeros(instances.shape, dtype=torch.int32), {})
     add_instances(segments, instances, labels)
     return segments
@@ -67,7 +45,7 @@ def read_merged(row: dict, labels: Labels) -> Segments:
     """Panoptic segments: stuff of the semantic map, and the instances in front of it. A thing class of the semantic map
     without an instance is void."""
     stuff = set(range(len(NAMES))) - set(THINGS)
-    map_, instances = read_map(row["label"]), instances_of(row["instances"])
+    map_, instances = read_map(row["label"]), instance_ids(row["instances"], "the instance map")
     if map_.shape != instances.shape:
         raise ValueError(f"the semantic map is {map_.shape}, the instance map {instances.shape} (height, width)")
     ids = np.where(np.isin(map_ - 1, sorted(stuff)), map_, 0)  # 1..150, below those of instances
@@ -99,7 +77,7 @@ class Ade20k(FolderLayout):
         images = self.source(folder, split, task)
         prepared = folder / f"ade20k_panoptic_{'train' if 'training' in words_of(images.name) else 'val'}.json"
         if task == "panoptic" and prepared.is_file():
-            return self.read_panoptic(images, prepared)
+            return read_panoptic_split(self, prepared, prepared.with_suffix(""), images_in(images), PANOPTIC)
         pairs = pair_by_stem(images, folder / "annotations" / images.name)
         rows = [row_of(image, label=label) for image, label in pairs]
         if task == "semantic":
@@ -110,18 +88,3 @@ class Ade20k(FolderLayout):
         pairs = pair_by_stem(images, maps)
         rows = [row | {"instances": str(label)} for row, (_, label) in zip(rows, pairs, strict=True)]
         return FolderSplit(make_rows(rows), PANOPTIC, read_merged if task == "panoptic" else read_instances)
-
-    def read_panoptic(self, images: Path, annotations: Path) -> FolderSplit:
-        """Rows of the panoptic JSON. Names of its classes have synonyms, which the names here do not have."""
-        content = read_coco_json(annotations)
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        rows = []
-        for annotation in content["annotations"]:
-            image = images / names[annotation["image_id"]]
-            if not image.is_file():
-                raise ValueError(f"{annotations} refers to {image.name}, which is not in {images}.")
-            map_ = annotations.with_suffix("") / annotation["file_name"]
-            rows.append(row_of(image) | {"image_id": annotation["image_id"]} | panoptic_columns(annotation, map_))
-        warn_left_out(annotations, len(images_in(images)), len(rows))
-        description = f"{self.name}, {annotations.name}"
-        return FolderSplit(make_panoptic_rows(rows), PANOPTIC, read_panoptic, description=description)

@@ -1,5 +1,6 @@
 """Cityscapes as downloaded: `leftImg8bit` and `gtFine`."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import torch
 from ..labels import Labels
 from ..releases import categories_of
 from ..segments import Segments, read_map
-from ..tables import read_panoptic, read_semantic
-from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
+from ..tables import read_semantic
+from .coco import read_panoptic_split
 from .folder import FolderLayout, FolderSplit, folder_of_split, make_rows, row_of
 
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_"
@@ -59,7 +60,8 @@ class Cityscapes(FolderLayout):
             raise ValueError(f"{images} has no images CITY/*{IMAGE}.")
         prepared = folder / "gtFine" / f"cityscapes_panoptic_{images.name}.json"
         if task == "panoptic" and prepared.is_file():
-            return self.read_panoptic(files, prepared)
+            panoptic = read_panoptic_split(self, prepared, prepared.with_suffix(""), files, CATEGORIES, "_gtFine")
+            return replace(panoptic, score="cityscapes")
         kind = "labelIds" if task == "semantic" else "instanceIds"
         found = (folder / "gtFine" / images.name).glob(f"*/*{LABEL}{kind}.png")
         labels = {file for file in found if not file.name.startswith(".")}
@@ -75,22 +77,3 @@ class Cityscapes(FolderLayout):
             raise ValueError(f"{min(labels)} has no image in {images}; there are {len(labels)} of these.")
         read = read_semantic if task == "semantic" else partial(read_instances, things_only=task == "instance")
         return FolderSplit(make_rows(rows), CATEGORIES, read, "cityscapes", f"{self.name}, {kind}")
-
-    def read_panoptic(self, files: list[Path], annotations: Path) -> FolderSplit:
-        """Rows of the panoptic JSON, whose image names have an additional `_gtFine`."""
-        content = read_coco_json(annotations)
-        by_name = {file.name.removesuffix(IMAGE): file for file in files}
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        maps = annotations.with_suffix("")
-        rows = []
-        for annotation in content["annotations"]:
-            base = names[annotation["image_id"]].removesuffix(IMAGE).removesuffix("_gtFine")
-            if base not in by_name:
-                raise ValueError(f"{annotations} refers to {base}, which has no image.")
-            columns = row_of(by_name[base]) | {"image_id": annotation["image_id"]}
-            rows.append(columns | panoptic_columns(annotation, maps / annotation["file_name"]))
-        missing = set(by_name) - {row["file_name"].removesuffix(IMAGE) for row in rows}
-        if missing:
-            raise ValueError(f"{annotations} has no annotation of {min(missing)}; there are {len(missing)} of these.")
-        description = f"{self.name}, {annotations.name}"
-        return FolderSplit(make_panoptic_rows(rows), CATEGORIES, read_panoptic, "cityscapes", description)

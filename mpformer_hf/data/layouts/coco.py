@@ -18,7 +18,7 @@ from ..labels import Labels
 from ..segments import VOID, Reader, Segments, merge_by_class
 from ..split_names import ALL_SPLITS, names_of_split, words_of
 from ..tables import read_objects, read_panoptic
-from .folder import FolderLayout, FolderSplit, make_rows
+from .folder import FolderLayout, FolderSplit, make_rows, row_of, warn_left_out
 
 logger = logging.getLogger(__name__)
 SEGMENT = dict.fromkeys(("id", "category_id", "iscrowd"), Value("int64"))
@@ -190,6 +190,29 @@ def panoptic_columns(annotation: dict, map_: Path) -> dict:
 def make_panoptic_rows(rows: list[dict]):
     """Rows with `panoptic_columns`."""
     return make_rows(rows, segments_info=[SEGMENT])
+
+
+def read_panoptic_split(
+    layout: FolderLayout, file: Path, maps: Path, images: list[Path], categories: list[dict] | None, extra: str = ""
+) -> FolderSplit:
+    """Rows of a panoptic JSON, whose images are found by their names without suffix and without `extra`.
+
+    Raises:
+        ValueError: an image is missing.
+    """
+    content, found = read_coco_json(file), {path.stem: path for path in images}
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    rows = []
+    for annotation in content["annotations"]:
+        name = names[annotation["image_id"]]
+        path = found.get(Path(name).stem.replace(extra, ""))
+        if path is None:
+            raise ValueError(f"{file} refers to {name}, which has no image.")
+        columns = panoptic_columns(annotation, maps / annotation["file_name"])
+        rows.append(row_of(path) | {"image_id": annotation["image_id"]} | columns)
+    warn_left_out(file, len(found), len(rows))
+    categories, description = categories or content["categories"], f"{layout.name}, {file.name}"
+    return FolderSplit(make_panoptic_rows(rows), categories, read_panoptic, description=description)
 
 
 def leave_out_parents(content, file: Path) -> None:
@@ -392,14 +415,7 @@ class Coco(FolderLayout):
         completeness = columns_of_images(content["images"], content["annotations"], content["categories"], file)
         finder = FileFinder(folder, file)
 
-        def image_columns(image: dict) -> dict:
-            """Path, id and name, and the size [height, width] in the JSON, which is compared with the file's."""
-            stated = [image.get("height"), image.get("width")]
-            size = None if None in stated else stated
-            path = str(finder.find(image["file_name"], is_map=False))
-            named = {"image": path, "size": size, "image_id": image["id"], "file_name": image["file_name"]}
-            return named | completeness[image["id"]]
-
+        images: dict = {}  # columns by id
         places: dict[str, str] = {}
         for image in content["images"]:
             path = str(finder.find(image["file_name"], is_map=False))
@@ -407,18 +423,17 @@ class Coco(FolderLayout):
                 both = f"{places[path]} and {image['file_name']}"
                 raise ValueError(f"{file} names {both}, but only {path} was found for both.")
             places[path] = image["file_name"]
-        images = {image["id"]: image for image in content["images"]}
+            stated = [image.get("height"), image.get("width")]  # compared with the size of the file
+            named = {"image": path, "size": None if None in stated else stated, "image_id": image["id"]}
+            images[image["id"]] = named | {"file_name": image["file_name"]} | completeness[image["id"]]
         panoptic = any("segments_info" in row for row in content["annotations"])
         if task == "panoptic" and not panoptic:
             raise ValueError(f"{file} has no panoptic annotations; give --task instance, or semantic.")
         if panoptic:
-            without = len(set(images) - {row["image_id"] for row in content["annotations"]})
-            if without:
-                logger.warning("%s: %d images have no annotation and are left out.", file, without)
+            warn_left_out(file, len(images), len({row["image_id"] for row in content["annotations"]}))
             rows = make_panoptic_rows(
                 [
-                    image_columns(images[row["image_id"]])
-                    | panoptic_columns(row, finder.find(row["file_name"], is_map=True))
+                    images[row["image_id"]] | panoptic_columns(row, finder.find(row["file_name"], is_map=True))
                     for row in content["annotations"]
                 ]
             )
@@ -427,7 +442,7 @@ class Coco(FolderLayout):
             objects: dict[int, list] = {key: [] for key in images}
             for row in content["annotations"]:
                 objects[row["image_id"]].append({key: row[key] for key in OBJECT if row.get(key) is not None})
-            rows = [{**image_columns(image), "objects": json.dumps(objects[key])} for key, image in images.items()]
+            rows = [{**columns, "objects": json.dumps(objects[key])} for key, columns in images.items()]
             rows = make_rows(rows, objects=Value("string"))
         painted = task == "semantic" and not panoptic
         categories = add_background(content["categories"]) if painted else content["categories"]

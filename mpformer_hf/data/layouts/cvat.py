@@ -10,7 +10,7 @@ from ...model.label_maps import encode_rle
 from ...utils.files import file_start, files_below, read_text
 from ..split_names import names_of_split, words_of
 from .coco import FileFinder
-from .tools import UNREADABLE, Collected, ToolLayout, ellipse, rectangle, turned, unreadable
+from .tools import NO_AREA, UNREADABLE, Collected, ToolLayout, ellipse, rectangle, turned, unreadable
 
 LARGEST = 1 << 30  # pixels of an image
 
@@ -90,7 +90,7 @@ class CvatXml(ToolLayout):
             elif shape.tag == "mask":
                 collected.add_object(number, given["label"], self.mask(given, image.attrib))
             elif shape.tag != "tag":
-                collected.ignored += 1
+                collected.notes[NO_AREA] += 1
 
     def mask(self, shape: dict, image: dict) -> dict:
         """RLE of a mask, whose runs fill its box row by row, from 0 on."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, Value
 
 from ...utils.files import IMAGE_SUFFIXES, read_text
+from ..dataset import without_decoding
 from ..segments import Reader
 from ..split_names import names_of_split, words_of
 
@@ -158,11 +159,8 @@ def leave_out_missing(folder: FolderSplit, skip: bool) -> FolderSplit:
         total = len(rows) + number
         raise ValueError(f"{number} of {total} images are invalid: {shown}{more}; --skip_bad_images leaves them out.")
     columns = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    plain = rows
-    for name in columns:
-        plain = plain.cast_column(name, Image(decode=False))
     kept, missing = [], []
-    for index, row in enumerate(plain.select_columns(columns)):
+    for index, row in enumerate(without_decoding(rows.select_columns(columns))):
         paths = [value["path"] for value in row.values() if value and value["bytes"] is None]
         lost = next((path for path in paths if not os.path.isfile(path)), None)
         if lost is None:

@@ -11,9 +11,11 @@ import numpy as np
 from ...model.label_maps import encode_rle
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
 from .coco import FileFinder, plain, tool_of
-from .tools import UNREADABLE, Collected, ToolLayout, ellipse, rectangle, turned, unreadable
+from .tools import NO_AREA, UNREADABLE, Collected, ToolLayout, ellipse, rectangle, turned, unreadable
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the names of uploaded files
+SEVERAL = "tasks have several annotations; the ground truth is used, or else the first with regions"
+MANY_LABELS = "regions have several labels, of which the first one is used"
 
 
 class Bits:
@@ -100,9 +102,9 @@ class LabelStudio(ToolLayout):
             try:
                 annotations = [row for row in task.get("annotations") or [] if not row.get("was_cancelled")]
                 if not annotations:
-                    collected.without_annotation += 1
+                    collected.notes["tasks have no annotation and are left out"] += 1
                     continue
-                collected.several += len(annotations) > 1
+                collected.notes[SEVERAL] += len(annotations) > 1
                 chosen = max(annotations, key=lambda row: (bool(row.get("ground_truth")), bool(row.get("result"))))
                 results = chosen.get("result") or []
                 sized = next((row for row in results if "original_width" in row), None)
@@ -119,7 +121,7 @@ class LabelStudio(ToolLayout):
                 for result in results:
                     region, labels = result.get("id"), labels_of(result)
                     if labels and real and region not in added:
-                        collected.many_labels += len(labels) > 1 or (region is not None and count[region] > 1)
+                        collected.notes[MANY_LABELS] += len(labels) > 1 or (region is not None and count[region] > 1)
                         self.add(result, image, collected)
                         added |= {region} - {None}
                     elif not labels and REGION & set(result.get("value") or {}) and region not in labelled:
@@ -161,4 +163,4 @@ class LabelStudio(ToolLayout):
             )  # about the centre, or the corner
             collected.add_object(image, labels[0], [polygon], make is rectangle)
         else:
-            collected.ignored += 1
+            collected.notes[NO_AREA] += 1

@@ -9,18 +9,9 @@ from ...utils.files import read_json
 from ..labels import Labels
 from ..releases import categories_of
 from ..segments import Segments, read_map
-from ..tables import read_panoptic, read_semantic
-from .coco import make_panoptic_rows, panoptic_columns, read_coco_json
-from .folder import (
-    FolderLayout,
-    FolderSplit,
-    folder_of_split,
-    images_in,
-    make_rows,
-    pair_by_stem,
-    row_of,
-    warn_left_out,
-)
+from ..tables import read_semantic
+from .coco import read_panoptic_split
+from .folder import FolderLayout, FolderSplit, folder_of_split, images_in, make_rows, pair_by_stem, row_of
 
 INSTANCE = 256  # instances: label id * 256 + number
 
@@ -66,7 +57,10 @@ class Mapillary(FolderLayout):
         if not root.is_dir():
             raise ValueError(f"{split_folder} has neither labels/ nor {root.name}/; see --dataset_config_name.")
         if task == "panoptic":
-            return self.read_panoptic(split_folder / "images", root / "panoptic")
+            files = sorted(root.glob("panoptic/panoptic_*.json"))
+            if len(files) != 1:
+                raise ValueError(f"{root / 'panoptic'} must have one panoptic_*.json, it has {len(files)}.")
+            return read_panoptic_split(self, files[0], root / "panoptic", images_in(split_folder / "images"), None)
         labels = root / ("labels" if task == "semantic" else "instances")
         if not labels.is_dir():
             raise ValueError(f"{root} has no {labels.name}/, which task {task} needs.")
@@ -101,25 +95,3 @@ class Mapillary(FolderLayout):
             ]
         except (LookupError, TypeError) as error:
             raise ValueError(f"{file} has no labels with readable, instances and evaluate.") from error
-
-    def read_panoptic(self, images: Path, maps: Path) -> FolderSplit:
-        """Rows of `panoptic_2018.json` or `panoptic_2020.json`.
-
-        Raises:
-            ValueError: there is none, or an image is missing.
-        """
-        files = sorted(maps.glob("panoptic_*.json"))
-        if len(files) != 1:
-            raise ValueError(f"{maps} must have one panoptic_*.json, it has {len(files)}.")
-        content = read_coco_json(files[0])
-        by_stem = {path.stem: path for path in images_in(images)}
-        rows = []
-        for annotation in content["annotations"]:
-            image = by_stem.get(Path(annotation["file_name"]).stem)
-            if image is None:
-                raise ValueError(f"{files[0]} refers to {annotation['file_name']}, which has no image in {images}.")
-            columns = panoptic_columns(annotation, maps / annotation["file_name"])
-            rows.append(row_of(image) | {"image_id": annotation["image_id"]} | columns)
-        warn_left_out(files[0], len(images_in(images)), len(rows))
-        description = f"{self.name}, {files[0].name}"
-        return FolderSplit(make_panoptic_rows(rows), content["categories"], read_panoptic, description=description)

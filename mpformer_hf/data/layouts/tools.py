@@ -1,6 +1,7 @@
 """What the layouts of annotation tools have in common whose files hold objects in another form than COCO's JSON."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from ..coco_checks import mark_bad_images
 from .coco import Coco, FileFinder
 
 logger = logging.getLogger(__name__)
+NO_AREA = "shapes without an area (points, lines) are ignored"
+BOX = "rectangles are read as masks that fill them"
 CIRCLE = np.linspace(0, 2 * np.pi, 65)[:-1]
 
 
@@ -47,7 +50,7 @@ class Collected:
         self.images: list[dict] = []
         self.annotations: list[dict] = []
         self.classes: dict[str, int] = {}
-        self.boxes = self.ignored = self.without_annotation = self.several = self.many_labels = 0
+        self.notes: Counter[str] = Counter()  # what is logged, with its number
         self.of_split = False  # whether other splits were left out
 
     def add_image(self, name: str, size: tuple[int, int] | None = None) -> int:
@@ -58,7 +61,7 @@ class Collected:
 
     def add_object(self, image: int, label: str, segmentation: Any, is_box: bool = False) -> None:
         """Add an object: polygons or an RLE."""
-        self.boxes += is_box
+        self.notes[BOX] += is_box
         category = self.classes.setdefault(label, len(self.classes))
         number = len(self.annotations)
         self.annotations.append(
@@ -86,19 +89,9 @@ class Collected:
         content: dict[str, Any] = {"images": self.images, "annotations": annotations, "categories": categories}
         content |= {"of_split": True} if self.of_split else {}
         mark_bad_images(content, self.file)
-        if self.ignored:
-            logger.warning("%s: %d shapes without an area (points, lines) are ignored.", self.file, self.ignored)
-        if self.boxes:
-            logger.warning("%s: %d rectangles are read as masks that fill them.", self.file, self.boxes)
-        if self.without_annotation:
-            logger.warning("%s: %d tasks have no annotation and are left out.", self.file, self.without_annotation)
-        if self.many_labels:
-            logger.warning(
-                "%s: regions with several labels, of which the first one is used: %d", self.file, self.many_labels
-            )
-        if self.several:
-            text = "%s: %d tasks have several annotations; the ground truth is used, or else the first with regions."
-            logger.warning(text, self.file, self.several)
+        for text, number in self.notes.items():
+            if number:
+                logger.warning("%s: %d %s.", self.file, number, text)
         return content
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...utils.files import file_start, files_below, read_json, read_text
 from .coco import tool_of
-from .tools import UNREADABLE, Collected, ToolLayout, ellipse, rectangle, unreadable
+from .tools import NO_AREA, UNREADABLE, Collected, ToolLayout, ellipse, rectangle, unreadable
 
 CLASS_ATTRIBUTES = ("class", "label", "category")  # of VIA, where regions have several; the first that is there
 OTHER_CLASS_ATTRIBUTES = ("type", "name")  # if only one of them is there
@@ -58,7 +58,7 @@ class Via(ToolLayout):
                 for region in found:
                     shape, polygon = region["shape_attributes"], via_polygon(region["shape_attributes"])
                     if polygon is None:
-                        collected.ignored += 1
+                        collected.notes[NO_AREA] += 1
                         continue
                     collected.add_object(image, label_of(region, attribute, names), [polygon], shape["name"] == "rect")
             except UNREADABLE as error:
