@@ -10,5 +10,6 @@ codespell
 mypy
 zizmor --offline --quiet .github/workflows
 NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --config-file .mkdocs.yml
-command -v chromium > /dev/null || echo "chromium is missing: the tests of the page are skipped"
+command -v chromium > /dev/null || echo "chromium is missing: the tests of the pages are skipped"
+[ -d outputs/web ] || echo "outputs/web is missing (npm install --prefix outputs/web onnxruntime-web): docs/examples/browser.html is not tested"
 python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal "$@"

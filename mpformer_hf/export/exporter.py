@@ -173,7 +173,10 @@ def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, s
     size = {side: value for side, value in dict(processor.size).items() if value is not None}
     fields = {**processor.to_dict(), "size": size, "category_ids": processor.category_ids, "palette": processor.palette}
     fields |= {"labels": list(id2label.values())}
-    return {"model": Path(name).name, **{field: json.dumps(value) for field, value in fields.items()}}
+    return {
+        "model": Path(name).name,
+        **{field: json.dumps(value, ensure_ascii=False) for field, value in fields.items()},
+    }
 
 
 def fix_size(processor: Any, height: int, width: int) -> None:

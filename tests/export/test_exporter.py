@@ -2,10 +2,7 @@
 
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +27,7 @@ from mpformer_hf.model.outputs import MPFormerForUniversalSegmentationOutput
 from tests import datasets_on_disk as make
 from tests import official_folders
 from tests.datasets_on_disk import photo as photo_of
+from tests.export import examples
 from tests.runs import ROOT
 from tests.tiny import tiny_model
 
@@ -226,7 +224,7 @@ class Logits(torch.nn.Module):
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
-def test_results_in_the_graph_and_the_example_without_torch(task, saved, tmp_path, monkeypatch):
+def test_results_in_the_graph_and_the_programs_to_copy(task, saved, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     folder, file = shutil.copytree(saved["resnet"], tmp_path / "model"), tmp_path / "model.onnx"
     processor = MPFormerImageProcessor(task=task, threshold=0.05, size={"shortest_edge": 64, "longest_edge": 96})
@@ -242,11 +240,18 @@ def test_results_in_the_graph_and_the_example_without_torch(task, saved, tmp_pat
     outputs = MPFormerForUniversalSegmentationOutput(**dict(zip(exporter.OUTPUTS, logits, strict=True)))
     found = dict(zip(RESULTS[task], run(file, images), strict=True))
     check_results(task, found, results_of(processor, outputs, (96, 128)), least_classes=1)
-    Image.effect_noise((90, 70), 60).save(tmp_path / "photo.png")
-    command = [sys.executable, "-X", "importtime", "scripts/run_onnx.py", str(file), str(tmp_path / "photo.png")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "LABEL_" in done.stdout and "% of the image" in done.stdout
-    assert not re.search(r"\| +(torch|transformers)$", done.stderr, re.MULTILINE)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    with Image.open(ROOT / "tests" / "fixtures" / "coffee.jpg") as photo:
+        photo.resize((90, 70)).save(tmp_path / "photo.jpg", exif=exif)
+    expected = examples.run_python(file, tmp_path / "photo.jpg")
+    assert expected and all(label.startswith("LABEL_") for label, *_ in expected)
+    for run_program in (examples.run_cpp, examples.run_page):
+        found = run_program(file, tmp_path / "photo.jpg")
+        if found is not None:
+            assert [label for label, *_ in found] == [label for label, *_ in expected]
+            for (_, score, share), (_, own_score, own_share) in zip(found, expected, strict=True):
+                assert score == pytest.approx(own_score, abs=0.02) and share == pytest.approx(own_share, abs=2)
 
 
 def graph_operators(graph) -> set[str]:

@@ -1,7 +1,7 @@
 """Segment an image with an exported model, onnxruntime, NumPy and Pillow alone, and print what was found.
 
 mpformer export MODEL model.onnx --with_postprocessing
-python scripts/run_onnx.py model.onnx photo.jpg
+python segment.py model.onnx photo.jpg
 """
 
 import json
