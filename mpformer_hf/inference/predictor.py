@@ -14,7 +14,7 @@ from accelerate import PartialState
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..model.cleaning import remove_small_regions, without_duplicates
+from ..model.cleaning import check_cleaning, clean
 from ..model.image_sizes import size_of
 from ..model.images import to_image_tensor
 from ..model.matcher import mask_costs
@@ -67,9 +67,7 @@ class Predictor:
         self.task = task or processor.task
         if self.task not in POSTPROCESS:
             raise ValueError(f"task must be semantic, instance or panoptic, got {self.task!r}.")
-        for name in ("nms", "min_pixels"):
-            if getattr(self.options, name) and (self.task == "semantic" or (name, self.task) == ("nms", "panoptic")):
-                raise ValueError(f"{name} has no effect on {self.task} segmentation: leave it out.")
+        check_cleaning(self.task, self.options.nms, self.options.min_pixels)
 
     @classmethod
     def from_pretrained(
@@ -153,13 +151,9 @@ class Predictor:
             results = [self.predict_windows(image, self.options.window) for image in images]
         else:
             results = self.predict_full(images)
-        return [self.clean(result) for result in results] if self.task != "semantic" else results
-
-    def clean(self, result: dict) -> dict:
-        """A result without what the options leave out."""
-        if self.options.nms is not None:
-            result = without_duplicates(result, self.options.nms)
-        return remove_small_regions(result, self.options.min_pixels) if self.options.min_pixels else result
+        if self.task == "semantic":
+            return results
+        return [clean(result, self.options.nms, self.options.min_pixels) for result in results]
 
     # --- Prompts ---
 

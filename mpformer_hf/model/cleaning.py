@@ -55,6 +55,29 @@ def without_duplicates(result: dict, iou: float) -> dict:
     return {**result, "segmentation": result["segmentation"][kept], "segments_info": [rows[index] for index in kept]}
 
 
+def check_cleaning(task: str, nms: float | None, min_pixels: int) -> None:
+    """
+    Raises:
+        ValueError: an option has no effect on results of the task.
+    """
+    for name, given, tasks in (("nms", nms, ("instance",)), ("min_pixels", min_pixels, ("instance", "panoptic"))):
+        if given and task not in tasks:
+            raise ValueError(f"{name} has no effect on {task} segmentation: leave it out.")
+
+
+def clean(result: dict, nms: float | None, min_pixels: int) -> dict:
+    """An instance or panoptic result, on the CPU, as it is handed on.
+
+    Args:
+        result: post-processed.
+        nms: instances with at least this IoU with a better one of their class are left out; None: none are.
+        min_pixels: see `clean_mask`; 0: masks are left as they are.
+    """
+    if nms is not None:
+        result = without_duplicates(result, nms)
+    return remove_small_regions(result, min_pixels) if min_pixels else result
+
+
 def clean_mask(mask: np.ndarray, min_pixels: int) -> np.ndarray:
     """A mask without parts and without holes of fewer than `min_pixels` pixels; its largest part remains.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
+from .cleaning import check_cleaning, clean
 from .images import fetch_image, open_image, to_rgb_image
 from .postprocessing import segments_of
 
@@ -24,9 +25,11 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
     """transformers' [`ImageSegmentationPipeline`] with defaults from MP-Former's image processor.
 
     The processor's `task` and thresholds are used unless `subtask`, `threshold`, `mask_threshold` or
-    `overlap_mask_area_threshold` are given. Instance masks may overlap.
+    `overlap_mask_area_threshold` are given. Instance masks may overlap. `nms` leaves out instances with at least
+    this IoU with a better one of their class; `min_pixels` removes smaller parts of segments and fills smaller holes.
     """
 
+    CLEANING = ("nms", "min_pixels")
     THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 
     def check_model_type(self, supported_models) -> None:
@@ -34,10 +37,12 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         logged."""
 
     def _sanitize_parameters(self, **kwargs):
-        unknown = sorted(set(kwargs) - {"subtask", "timeout", *self.THRESHOLDS})
+        known = ("subtask", *self.THRESHOLDS, *self.CLEANING)
+        unknown = sorted(set(kwargs) - {"timeout", *known})
         if unknown:
-            raise ValueError(f"Unknown options: {', '.join(unknown)}; known: subtask, {', '.join(self.THRESHOLDS)}.")
-        return super()._sanitize_parameters(**kwargs)
+            raise ValueError(f"Unknown options: {', '.join(unknown)}; known: {', '.join(known)}.")
+        before, during, after = super()._sanitize_parameters(**kwargs)
+        return before, during, after | {name: kwargs[name] for name in self.CLEANING if name in kwargs}
 
     def preprocess(self, image: str | Image.Image, subtask: str | None = None, timeout: float | None = None):
         """An image, path, URL or base64 text to model inputs. Images of 16 bits are converted as in training, where
@@ -63,20 +68,31 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         with self.model.evaluating():
             return super()._forward(model_inputs)
 
-    def postprocess(self, model_outputs: Any, subtask: str | None = None, **thresholds: float) -> list[dict[str, Any]]:
+    def postprocess(
+        self,
+        model_outputs: Any,
+        subtask: str | None = None,
+        nms: float | None = None,
+        min_pixels: int = 0,
+        **thresholds: float,
+    ) -> list[dict[str, Any]]:
         """Model outputs of one image to `[{"label", "score", "mask"}]`, masks as PIL images of mode L, 0 or 255.
 
         Raises:
-            ValueError: `subtask` is not semantic, instance or panoptic.
+            ValueError: `subtask` is not semantic, instance or panoptic, or an option has no effect on it.
         """
         subtask = subtask or self.image_processor.task
         if subtask not in ("semantic", "instance", "panoptic"):
             raise ValueError(f"subtask must be semantic, instance or panoptic, got {subtask!r}.")
+        check_cleaning(subtask, nms, min_pixels)
         sizes = {"target_sizes": model_outputs["target_size"]}
         process = getattr(self.image_processor, f"post_process_{subtask}_segmentation")
         options = {} if subtask == "semantic" else thresholds
         options = options | ({"return_binary_maps": True} if subtask == "instance" else {})
-        segments = segments_of(process(model_outputs, **options, **sizes)[0])
+        result = process(model_outputs, **options, **sizes)[0]
+        if nms is not None or min_pixels:
+            result = clean({**result, "segmentation": result["segmentation"].cpu()}, nms, min_pixels)
+        segments = segments_of(result)
         if not segments:
             used = {name: thresholds.get(name, getattr(self.image_processor, name)) for name in self.THRESHOLDS}
             logger.warning("No segment is above %s.", ", ".join(f"{name} {value}" for name, value in used.items()))

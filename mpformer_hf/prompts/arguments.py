@@ -18,7 +18,9 @@ class RefinementArguments(CheckedArguments):
     rounds: int = option(1, "The results are the prompts of the next round.", within="[1, 100]")
     scale: float = option(1.0, "Image size relative to the processor's.", within="(0, 16]")
     boxes_only: bool = option(False, "Refine from the boxes, also where there are masks.")
+    min_pixels: int = option(0, "Remove parts and fill holes of fewer pixels; 0: neither.", within="[0, inf)")
     overlays: bool = option(False, "Also write pictures before and after.")
+    formats: list[str] = option([], "Also for annotation tools.", choices=("cvat", "labelme", "label_studio", "yolo"))
 
 
 @dataclass

@@ -15,9 +15,9 @@ from PIL import Image
 from ..data.coco_masks import decode_segmentation
 from ..data.layouts.coco import FileFinder, read_coco_json
 from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
-from ..data.result_names import result_name, result_names
-from ..data.writers.format import ImageRecord
-from ..data.writers.yolo import Yolo, write_data_yaml
+from ..data.result_names import result_names
+from ..data.writers.format import Category, ImageRecord, PredictionFormat, describe_segments
+from ..data.writers.registry import FORMATS
 from ..inference.arguments import LoadingArguments
 from ..inference.drawing import draw_segmentation
 from ..inference.loading import fingerprint
@@ -25,8 +25,9 @@ from ..inference.predictor import Predictor
 from ..inference.result_files import image_hash, write_image
 from ..inference.shards import refuse_changes
 from ..model.boxes import mask_boxes
+from ..model.cleaning import clean_mask
 from ..model.image_sizes import size_of
-from ..model.images import read_image
+from ..model.images import read_image, read_size
 from ..model.label_maps import encode_rle
 from ..model.prompting import UNKNOWN, boxes_to_masks, enlarge_boxes, prompt_note
 from ..utils.files import check_inside, check_new_folder, lock_folder, read_json, reading_inside, write_json
@@ -101,6 +102,8 @@ def refine_image(
         encoded = predictor.encode(image, args.scale)
         found = predictor.refine_masks(encoded, prompts, classes, args.rounds, torch.stack(limits))
         for index, (annotation, (mask, info)) in enumerate(zip(used, found, strict=True)):
+            if args.min_pixels:
+                mask = torch.from_numpy(clean_mask(mask.numpy(), args.min_pixels))
             if mask.any():
                 fields[str(annotation["id"])] = refined_fields(mask, info, id2label)
             else:
@@ -149,22 +152,48 @@ def read_sized_image(file: Path, row: dict) -> torch.Tensor:
     return image
 
 
-def write_yolo_labels(content: dict, output: Path) -> None:
-    """Write annotations as YOLO's polygons. What was not refined keeps its polygon, or gets that of its box; what has
-    neither is left out."""
-    writer, by_image = Yolo(output, "instance", [], 0.0), defaultdict(list)
+def make_writers(content: dict, args: RefinementArguments) -> list[PredictionFormat]:
+    """Writers of the formats for annotation tools; the label of a class is its place among the categories, or its
+    number in YOLO's files."""
+    names, formats = names_of_labels(content, args), dict.fromkeys(args.formats)
+    formats |= {"yolo": None} if args.annotations.is_dir() else {}
+    categories = [Category(label, name, True) for label, name in names.items()]
+    return [FORMATS[name](args.output, "instance", categories, 0.0) for name in formats]
+
+
+def names_of_labels(content: dict, args: RefinementArguments) -> dict[int, str]:
+    """Names of the classes by label, see `make_writers`; numbers of YOLO that have no name get an empty one."""
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    if args.annotations.is_dir():
+        return {label: names.get(label, "") for label in range(max(names) + 1)}
+    return dict(enumerate(names.values()))
+
+
+def write_formats(content: dict, photos: list[Path], args: RefinementArguments, writers: list) -> list[Path]:
+    """Write annotations for annotation tools, and return the paths. What was not refined keeps its mask, or gets that
+    of its box; crowds and what has neither are left out, and so are images that cannot be read."""
+    id2label, by_image, records = names_of_labels(content, args), defaultdict(list), []
+    is_yolo = args.annotations.is_dir()
+    labels = {row["id"]: row["id"] if is_yolo else label for label, row in enumerate(content["categories"])}
     for annotation in content["annotations"]:
-        by_image[annotation["image_id"]].append(annotation)
-    for row in content["images"]:
-        size, masks, segments = (row["height"], row["width"]), [], []
-        for annotation in by_image[row["id"]]:
-            with contextlib.suppress(ValueError):  # reported before
-                masks.append(prompt_of(annotation, size, boxes_only=False)[0].bool())
-                segments.append({"label_id": annotation["category_id"], "score": 1.0})
-        record = ImageRecord(row["id"], row["file_name"], result_name(row["file_name"]), *size)
-        result = {"segmentation": torch.stack(masks) if masks else torch.zeros(0, *size), "segments_info": segments}
-        writer.write(record, result)
-    write_data_yaml({row["id"]: row["name"] for row in content["categories"]}, output)
+        if not annotation.get("iscrowd"):
+            by_image[annotation["image_id"]].append(annotation)
+    files = [row["file_name"] for row in content["images"]]
+    for row, photo, name in zip(content["images"], photos, result_names(files), strict=True):
+        with contextlib.suppress(ValueError):  # reported before
+            size, masks, segments = read_size(photo)[::-1], [], []
+            for annotation in by_image[row["id"]]:
+                with contextlib.suppress(ValueError):
+                    masks.append(prompt_of(annotation, size, boxes_only=False)[0].bool())
+                    label, score = labels[annotation["category_id"]], annotation.get("score", 1.0)
+                    segments.append({"id": len(masks), "label_id": label, "score": score})
+            result = {"segmentation": torch.stack(masks) if masks else torch.zeros(0, *size), "segments_info": segments}
+            described = describe_segments(result, "instance", id2label)
+            described = [{**segment, "duplicate": False} for segment in described]  # both were given
+            records.append(ImageRecord(row["id"], row["file_name"], name, *size, described))
+            for writer in writers:
+                writer.write(records[-1], result)
+    return [file for writer in writers for file in writer.finish(records)]
 
 
 def read_annotations(path: Path, images: Path, id2label: dict[int, str]) -> dict:
@@ -179,7 +208,6 @@ def read_annotations(path: Path, images: Path, id2label: dict[int, str]) -> dict
         content = read_coco_json(path, masks_required=False)
         check_ids(content, path)
         return content
-    Yolo(path, "instance", [], 0.0)  # needs scikit-image
     names = read_class_names(path)
     if names is None:
         print(f"note: {path} has no data.yaml or classes.txt, so its classes are those of the model", file=sys.stderr)
@@ -224,6 +252,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
         print(f"note: {note}", file=sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
+    writers = make_writers(content, args)
     finder = FileFinder(args.images, args.images / args.annotations.name)
     photos = [finder.find(row["file_name"], is_map=False) for row in content["images"]]
     for photo in photos:
@@ -238,6 +267,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     settings: dict = {"weights": fingerprint(loading.model, loading.revision), "annotations": content_hash}
     settings |= {"rounds": args.rounds, "scale": args.scale, "boxes_only": args.boxes_only, "overlays": args.overlays}
+    settings["min_pixels"] = args.min_pixels
     if not (args.output / "settings.json").exists():
         check_new_folder(args.output)
     else:
@@ -272,12 +302,12 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
             print(f"{row['file_name']}: {problem}", file=sys.stderr)
     annotations = [{**row, **refined.get(str(row["id"]), {})} for row in content["annotations"]]
     content |= {"annotations": annotations}
-    if args.annotations.is_dir():
-        write_yolo_labels(content, args.output)
     content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # NaN and Infinity are not JSON
     write_json(content, args.output / "annotations.json", indent=None)
+    files = write_formats(content, photos, args, writers) if writers else []
     lock.release()
     print(f"{len(refined)} of {len(annotations)} annotations refined, {problems} with problems")
-    print(f"file: {args.output / 'annotations.json'}")
+    for path in (args.output / "annotations.json", *files):
+        print(f"file: {path}")
     if problems and not refined:
         raise ValueError("No annotation was refined: are the images readable, and was the model trained for prompts?")

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from ..inference.arguments import InferenceOptions, LoadingArguments, ServiceArg
 from ..inference.drawing import class_color
 from ..inference.predictor import Predictor
 from ..inference.result import Result
-from ..model.cleaning import DUPLICATE_IOU
+from ..model.cleaning import DUPLICATE_IOU, check_cleaning
 from ..model.image_sizes import size_of
 from ..model.prompting import prompt_note
 from .monitoring import Monitor, RequestMetrics
@@ -60,21 +60,6 @@ def body_of(**fields: dict) -> dict:
     form = {"type": "object", "required": ["image", *fields], "properties": {"image": FILE, **fields}}
     kinds = {"multipart/form-data": {"schema": form}, **({} if fields else PICTURE)}
     return {"requestBody": {"required": True, "content": kinds}}
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """What a request asks of the model.
-
-    Attributes:
-        task: semantic, instance or panoptic.
-        threshold: smallest score, in [0, 1]; None: the processor's.
-        nms: IoU of duplicates, in (0, 1]; None: none are removed.
-    """
-
-    task: str
-    threshold: float | None
-    nms: float | None
 
 
 def label_map(result: Result) -> bytes:
@@ -119,12 +104,11 @@ async def result_for(request: Request, future: Future) -> Any:
 
 
 def make_work(predictor: Predictor) -> Callable[[list[Tensor], Any], list]:
-    """What the worker computes: predictions with `RequestOptions`, or refined masks with the prompts of one image."""
+    """What the worker computes: predictions of a task with `InferenceOptions`, or masks of the prompts of one image."""
 
     def work(images: list[Tensor], options: Any) -> list:
-        if isinstance(options, RequestOptions):
-            asked = replace(predictor.options, threshold=options.threshold, nms=options.nms)
-            return Predictor(predictor.model, predictor.processor, options.task, asked)(images)
+        if isinstance(options, tuple):
+            return Predictor(predictor.model, predictor.processor, *options)(images)
         (image,) = images
         refined = predictor.refine(image, **options.given(size_of(image)))
         about = (predictor.model.config.id2label, predictor.processor.category_ids, predictor.processor.palette)
@@ -220,16 +204,19 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         task: Annotated[Task | None, Query(description="Default: the service's.")] = None,
         threshold: Annotated[float | None, Query(ge=0, le=1, description="Smallest score.")] = None,
         nms: Annotated[float | None, Query(gt=0, le=1, description="Instances: IoU of duplicates.")] = None,
+        min_pixels: Annotated[int, Query(ge=0, description="Smaller parts are removed, smaller holes filled.")] = 0,
     ) -> Response:
         """Segment an image."""
-        check_query(request, "format", "task", "threshold", "nms")
+        check_query(request, "format", "task", "threshold", "nms", "min_pixels")
         chosen = task or predictor.task
-        if nms is not None and chosen != "instance":
-            raise HTTPException(422, f"nms: it has no effect on {chosen} segmentation")
-        duplicates = (nms or predictor.options.nms or DUPLICATE_IOU) if chosen == "instance" else None
+        try:
+            check_cleaning(chosen, nms, min_pixels)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        duplicates = nms or (DUPLICATE_IOU if chosen == "instance" else None)
         smallest = predictor.options.threshold if threshold is None else threshold
-        options = RequestOptions(chosen, smallest, duplicates)
-        result = await compute(request, lambda prompts, pixels: options)
+        asked = replace(predictor.options, threshold=smallest, nms=duplicates, min_pixels=min_pixels)
+        result = await compute(request, lambda prompts, pixels: (chosen, asked))
         return await asyncio.to_thread(to_response, format, result)
 
     @app.post("/refine", responses=RESPONSES, openapi_extra=body_of(prompts=PROMPTS))

@@ -16,7 +16,7 @@ class Job:
 
     Attributes:
         image: uint8 `[3, H, W]`.
-        options: jobs of equal options, and images of equal size, may be computed together; None: never together.
+        options: jobs of equal options, and images of equal size, may be computed together.
         future: its result.
     """
 
@@ -26,8 +26,7 @@ class Job:
 
     def fits(self, other: "Job") -> bool:
         """Whether both can be computed together."""
-        same = self.options is not None and self.options == other.options
-        return same and self.image.shape == other.image.shape
+        return self.options == other.options and self.image.shape == other.image.shape
 
 
 class BatchWorker:

@@ -13,16 +13,19 @@ from scipy.ndimage import binary_fill_holes
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
+from mpformer_hf.data.coco_masks import decode_segmentation
 from mpformer_hf.data.layouts.coco import read_coco_json
 from mpformer_hf.data.layouts.yolo import read_labels_file
 from mpformer_hf.data.layouts.yolo_boxes import read_class_names
 from mpformer_hf.data.segments import from_objects
 from mpformer_hf.inference.loading import load_model, load_processor
 from mpformer_hf.inference.predictor import Predictor
+from mpformer_hf.model.cleaning import clean_mask
 from mpformer_hf.model.images import read_image
 from mpformer_hf.model.label_maps import encode_rle
 from mpformer_hf.prompts.refining import prompt_of
 from tests import datasets_on_disk as make
+from tests.datasets_on_disk import opened
 from tests.tiny import tiny_model
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 9, "name": "unicorn"}]
@@ -192,6 +195,49 @@ def test_invalid_options_leave_nothing_behind(files):
     with pytest.raises(SystemExit, match="has no pilot"):
         run(folder)
     assert not (folder / "out").exists()
+
+
+def test_formats_of_annotation_tools_have_the_refined_masks(files, capsys):
+    """Also what is a duplicate, since somebody annotated it; crowds and what has no mask are left out."""
+    folder, content = files
+    content["annotations"].insert(1, {**content["annotations"][0], "id": 10})
+    (folder / "boxes.json").write_text(json.dumps(content))
+    after = run(folder, "--formats", "labelme", "label_studio", "cvat", "yolo")
+    assert f"file: {folder / 'out' / 'label_studio.json'}" in capsys.readouterr().out
+    expected = [decode_segmentation(row["segmentation"], 40, 60) for row in after["annotations"][:4]]
+    names = ["cat", "cat", "unicorn", "cat"]
+    shutil.copy(folder / "photos" / "a.png", folder / "out" / "labelme" / "a.png")
+    (folder / "out" / "labelme" / "b.json").unlink()  # no object
+    tasks = json.loads((folder / "out" / "label_studio.json").read_text())
+    accepted = [{**task, "annotations": task["predictions"]} for task in tasks]  # as somebody does in Label Studio
+    (folder / "out" / "label_studio.json").write_text(json.dumps(accepted))
+    for place in ("labelme", "label_studio.json", "annotations/instances_default.json"):
+        alone = folder / "read" / place.split("/")[0]
+        shutil.copytree(folder / "photos", alone)
+        copied = folder / "out" / place
+        shutil.copytree(copied, alone, dirs_exist_ok=True) if copied.is_dir() else shutil.copy(copied, alone)
+        dataset = opened(alone)
+        segments = dataset[0][1]
+        layers = segments.map.view(-1, 40, 60)
+        masks = [(layers == i).any(0).numpy() for i in segments.classes]
+        assert [dataset.labels.names[label] for label in segments.classes.values()] == names
+        np.testing.assert_array_equal(masks, expected)
+    assert [row.label for row in read_labels_file(folder / "out" / "labels" / "a.txt", 40, 60)] == [0, 0, 1, 0]
+    assert (folder / "out" / "labels" / "b.txt").read_text() == ""
+    assert yaml.safe_load((folder / "out" / "data.yaml").read_text())["names"] == {0: "cat", 1: "unicorn"}
+
+
+def test_small_parts_and_holes_are_removed(files):
+    folder, _ = files
+    plain = run(folder)
+    with pytest.raises(SystemExit, match="min_pixels"):
+        run(folder, "--min_pixels", "2400")
+    shutil.rmtree(folder / "out")
+    for before, after in zip(
+        plain["annotations"][:3], run(folder, "--min_pixels", "2400")["annotations"], strict=False
+    ):
+        masks = [decode_segmentation(row["segmentation"], 40, 60) for row in (before, after)]
+        np.testing.assert_array_equal(masks[1], clean_mask(masks[0].astype(bool), 2400))
 
 
 def test_a_file_for_training_must_have_masks(files):

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mpformer_hf.inference.arguments import InferenceOptions
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.inference.result import Result
 from mpformer_hf.model.cleaning import clean_mask, find_duplicates, remove_small_regions, without_duplicates
 from mpformer_hf.model.image_processing_mpformer import MPFormerImageProcessor
+from mpformer_hf.model.pipeline_mpformer import MPFormerImageSegmentationPipeline
 from tests.tiny import tiny_model
 
 
@@ -70,6 +72,14 @@ def test_results_of_the_predictor():
     plain = Predictor(model, processor, options=InferenceOptions(threshold=0.0))(image)
     clean = Predictor(model, processor, options=InferenceOptions(threshold=0.0, nms=0.5, min_pixels=9))(image)
     assert 0 < len(clean) < len(plain)
+    pipeline = MPFormerImageSegmentationPipeline(model, image_processor=processor)
+    photo = to_pil_image(image)
+    rows = pipeline(photo, threshold=0.0, nms=0.5, min_pixels=9)
+    assert [row["score"] for row in rows] == [segment.score for segment in clean]
+    for row, segment in zip(rows, clean, strict=True):
+        assert torch.equal(pil_to_tensor(row["mask"])[0] > 0, segment.mask)
+    with pytest.raises(ValueError, match="nms has no effect on semantic segmentation"):
+        pipeline(photo, subtask="semantic", nms=0.5)
     assert not any(
         find_duplicates(plain.without_duplicates(0.5).raw["segmentation"], *columns(plain.without_duplicates(0.5)), 0.5)
     )

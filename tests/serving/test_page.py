@@ -1,6 +1,7 @@
 """The page of `mpformer serve` in a real browser, Chromium."""
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -179,7 +180,13 @@ def test_downloads_are_those_of_the_service(page, address, photo, tmp_path, name
     with page.expect_download(timeout=WAIT) as download:
         page.get_by_role("button", name=name, exact=True).click()
     download.value.save_as(tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == predict(address, photo, threshold=0.25, format=form).content
+    expected = predict(address, photo, threshold=0.25, format=form)
+    if form == "labelme":
+        assert json.loads((tmp_path / "file").read_text()) == {**expected.json(), "imagePath": "photo.jpg"}
+    else:
+        assert (tmp_path / "file").read_bytes() == expected.content
+    ends = {"overlay": "_overlay.png", "png": "_labels.png", "coco": "_coco.json", "labelme": ".json"}
+    assert download.value.suggested_filename == f"photo{ends[form]}"
 
 
 def test_the_segment_under_the_pointer(page, photo):

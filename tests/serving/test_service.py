@@ -18,9 +18,11 @@ import torch
 import uvicorn
 from fastapi import HTTPException
 from PIL import Image
+from scipy.ndimage import label
 
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli import serve
+from mpformer_hf.data.coco_masks import decode_segmentation
 from mpformer_hf.data.writers.format import describe_segments
 from mpformer_hf.inference.arguments import InferenceOptions
 from mpformer_hf.inference.loading import load_model
@@ -175,13 +177,16 @@ def test_answers_in_other_forms(service):
     assert Image.open(io.BytesIO(labels.content)).size == (60, 40)
     fewer = post(address, photo, params={"threshold": str(found["segments"][0]["score"])}).json()["segments"]
     assert len(fewer) < len(found["segments"])
+    largest = post(address, photo, params={"min_pixels": str(40 * 60)}).json()["segments"]  # one part each, no hole
+    masks = [decode_segmentation(row["segmentation"], 40, 60) for row in largest]
+    assert any(row["area"] < 2400 for row in largest) and all(label(mask)[1] == 1 for mask in masks)
     for task in ("semantic", "panoptic"):
         answer = post(address, photo, params={"task": task}).json()
         assert answer["task"] == task and all(row["segmentation"]["counts"] for row in answer["segments"])
     for params, message in (
         ({"threshold": "1.5"}, "threshold: Input should be less than or equal to 1"),
-        ({"nms": "0.5", "task": "panoptic"}, "nms: it has no effect on panoptic segmentation"),
-        ({"size": "3"}, "unknown parameter 'size'; known are format, task, threshold, nms"),
+        ({"nms": "0.5", "task": "panoptic"}, "nms has no effect on panoptic segmentation: leave it out."),
+        ({"size": "3"}, "unknown parameter 'size'; known are format, task, threshold, nms, min_pixels"),
         ({"format": "x"}, "format: Input should be 'json', 'coco', 'labelme', 'overlay' or 'png'"),
         ({"task": "x"}, "task: Input should be"),
     ):
@@ -269,7 +274,7 @@ def test_figures_and_description(service):
     assert set(predict["requestBody"]["content"]) == {"image/*", "multipart/form-data"}
     assert refine["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image", "prompts"]
     assert {"408", "413", "422", "500", "503"} <= set(predict["responses"])
-    assert {row["name"] for row in predict["parameters"]} == {"format", "task", "threshold", "nms"}
+    assert {row["name"] for row in predict["parameters"]} == {"format", "task", "threshold", "nms", "min_pixels"}
 
 
 def test_a_file_of_the_page_and_no_other(service):

@@ -51,7 +51,9 @@ class Yolo(PredictionFormat):
         if renamed:
             text = "%s: %d labels are not named as their images, whose names are not unique; %s"
             logger.warning(text, self.folder, renamed, "name the images as the labels, or YOLO does not find them.")
-        write_data_yaml({i: category.name for i, category in enumerate(self.categories)}, self.folder)
+        names = {i: category.name for i, category in enumerate(self.categories) if category.name}
+        content = {"path": ".", "train": "images", "val": "images", "names": names}
+        write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), self.folder / "data.yaml")
         return [self.folder / "labels"]
 
     def outline(self, mask: np.ndarray) -> np.ndarray:
@@ -60,9 +62,3 @@ class Yolo(PredictionFormat):
         for ring in others:  # there and back again between the first points
             path = np.concatenate((path, ring, path[:1]))
         return path[:-1]
-
-
-def write_data_yaml(names: dict[int, str], folder: Path) -> None:
-    """Write `data.yaml` with the names of the classes; images are expected in `images/`."""
-    content = {"path": ".", "train": "images", "val": "images", "names": names}
-    write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), folder / "data.yaml")

@@ -371,9 +371,13 @@ async function download(button) {
   if (!get("threshold").parentElement.hidden) query.set("threshold", get("threshold").value);
   try {
     const answer = await ask(`predict?${query}`, { method: "POST", body: photo.file });
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(await answer.blob());
-    link.download = button.dataset.name;
+    const link = document.createElement("a"), name = photo.file.name || "photo";
+    let content = await answer.blob();
+    if (button.dataset.form === "labelme") { // which finds the image by its name
+      content = new Blob([JSON.stringify({ ...JSON.parse(await content.text()), imagePath: name })]);
+    }
+    link.href = URL.createObjectURL(content);
+    link.download = name.replace(/\.[^.]*$/, "") + button.dataset.end;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     say(`${link.download} is saved.`);
