@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mpformer_hf.utils.command import run_command
 
+from .budgets import report_budgets
 from .report import report
 from .runs import run
 
@@ -41,9 +42,14 @@ def main(argv: list[str]) -> None:
     reporting = commands.add_parser("report", help="table and figure of finished runs")
     reporting.add_argument("results", type=Path, nargs="+", help="JSON lines of `run`")
     reporting.add_argument("--baseline", default="off", help="arm that the others are compared with")
+    budgets = commands.add_parser("budgets", help="score over training budget, of arms NAME_STEPS")
+    budgets.add_argument("results", type=Path, help="JSON lines of `run`")
+    budgets.add_argument("--baseline", default="off", help="arm whose longest budget the others are compared with")
+    budgets.add_argument("--figure", help="new picture, .png")
+    budgets.add_argument("--metric", default="AP", help="name of the score in the figure")
     cut = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:cut])
-    run(args, argv[cut + 1 :]) if args.command == "run" else report(args)
+    {"run": lambda args: run(args, argv[cut + 1 :]), "report": report, "budgets": report_budgets}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,25 @@ def test_the_report_has_a_table_and_a_figure(tmp_path, capsys):
         command_line.main(["report", str(file)])
 
 
+def test_score_over_budget(tmp_path, capsys):
+    """The score of 400 steps without is reached after 200, and half-way in the logarithm between 200 and 400 steps."""
+    scores = {"off": {200: (0.1, 0.2), 400: (0.3, 0.4)}, "on": {200: (0.3, 0.3), 400: (0.5, 0.5)}}
+    lines = [
+        {**line(f"{arm}_{steps}", seed, []), "evaluations": [{"step": steps, "mean_iou": score}]}
+        for arm, by_steps in scores.items()
+        for steps, found in by_steps.items()
+        for seed, score in enumerate(found)
+    ]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    command_line.main(["budgets", str(tmp_path / "b.jsonl"), "--figure", str(tmp_path / "b.png")])
+    table = capsys.readouterr().out
+    assert "| off | 0.150 (0.100, 0.200) | 0.350 (0.300, 0.400) |  |" in table
+    shares = [0.5, 2**0.5 / 2]
+    half = 12.7062 * np.std(shares, ddof=1) / 2**0.5
+    assert f"| on | 0.300 (0.300, 0.300) | 0.500 (0.500, 0.500) | x{np.mean(shares):.2f} ± {half:.2f} |" in table
+    assert (tmp_path / "b.png").stat().st_size > 5_000
+
+
 def test_p_values_are_those_of_the_paired_test_and_corrected():
     lines = [line("off", i, [x]) for i, x in enumerate((0.3, 0.35, 0.31, 0.4))]
     lines += [line("on", i, [x]) for i, x in enumerate((0.33, 0.36, 0.35, 0.42))]
