@@ -23,30 +23,31 @@ def curves_of(lines: list[dict]) -> Curves:
     return curves
 
 
-def share_of_steps(curves: Curves, arm: str, baseline: str, seed: int) -> float | None:
-    """The share of the baseline's longest budget after which an arm has its score, by linear interpolation over the
-    logarithm of the budget; None if it never has it, or has it at the shortest budget."""
-    longest = max(curves[baseline])
-    goal, budgets = curves[baseline][longest][seed], sorted(curves[arm])
+def share_of_steps(curves: Curves, arm: str, baseline: str, budget: int, seed: int) -> float | None:
+    """The share of a budget of the baseline after which an arm has its score, by linear interpolation over the log
+    of the steps; None if it never has it, or has it at the shortest budget."""
+    goal, budgets = curves[baseline][budget][seed], sorted(x for x in curves[arm] if seed in curves[arm][x])
     for first, second in itertools.pairwise(budgets):
         low, high = curves[arm][first][seed], curves[arm][second][seed]
         if low <= goal <= high:
             share = (goal - low) / max(high - low, 1e-12)
-            return math.exp(math.log(first) + share * math.log(second / first)) / longest
+            return math.exp(math.log(first) + share * math.log(second / first)) / budget
     return None
 
 
-def table_of(curves: Curves, baseline: str) -> str:
-    """A markdown table: mean and seeds of each budget, and steps to the score of the baseline's longest one."""
+def table_of(curves: Curves, baseline: str, goal: int) -> str:
+    """A markdown table: mean and seeds of each budget, and steps to the score of the baseline at the budget `goal`."""
     budgets = sorted({steps for by_steps in curves.values() for steps in by_steps})
-    rows = [["arm", *(f"{steps:,} steps" for steps in budgets), f"steps to {baseline}"], ["---"] * (len(budgets) + 2)]
+    rows = [
+        ["arm", *(f"{steps:,} steps" for steps in budgets), f"steps to {baseline} at {goal:,}"],
+        ["---"] * (len(budgets) + 2),
+    ]
     for name, by_steps in curves.items():
         row = [name]
         for steps in budgets:
             scores = [score for _, score in sorted(by_steps.get(steps, {}).items())]
             row.append(f"{np.mean(scores):.3f} ({', '.join(f'{x:.3f}' for x in scores)})" if scores else "")
-        seeds = set.intersection(*(set(found) for found in by_steps.values()), set(curves[baseline][budgets[-1]]))
-        shares = [share_of_steps(curves, name, baseline, seed) for seed in sorted(seeds)]
+        shares = [share_of_steps(curves, name, baseline, goal, seed) for seed in sorted(curves[baseline][goal])]
         rows.append([*row, "" if name == baseline else format_shares(shares)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -85,6 +86,6 @@ def report_budgets(args: argparse.Namespace) -> None:
     if not lines:
         raise ValueError(f"{args.results} has no results.")
     curves = curves_of(lines)
-    print(table_of(curves, args.baseline))
+    print(table_of(curves, args.baseline, args.goal or max(curves[args.baseline])))
     if args.figure:
         draw(curves, args.metric, args.figure)
