@@ -2,11 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.ndimage import find_objects
 
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.image_sizes import check_shape
@@ -25,6 +26,11 @@ LISTS = {"segments_info", "objects", "instances", "masks", "text"}  # columns th
 TWELVE_BITS = 4096
 
 
+def number(count: int, one: str, many: str) -> str:
+    """A count with the singular or the plural of a noun, and perhaps of its verb."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 @dataclass
 class ImageFacts:
     """Figures of one image.
@@ -41,6 +47,7 @@ class ImageFacts:
         not_exhaustive: number of classes whose objects may not all be labelled.
         pages: number of pages of the file; the first is used.
         cut: number of objects that reach beyond the image.
+        repeated: number of objects that have the pixels and the class of another one.
     """
 
     size: tuple[int, int]
@@ -54,6 +61,7 @@ class ImageFacts:
     not_exhaustive: int
     pages: int = 1
     cut: int = 0
+    repeated: int = 0
 
 
 @dataclass
@@ -86,16 +94,14 @@ class Census:
             counts = [len(fact.areas) for fact in facts]
             crowds, empty = sum(fact.crowds for fact in facts), sum(fact.empty for fact in facts)
             mean = sum(counts) / len(counts)
-            yield (
-                f"objects   {sum(counts):,}, {mean:.1f} an image ({min(counts)} to {max(counts)}); "
-                f"{crowds} crowds, {empty} without pixels"
-            )
+            others = f"{number(crowds, 'crowd', 'crowds')}, {empty} without pixels"
+            yield f"objects   {sum(counts):,}, {mean:.1f} an image ({min(counts)} to {max(counts)}); {others}"
         if not self.objects:
             yield f"void      {100 * np.mean([fact.void for fact in facts]):.1f} % of the pixels"
         partly = [fact.not_exhaustive for fact in facts if fact.not_exhaustive]
         if partly:
             classes = f"{min(partly)} to {max(partly)} classes"
-            yield f"incomplete {len(partly)} images may have unlabelled objects (of {classes})"
+            yield f"incomplete {number(len(partly), 'image', 'images')} may have unlabelled objects (of {classes})"
         counts_of_class, images_of_class, pixels = (Counter[int]() for _ in range(3))
         for fact in facts:
             counts_of_class.update(label for label, _ in fact.areas)
@@ -104,9 +110,10 @@ class Census:
                 pixels[label] += area
         total = sum(height * width for height, width in (fact.size for fact in facts))
         for label, name in list(enumerate(self.names))[:LISTED]:
-            share = f"{100 * pixels[label] / total:.1f} % of the pixels, {images_of_class[label]} images"
-            number = "" if self.semantic else f"{counts_of_class[label]:,} objects, "
-            yield f"class {label:<4}{name}: {number}{share}"
+            share = f"{100 * pixels[label] / total:.1f} % of the pixels"
+            images = number(images_of_class[label], "image", "images")
+            objects = "" if self.semantic else f"{number(counts_of_class[label], 'object', 'objects')}, "
+            yield f"class {label:<4}{name}: {objects}{share}, {images}"
         if len(self.names) > LISTED:
             yield f"          and {len(self.names) - LISTED} more classes"
 
@@ -118,30 +125,44 @@ class Census:
             yield f"most objects have less than {SMALL} pixels: are their coordinates in pixels of these images?"
         empty = sum(fact.empty for fact in facts)
         if empty:
-            yield f"{empty} objects cover no pixel, and are not trained on: look at their coordinates"
+            covers = number(empty, "object covers no pixel, and is", "objects cover no pixel, and are")
+            yield f"{covers} not trained on: look at the coordinates"
         void = np.mean([fact.void for fact in facts])
         if not self.objects and void > 0.5:
             yield f"{100 * void:.0f} % of the pixels are void: is 255, or the void label, a class?"
         cut = sum(fact.cut for fact in facts)
         if cut:
-            yield f"{cut} objects reach beyond their images and are cut off: are they of images before a resize?"
+            reach = number(cut, "object reaches beyond its image and is", "objects reach beyond their images and are")
+            yield f"{reach} cut off: are the annotations of images before a resize?"
+        repeated = sum(fact.repeated for fact in facts)
+        if repeated:
+            have = number(repeated, "object has", "objects have")
+            yield f"{have} the pixels and the class of another one: were files joined twice?"
+        plain = Counter(" ".join(name.split()).casefold() for name in self.names)
+        alike = [name for name in self.names if plain[" ".join(name.split()).casefold()] > 1]
+        if alike:
+            yield f"classes differ in spaces or capitals only: {', '.join(map(repr, alike))}"
         crowds = sum(fact.crowds for fact in facts)
         if not self.semantic and crowds > len(areas):
             yield f"{crowds} of {crowds + len(areas)} objects are crowds (iscrowd 1), which are not trained on"
         long = [fact.size for fact in facts if max(fact.size) > LONG * min(fact.size)]
         if long:
-            yield f"{len(long)} images are long and narrow, such as {long[0][1]}x{long[0][0]}: cut them into tiles"
+            are = number(len(long), "image is", "images are")
+            yield f"{are} long and narrow, such as {long[0][1]}x{long[0][0]}: cut into tiles"
         turned = sum(fact.turned for fact in facts)
         if turned:
-            yield f"{turned} images are turned by their EXIF data: are their labels too? --output draws them"
+            are = number(turned, "image is", "images are")
+            yield f"{are} turned by EXIF data: are the labels too? --output draws them"
         pages = [fact.pages for fact in facts if fact.pages > 1]
         if pages:
-            yield f"{len(pages)} images have several pages or frames (up to {max(pages)}); the first is used"
+            have = number(len(pages), "image has", "images have")
+            yield f"{have} several pages or frames (up to {max(pages)}); the first is used"
         dark = [fact.largest for fact in facts if fact.largest is not None and fact.largest < TWELVE_BITS]
         if dark:
+            have = number(len(dark), "16-bit image has", "16-bit images have")
             yield (
-                f"{len(dark)} images of 16 bits have no value above {max(dark)}, so they are nearly black: the upper 8 "
-                "bits are used. Stretch their values to 0 to 65535"
+                f"{have} no value above {max(dark)} and would be nearly black, since the upper 8 bits are used: "
+                "stretch the values to 0 to 65535"
             )
         found = {label for fact in facts for label, _ in fact.areas}
         if self.semantic and found == {0} and len(self.names) > 2 and void:
@@ -149,8 +170,8 @@ class Census:
         absent = set(range(len(self.names))) - found
         if absent and len(facts) == self.images:
             shown = ", ".join(self.names[label] for label in sorted(absent)[:5])
-            number = f"{len(absent)} classes do" if len(absent) > 1 else "1 class does"
-            yield f"{number} not occur: {shown}{', ...' if len(absent) > 5 else ''}"
+            do = number(len(absent), "class does", "classes do")
+            yield f"{do} not occur: {shown}{', ...' if len(absent) > 5 else ''}"
 
     @property
     def incomplete(self) -> int:
@@ -198,8 +219,24 @@ def facts_of(dataset, index: int) -> ImageFacts:
     areas = [(label, area) for label, area in areas if area]
     void = 1 - covered(segments) / (height * width)
     not_exhaustive = sum(segments.not_exhaustive(label) for label in range(len(dataset.labels.names)))
-    counts = (len(segments.crowds), segments.empty, void, not_exhaustive, pages, segments.cut)
+    counts = (
+        len(segments.crowds),
+        segments.empty,
+        void,
+        not_exhaustive,
+        pages,
+        segments.cut,
+        repeated(segments, found),
+    )
     return ImageFacts((height, width), mode, turned, largest, areas, *counts)
+
+
+def repeated(segments: Segments, areas: dict[int, int]) -> int:
+    """Number of objects that have the class, the box and the area of an earlier one, which is in another layer."""
+    layers: Iterable = segments.map.numpy() if segments.map.ndim == 3 else ()
+    boxes = ((i, box) for layer in layers for i, box in enumerate(find_objects(layer), start=1) if box is not None)
+    seen = Counter((segments.classes[i], areas[i], str(box)) for i, box in boxes if i in segments.classes)
+    return seen.total() - len(seen)
 
 
 def covered(segments: Segments) -> int:

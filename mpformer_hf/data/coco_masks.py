@@ -34,7 +34,7 @@ def decode_part(segmentation, height: int, width: int) -> tuple[np.ndarray, int,
 
     Args:
         segmentation: polygons in pixels, which may reach beyond the image by its longer side, or an RLE with a list of
-            run lengths or COCO's compressed string, or `height` lists of `width` values of 0 and 1.
+            run lengths or COCO's compressed string, or `height` lists of `width` values of 0 and 1, or 0 and 255.
         height, width: size of the image.
 
     Returns:
@@ -59,11 +59,11 @@ def decode_part(segmentation, height: int, width: int) -> tuple[np.ndarray, int,
 
 
 def is_bitmap(segmentation) -> bool:
-    """Whether a segmentation is several rows of pixels, which are 0 or 1; a single row is a polygon."""
+    """Whether a segmentation is several rows of pixels, 0 and 1 or 0 and 255; a single row is a polygon."""
     if not isinstance(segmentation, (list, tuple, np.ndarray)) or len(segmentation) < 2:
         return False
     rows = all(isinstance(row, (list, tuple, np.ndarray)) and len(row) == len(segmentation[0]) for row in segmentation)
-    return rows and all(value in (0, 1) for row in segmentation for value in row)
+    return rows and any(all(value in (0, one) for row in segmentation for value in row) for one in (1, 255))
 
 
 def decode_rle(rle: dict, height: int, width: int) -> tuple[np.ndarray, int, int]:

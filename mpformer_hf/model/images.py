@@ -262,6 +262,8 @@ def open_image(file: str | Path | BinaryIO, largest: int | None = None) -> Image
             raise ValueError("it is a TIFF of signed values; save it as unsigned ones")
         if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA") and depth_of_jpeg2000(file) > 8:
             raise ValueError("it is a JPEG 2000 of more than 8 bits a channel, which Pillow misreads; save it as PNG")
+        if image.format == "TIFF" and image.mode == "LA":
+            warn_once("A TIFF has two channels: the first is used, also of further ones.")
         if image.format == "TIFF" and has_pages(file):
             warn_once("A TIFF has several pages: the first is used, also of further ones; other pages may be channels.")
             image = open_header(file)

@@ -41,14 +41,14 @@ def test_counts_of_objects(tmp_path):
     census = census_of(objects(tmp_path / "d", rows))
     lines = list(census.table())
     assert lines[0] == "images    2, 2 read; 60x40 pixels; RGB (2); 0 turned by EXIF"
-    assert lines[1] == "objects   3, 1.5 an image (1 to 2); 1 crowds, 1 without pixels"
+    assert lines[1] == "objects   3, 1.5 an image (1 to 2); 1 crowd, 1 without pixels"
     share = 100 * (50 + 100 + 30) / (2 * 2400)
     assert lines[2:] == [
         f"class 0   cat: 3 objects, {share:.1f} % of the pixels, 2 images",
         "class 1   dog: 0 objects, 0.0 % of the pixels, 0 images",
     ]
     assert list(census.doubts()) == [
-        "1 objects cover no pixel, and are not trained on: look at their coordinates",
+        "1 object covers no pixel, and is not trained on: look at the coordinates",
         "1 class does not occur: dog",
     ]
     assert census.crowding(2) is None and census.crowding(1).startswith("1 of 2 images have more objects (up to 2)")
@@ -60,7 +60,7 @@ def test_counts_of_maps_and_void(tmp_path):
     census = census_of(make.semantic(tmp_path / "d", [first, second]), "semantic")
     lines = list(census.table())
     assert lines[1] == "void      81.2 % of the pixels"
-    assert lines[2] == "class 0   road: 12.5 % of the pixels, 1 images"
+    assert lines[2] == "class 0   road: 12.5 % of the pixels, 1 image"
     assert next(census.doubts()) == "81 % of the pixels are void: is 255, or the void label, a class?"
 
 
@@ -77,9 +77,9 @@ def test_dark_turned_long_and_tiny(tmp_path):
     assert "1 turned by EXIF" in about and "I;16 (1)" in about
     told = list(census.doubts())
     assert told[0].startswith("most objects have less than 4 pixels")
-    assert told[1] == "1 images are long and narrow, such as 300x10: cut them into tiles"
-    assert told[2] == "1 images are turned by their EXIF data: are their labels too? --output draws them"
-    assert told[3].startswith("1 images of 16 bits have no value above 4000, so they are nearly black")
+    assert told[1] == "1 image is long and narrow, such as 300x10: cut into tiles"
+    assert told[2] == "1 image is turned by EXIF data: are the labels too? --output draws them"
+    assert told[3].startswith("1 16-bit image has no value above 4000 and would be nearly black")
 
 
 def test_a_sample_is_from_all_over_and_goes_on_until_there_is_an_object(tmp_path):
@@ -98,23 +98,34 @@ def test_the_command_and_the_training_print_it(tmp_path, capsys, caplog):
     folder = objects(tmp_path / "d", [[box(0, 0, 10, 5), box(9, 9, 9, 9)], [box(70, 50, 5, 5), box(1, 1, 6, 5)]])
     mpformer(["check", str(folder), "--task", "instance", "--splits", "train", "--output", str(tmp_path / "pictures")])
     told = capsys.readouterr().out
-    assert "objects   3, 1.5 an image" in told and "look: 1 objects cover no pixel" in told
+    assert "objects   3, 1.5 an image" in told and "look: 1 object covers no pixel" in told
     assert "3 things to look at" in told and Image.open(tmp_path / "pictures" / "train" / "0001.png").height >= 40
     argv = flags(folder, tmp_path / "run", task="instance", eval_split="train", max_train_steps=1)
     fields = json.loads(argv[1])
     argv[1] = json.dumps({**fields, "num_queries": 1})
     with caplog.at_level("INFO"):
         finetune.main(argv)
-    assert "objects   3, 1.5 an image" in caplog.text and "1 objects cover no pixel" in caplog.text
+    assert "objects   3, 1.5 an image" in caplog.text and "1 object covers no pixel" in caplog.text
     assert "more objects (up to 2) than the model has queries (1)" in caplog.text
 
 
 def test_objects_that_are_cut_and_crowds_only(tmp_path):
     census = census_of(objects(tmp_path / "d", [[box(50, 0, 40, 40), box(0, 0, 9, 9)], [box(1, 1, 58, 38)]]))
-    assert "1 objects reach beyond their images and are cut off: are they of images before a resize?" in census.doubts()
+    assert (
+        "1 object reaches beyond its image and is cut off: are the annotations of images before a resize?"
+        in census.doubts()
+    )
     crowds = [[box(0, 0, 9, 9, iscrowd=1)], [box(0, 0, 9, 9, iscrowd=1)]]
     with pytest.raises(ValueError, match=r"None of the 2 images .* trained on: 2 are crowds"):
         census_of(objects(tmp_path / "crowds", crowds))
+
+
+def test_repeated_objects_and_classes_that_look_alike(tmp_path):
+    rows = [[box(0, 0, 9, 9), box(3, 3, 20, 9), box(0, 0, 9, 9)], [box(0, 0, 9, 9)]]
+    census = census_of(objects(tmp_path / "d", rows))
+    assert "1 object has the pixels and the class of another one: were files joined twice?" in census.doubts()
+    census.names = ["cat", " Cat", "dog"]
+    assert "classes differ in spaces or capitals only: 'cat', ' Cat'" in census.doubts()
 
 
 def test_images_that_are_too_narrow_are_named_before_training(tmp_path):

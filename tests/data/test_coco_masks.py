@@ -74,7 +74,10 @@ def test_invalid_segmentations_are_refused(segmentation, message):
         decode_segmentation(segmentation, 40, 60)
 
 
-@pytest.mark.parametrize("form", [lambda mask: mask.astype(int).tolist(), lambda mask: mask, lambda mask: mask * 1.0])
+@pytest.mark.parametrize(
+    "form",
+    [lambda mask: mask.astype(int).tolist(), lambda mask: mask, lambda mask: mask * 1.0, lambda mask: mask * 255],
+)
 def test_a_bitmap_is_not_read_as_polygons(form):
     mask = random_mask(3)
     assert np.array_equal(decode_segmentation(form(mask), *mask.shape), mask)

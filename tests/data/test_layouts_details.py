@@ -137,7 +137,7 @@ def test_names_and_classes_of_voc(tmp_path):
         for file in (folder / part).glob("*.png"):
             values = np.array(Image.open(file))
             official_folders.save(np.array([[colors[i] for i in row] for row in values.tolist()], np.uint8), file)
-    (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:255,0,0::\n")
+    (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:::\ncar:255,0,0::\n")
     semantic = opened(folder, "semantic")
     assert semantic.labels.names == ["background", "car"] and areas(semantic)[0] == 400 + 572
     assert semantic.labels.palette == [(0, 0, 0), (255, 0, 0)]

@@ -216,6 +216,13 @@ def test_pages_that_are_left_out_are_said_once(tmp_path, caplog):
     assert caplog.text.count("A TIFF has several pages: the first is used") == 1
 
 
+def test_a_second_channel_that_is_left_out_is_said(tmp_path, caplog):
+    first = Image.fromarray(gradient()).convert("L")
+    Image.merge("LA", (first, Image.new("L", first.size, 7))).save(tmp_path / "two.tif")
+    assert torch.equal(read_image(tmp_path / "two.tif"), to_rgb(first))
+    assert "A TIFF has two channels: the first is used" in caplog.text
+
+
 def test_a_page_of_another_kind_does_not_matter(tmp_path):
     second = Image.fromarray(np.zeros((4, 4), np.float32))
     Image.fromarray(gradient()).save(tmp_path / "a.tif", save_all=True, append_images=[second])

@@ -49,8 +49,11 @@ def read_values(file: Path) -> list[dict]:
 
 
 def read_colors(file: Path) -> list[dict]:
-    """Categories of a table of colours: CVAT's `labelmap.txt` (`name:red,green,blue:...`), CamVid's `label_colors.txt`
-    (`red green blue name`), or a csv of `name,r,g,b`, perhaps with a line of titles. Ids are R + 256 G + 65536 B.
+    """Categories of a table of colours. Ids are R + 256 G + 65536 B.
+
+    Args:
+        file: `labelmap.txt` of CVAT and Datumaro (`name:red,green,blue:...`; without a colour that of Pascal VOC),
+            CamVid's `label_colors.txt` (`red green blue name`), or a csv of `name,r,g,b`, perhaps with titles.
 
     Raises:
         ValueError: a line has no colour.
@@ -59,7 +62,9 @@ def read_colors(file: Path) -> list[dict]:
     if file.name == "label_colors.txt":
         rows = [[*words[3:], *words[:3]] for words in (line.split(maxsplit=3) for line in lines)]
     elif file.suffix == ".txt":
-        rows = [[name, *color.split(",")] for name, color, *_ in (f"{line}::".split(":") for line in lines)]
+        pairs = [f"{line}::".split(":")[:2] for line in lines]
+        colors = [color.split(",") if color else map(str, voc_color(i)) for i, (_, color) in enumerate(pairs)]
+        rows = [[name, *color] for (name, _), color in zip(pairs, colors, strict=True)]
     else:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
         rows = rows if rows and is_color_row(rows[0]) else rows[1:]  # without the line of titles
@@ -75,6 +80,15 @@ def read_colors(file: Path) -> list[dict]:
         color = (red, green, blue)
         categories.append({"id": code, "name": name, "isthing": thing, "color": color, "by_name": True})
     return categories
+
+
+def voc_color(label_id: int) -> tuple[int, int, int]:
+    """RGB of a class in Pascal VOC's palette: bits 0, 3, 6 of the id are the highest bits of red, from the highest on;
+    bits 1, 4, 7 those of green, and bits 2, 5 those of blue."""
+    red, green, blue = (
+        sum((label_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
+    )
+    return red, green, blue
 
 
 def is_color_row(row: list[str]) -> bool:

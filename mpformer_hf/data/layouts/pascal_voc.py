@@ -12,7 +12,7 @@ from ...utils.files import IMAGE_SUFFIXES, files_below
 from ..labels import Labels
 from ..segments import Segments, read_map
 from ..tables import read_semantic
-from .class_tables import COLORS, VALUES, codes_of, find_table, read_colored, read_colors, read_values
+from .class_tables import COLORS, VALUES, codes_of, find_table, read_colored, read_colors, read_values, voc_color
 from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of
 
 logger = logging.getLogger(__name__)
@@ -95,15 +95,6 @@ def names_in(folder: Path) -> dict[str, Path]:
     """Image files at any depth below a folder, by their paths from it without suffix."""
     files = (file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
-
-
-def voc_color(label_id: int) -> tuple[int, int, int]:
-    """RGB of a class in Pascal VOC's palette: bits 0, 3, 6 of the id are the highest bits of red, from the highest on;
-    bits 1, 4, 7 those of green, and bits 2, 5 those of blue."""
-    red, green, blue = (
-        sum((label_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
-    )
-    return red, green, blue
 
 
 VOC = [
