@@ -121,6 +121,30 @@ class Result:
             labels[segment.mask] = segment.label_id
         return labels
 
+    def with_masks(self, masks: Tensor, label_ids: list[int]) -> "Result":
+        """This result with further masks in front of what is there, with the score 1.0.
+
+        Args:
+            masks: bool `[n, H, W]`.
+            label_ids: class of each.
+        """
+        if self.task == "semantic":
+            raw = self.raw.clone()
+            for mask, label in zip(masks, label_ids, strict=True):
+                raw[mask] = label
+        else:
+            rows, before = self.raw["segments_info"], self.raw["segmentation"]
+            first = 1 + max((row["id"] for row in rows), default=0)
+            added = [{"id": first + i, "label_id": label, "score": 1.0} for i, label in enumerate(label_ids)]
+            if self.task == "instance":
+                after = torch.cat((masks, before.bool()))
+            else:
+                after = before.clone()
+                for mask, row in zip(masks, added, strict=True):
+                    after[mask] = row["id"]
+            raw = {**self.raw, "segmentation": after, "segments_info": [*added, *rows]}
+        return Result(self.image, self.task, raw, self.id2label, self.category_ids, self.palette)
+
     def without_duplicates(self, iou: float = DUPLICATE_IOU) -> "Result":
         """The result without instances whose mask has at least this IoU with a better one of their class."""
         raw = self.raw if self.task == "semantic" else without_duplicates(self.raw, iou)

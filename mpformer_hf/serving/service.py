@@ -27,7 +27,17 @@ from ..model.cleaning import DUPLICATE_IOU, check_cleaning
 from ..model.image_sizes import size_of
 from ..model.prompting import prompt_note
 from .monitoring import Monitor, RequestMetrics
-from .uploads import GONE, Admission, Limits, decode, read_prompts, read_upload, size_in_pixels, with_http_errors
+from .uploads import (
+    GONE,
+    Admission,
+    Limits,
+    decode,
+    read_added,
+    read_prompts,
+    read_upload,
+    size_in_pixels,
+    with_http_errors,
+)
 from .worker import BatchWorker
 
 logger = logging.getLogger(__name__)
@@ -45,6 +55,7 @@ AnswerFormat = Literal["json", "coco", "labelme", "overlay", "png"]
 PICTURE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 FILE = {"type": "string", "format": "binary"}
 PROMPTS = {"type": "string", "description": 'JSON, such as {"boxes": [[10, 10, 90, 80]]}'}
+ADDED = {"type": "string", "description": 'Masks that belong to the result: {"masks": [RLE], "labels": ["cat"]}'}
 ERRORS = {
     408: "The request was too slow.",
     413: "The request or the image is too large.",
@@ -55,10 +66,11 @@ ERRORS = {
 RESPONSES: dict[int | str, dict[str, Any]] = {code: {"description": text} for code, text in ERRORS.items()}
 
 
-def body_of(**fields: dict) -> dict:
-    """OpenAPI's description of a request with an image, as bytes or in a form with more fields."""
-    form = {"type": "object", "required": ["image", *fields], "properties": {"image": FILE, **fields}}
-    kinds = {"multipart/form-data": {"schema": form}, **({} if fields else PICTURE)}
+def body_of(fields: dict[str, dict], required: bool) -> dict:
+    """OpenAPI's description of a request with an image in a form with more fields, or as bytes if they are optional."""
+    needed = ["image", *(fields if required else ())]
+    form = {"type": "object", "required": needed, "properties": {"image": FILE, **fields}}
+    kinds = {"multipart/form-data": {"schema": form}, **({} if required else PICTURE)}
     return {"requestBody": {"required": True, "content": kinds}}
 
 
@@ -104,11 +116,18 @@ async def result_for(request: Request, future: Future) -> Any:
 
 
 def make_work(predictor: Predictor) -> Callable[[list[Tensor], Any], list]:
-    """What the worker computes: predictions of a task with `InferenceOptions`, or masks of the prompts of one image."""
+    """What the worker computes: predictions of a task with `InferenceOptions`, perhaps with masks that were added, or
+    masks of the prompts of one image."""
 
     def work(images: list[Tensor], options: Any) -> list:
         if isinstance(options, tuple):
-            return Predictor(predictor.model, predictor.processor, *options)(images)
+            task, asked, added = options
+            results = Predictor(predictor.model, predictor.processor, task, asked)(images)
+            if added is None:
+                return results
+            (result,) = results  # no other request has the same masks
+            result = result.with_masks(added.given(size_of(images[0]))["masks"], added.labels)
+            return [result if asked.nms is None else result.without_duplicates(asked.nms)]
         (image,) = images
         refined = predictor.refine(image, **options.given(size_of(image)))
         about = (predictor.model.config.id2label, predictor.processor.category_ids, predictor.processor.palette)
@@ -170,7 +189,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         """Figures in Prometheus' text format."""
         return metrics.text(worker.waiting.qsize())
 
-    async def compute(request: Request, make_options: Callable[[str, int], Any]) -> Result:
+    async def compute(request: Request, field: str, make_options: Callable[[str, int], Any]) -> Result:
         admission.enter()
         received = pixels = 0
 
@@ -180,7 +199,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
             received += count
 
         try:
-            content, prompts = await read_upload(request, limits, receive)
+            content, prompts = await read_upload(request, limits, receive, field)
             size = min(await asyncio.to_thread(with_http_errors, size_in_pixels, content), limits.pixels)
             options = make_options(prompts, size)
             admission.decode(size)
@@ -197,7 +216,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         if unknown:
             raise HTTPException(422, f"unknown parameter {unknown[0]!r}; known are {', '.join(known) or 'none'}")
 
-    @app.post("/predict", responses=RESPONSES, openapi_extra=body_of())
+    @app.post("/predict", responses=RESPONSES, openapi_extra=body_of({"added": ADDED}, required=False))
     async def predict(
         request: Request,
         format: Annotated[AnswerFormat, Query(description="png: class ids of the pixels.")] = "json",
@@ -216,16 +235,20 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         duplicates = nms or (DUPLICATE_IOU if chosen == "instance" else None)
         smallest = predictor.options.threshold if threshold is None else threshold
         asked = replace(predictor.options, threshold=smallest, nms=duplicates, min_pixels=min_pixels)
-        result = await compute(request, lambda prompts, pixels: (chosen, asked))
+
+        def make_options(text: str, pixels: int) -> tuple:
+            return chosen, asked, read_added(text, pixels, ids) if text else None
+
+        result = await compute(request, "added", make_options)
         return await asyncio.to_thread(to_response, format, result)
 
-    @app.post("/refine", responses=RESPONSES, openapi_extra=body_of(prompts=PROMPTS))
+    @app.post("/refine", responses=RESPONSES, openapi_extra=body_of({"prompts": PROMPTS}, required=True))
     async def refine(request: Request) -> Response:
         """Masks of boxes or of rough masks, in their order."""
         check_query(request)
         if not config.mask_piloting:
             raise HTTPException(422, "the model has no pilot, so it cannot refine masks")
-        result = await compute(request, lambda text, pixels: read_prompts(text, pixels, ids))
+        result = await compute(request, "prompts", lambda text, pixels: read_prompts(text, pixels, ids))
         return JSONResponse({**result.as_dict(), "segments": [s.as_dict() for s in result.in_order()]})
 
     return app

@@ -114,8 +114,10 @@ async def read_body(request: Request, limits: Limits, receive: Callable[[int], N
     return bytes(content)
 
 
-async def read_upload(request: Request, limits: Limits, receive: Callable[[int], None]) -> tuple[bytes, str]:
-    """Bytes of the image of a request, and the field `prompts` of a form, "" without one.
+async def read_upload(
+    request: Request, limits: Limits, receive: Callable[[int], None], field: str
+) -> tuple[bytes, str]:
+    """Bytes of the image of a request, and a text field of a form, "" without one.
 
     Raises:
         HTTPException: see `read_body`; or a form has no image.
@@ -132,15 +134,15 @@ async def read_upload(request: Request, limits: Limits, receive: Callable[[int],
     except (MultiPartException, LookupError, UnicodeError) as error:
         raise HTTPException(422, f"the form cannot be read: {error}") from error
     try:
-        given = [form.get(name) for name in FIELDS]
-        image = next((value for value in given if isinstance(value, UploadFile)), None)
+        files = [form.get(name) for name in FIELDS]
+        image = next((value for value in files if isinstance(value, UploadFile)), None)
         if image is None:
             raise HTTPException(422, f"the form has no file in a field {' or '.join(FIELDS)}")
-        unknown = sorted(set(form) - {*FIELDS, "prompts"})
+        unknown = sorted(set(form) - {*FIELDS, field})
         if unknown:
             raise HTTPException(422, f"the form has the unknown field {unknown[0]!r}; options are given in the address")
-        prompts = form.get("prompts", "")
-        text = prompts if isinstance(prompts, str) else (await prompts.read()).decode(errors="replace")
+        given = form.get(field, "")
+        text = given if isinstance(given, str) else (await given.read()).decode(errors="replace")
         return await image.read(), text
     finally:
         await form.close()
@@ -245,6 +247,18 @@ def read_prompts(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
     except (ValueError, TypeError, RecursionError) as error:
         raise HTTPException(422, f"the prompts cannot be read: {' '.join(str(error).split())}") from error
     return Prompts(boxes, masks, None if names is None else [-1 if x is None else labels[x] for x in names])
+
+
+def read_added(text: str, pixels: int, labels: dict[str, int]) -> Prompts:
+    """Masks that are added to a result, from JSON as of `read_prompts`: each has a label.
+
+    Raises:
+        HTTPException: see `read_prompts`.
+    """
+    added = read_prompts(text, pixels, labels)
+    if added.masks is None or added.labels is None or -1 in added.labels:
+        raise HTTPException(422, "added must have masks, and a label for each")
+    return added
 
 
 def size_of_mask(rle: dict) -> tuple[int, int]:

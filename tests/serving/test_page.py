@@ -154,6 +154,10 @@ def test_a_box_and_a_rough_mask_become_masks(page, photo):
     page.get_by_role("button", name="Refine").click()
     expect(page.locator("#status")).to_contain_text("Added", timeout=WAIT)
     assert shown(page) == before + 1 and "refined" in page.locator("#segments li").first.text_content()
+    with page.expect_download(timeout=WAIT) as download:
+        page.get_by_role("button", name="COCO", exact=True).click()
+    rows = json.loads(download.value.path().read_text())
+    assert sum(row["score"] == 1.0 for row in rows) == 1  # the added mask
     page.get_by_label("Paint roughly").check()
     page.mouse.move(place["x"] + 100, place["y"] + 100)
     page.mouse.down()

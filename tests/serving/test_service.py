@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -199,6 +200,19 @@ def test_answers_in_other_forms(service):
     assert form.status_code == 422 and "no file in a field image or file" in form.json()["detail"]
     form = httpx.post(f"{address}/predict", files={"image": photo}, data={"task": "semantic"}, trust_env=False)
     assert form.status_code == 422 and "unknown field 'task'" in form.json()["detail"]
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[5:20, 10:30] = True
+    for task in ("instance", "panoptic", "semantic"):
+        added = json.dumps({"masks": [encode_rle(mask)], "labels": ["LABEL_2"]})
+        form = {"files": {"image": photo}, "data": {"added": added}, "params": {"task": task, "format": "coco"}}
+        rows = httpx.post(f"{address}/predict", **form, trust_env=False, timeout=60).json()
+        (row,) = [row for row in rows if row["category_id"] == 2 and row["score"] == 1.0]
+        there = decode_segmentation(row["segmentation"], 40, 60)
+        assert there[mask].all() and (task == "semantic" or np.array_equal(there, mask))
+    for added in ({"masks": [encode_rle(mask)]}, {"boxes": [[1, 1, 9, 9]], "labels": ["LABEL_2"]}):
+        form = {"files": {"image": photo}, "data": {"added": json.dumps(added)}}
+        answer = httpx.post(f"{address}/predict", **form, trust_env=False)
+        assert answer.status_code == 422 and answer.json()["detail"] == "added must have masks, and a label for each"
     broken = {"content-type": "multipart/form-data; boundary=x"}
     form = httpx.post(f"{address}/predict", content=b"junk", headers=broken, trust_env=False)
     assert form.status_code == 422
@@ -272,6 +286,7 @@ def test_figures_and_description(service):
     described = httpx.get(f"{address}/openapi.json", trust_env=False).json()["paths"]
     predict, refine = (described[path]["post"] for path in ("/predict", "/refine"))
     assert set(predict["requestBody"]["content"]) == {"image/*", "multipart/form-data"}
+    assert predict["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image"]
     assert refine["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image", "prompts"]
     assert {"408", "413", "422", "500", "503"} <= set(predict["responses"])
     assert {row["name"] for row in predict["parameters"]} == {"format", "task", "threshold", "nms", "min_pixels"}

@@ -370,7 +370,13 @@ async function download(button) {
   const query = new URLSearchParams({ format: button.dataset.form });
   if (!get("threshold").parentElement.hidden) query.set("threshold", get("threshold").value);
   try {
-    const answer = await ask(`predict?${query}`, { method: "POST", body: photo.file });
+    const form = new FormData(), added = segments.filter((segment) => segment.refined);
+    form.append("image", photo.file);
+    if (added.length) {
+      const [masks, labels] = [added.map((row) => row.segmentation), added.map((row) => row.label)];
+      form.append("added", JSON.stringify({ masks, labels }));
+    }
+    const answer = await ask(`predict?${query}`, { method: "POST", body: form });
     const link = document.createElement("a"), name = photo.file.name || "photo";
     let content = await answer.blob();
     if (button.dataset.form === "labelme") { // which finds the image by its name
