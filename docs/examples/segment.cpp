@@ -5,24 +5,29 @@
 //   g++ -std=c++17 -O2 segment.cpp -I$OV/include $OV/libs/libopenvino.so.* -Wl,-rpath,$OV/libs -o segment
 //   ./segment model.onnx photo.ppm [segments.pgm]
 //
-// Photos are binary PPM files of 8 bits (`magick photo.jpg -auto-orient photo.ppm`). Prints what was found; segments.pgm
-// has the number of the line of each pixel, 0 where there is none, at the size that the model saw.
+// Photos are binary PPM files of 8 bits (`magick photo.jpg -auto-orient -depth 8 photo.ppm`). Prints what was found.
+// segments.pgm has the number of the line of each pixel, 0 where there is none and 255 also for further lines, at the
+// size that the model saw. A model that was exported at one size gets photos that are stretched to it.
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <limits>
 #include <map>
-#include <numeric>
+#include <memory>
 #include <regex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <openvino/openvino.hpp>
+#include <openvino/opsets/opset1.hpp>
 
 using Settings = std::map<std::string, std::string>;  // JSON by name
 
@@ -52,12 +57,16 @@ std::multimap<size_t, std::string> read_fields(const std::string& bytes) {
 // The metadata of an ONNX file: field 14 of the model has pairs of name and value.
 Settings read_settings(const std::string& file) {
     std::ifstream stream(file, std::ios::binary);
+    if (!stream) throw std::runtime_error(file + " cannot be read");
     const std::string bytes((std::istreambuf_iterator<char>(stream)), {});
     Settings settings;
     const auto fields = read_fields(bytes);
     for (auto [field, end] = fields.equal_range(14); field != end; ++field) {
         const auto pair = read_fields(field->second);
         if (pair.count(1) && pair.count(2)) settings[pair.find(1)->second] = pair.find(2)->second;
+    }
+    for (const char* name : {"labels", "task", "threshold", "size", "do_resize", "resample"}) {
+        if (!settings.count(name)) throw std::runtime_error(file + " is damaged, or was not made by mpformer export");
     }
     return settings;
 }
@@ -69,11 +78,23 @@ double number_of(const std::string& json, const std::string& name, double otherw
     return std::regex_search(json, found, pattern) ? std::stod(found[1]) : otherwise;
 }
 
-// Texts of a JSON list.
+// Texts of a JSON list; control characters become spaces.
 std::vector<std::string> texts_of(const std::string& json) {
-    const std::regex pattern("\"((?:[^\"\\\\]|\\\\.)*)\"");
     std::vector<std::string> texts;
-    for (std::sregex_iterator it(json.begin(), json.end(), pattern), end; it != end; ++it) texts.push_back((*it)[1]);
+    for (size_t i = 0; i < json.size(); ++i) {
+        if (json[i] != '"') continue;
+        std::string text;
+        for (++i; i < json.size() && json[i] != '"'; ++i) {
+            if (json[i] != '\\') {
+                text += json[i];
+                continue;
+            }
+            const char escaped = json[++i];
+            if (escaped == 'u') i += 4;
+            text += escaped == '"' || escaped == '\\' || escaped == '/' ? escaped : ' ';
+        }
+        texts.push_back(text);
+    }
     return texts;
 }
 
@@ -94,15 +115,35 @@ std::pair<size_t, size_t> input_size(const ov::PartialShape& shape, const Settin
 
 ov::Tensor read_ppm(const std::string& file) {
     std::ifstream stream(file, std::ios::binary);
-    std::string kind;
-    size_t width = 0, height = 0, largest = 0;
-    stream >> kind >> width >> height >> largest;
+    if (!stream) throw std::runtime_error(file + " cannot be read");
+    std::vector<std::string> words;  // kind, width, height, largest value
+    for (std::string word; words.size() < 4 && stream >> word;) {
+        if (word[0] == '#') std::getline(stream, word);  // a comment
+        else words.push_back(word);
+    }
     stream.get();
-    if (!stream || kind != "P6" || largest != 255) throw std::runtime_error(file + " is no binary PPM of 8 bits");
-    ov::Tensor image(ov::element::u8, {1, height, width, 3});
+    const bool is_ppm = stream && words[0] == "P6" && words[3] == "255";
+    const long width = is_ppm ? std::atol(words[1].c_str()) : 0, height = is_ppm ? std::atol(words[2].c_str()) : 0;
+    if (width < 1 || height < 1 || width > 65535 || height > 65535) throw std::runtime_error(file + " is no binary PPM of 8 bits");
+    ov::Tensor image(ov::element::u8, {1, size_t(height), size_t(width), 3});
     stream.read(reinterpret_cast<char*>(image.data<uint8_t>()), image.get_byte_size());
     if (!stream) throw std::runtime_error(file + " is cut off");
     return image;
+}
+
+// A photo `[1, height, width, 3]` at another size, `[1, 3, height, width]`, resized as Pillow does.
+ov::Tensor resize(ov::Core& core, const ov::Tensor& photo, size_t height, size_t width, bool is_cubic) {
+    const auto input = std::make_shared<ov::opset1::Parameter>(ov::element::u8, ov::Shape{1, 3, height, width});
+    const auto output = std::make_shared<ov::opset1::Result>(input);
+    ov::preprocess::PrePostProcessor steps(std::make_shared<ov::Model>(ov::ResultVector{output}, ov::ParameterVector{input}));
+    steps.input().tensor().set_layout("NHWC").set_shape(photo.get_shape());
+    steps.input().model().set_layout("NCHW");
+    steps.input().preprocess().resize(is_cubic ? ov::preprocess::ResizeAlgorithm::RESIZE_BICUBIC_PILLOW
+                                               : ov::preprocess::ResizeAlgorithm::RESIZE_BILINEAR_PILLOW);
+    ov::InferRequest request = core.compile_model(steps.build(), "CPU").create_infer_request();
+    request.set_input_tensor(photo);
+    request.infer();
+    return request.get_output_tensor();
 }
 
 struct Row {
@@ -135,7 +176,7 @@ std::vector<Row> rows_of(ov::InferRequest& request, const Settings& settings, do
                                            : segments.data<int64_t>()[p] == int64_t(i + 1);
             if (there) row.pixels.push_back(p);
         }
-        rows.push_back(row);
+        rows.push_back(std::move(row));
     }
     return rows;
 }
@@ -143,22 +184,17 @@ std::vector<Row> rows_of(ov::InferRequest& request, const Settings& settings, do
 int segment(int argc, char** argv) {
     if (argc < 3) throw std::runtime_error("usage: segment model.onnx photo.ppm [segments.pgm]");
     const Settings settings = read_settings(argv[1]);
-    if (!settings.count("labels")) throw std::runtime_error(std::string(argv[1]) + " has no settings of mpformer export");
+    const std::string resample = settings.at("resample");
+    if (resample != "2" && resample != "3") throw std::runtime_error("resizing must be bilinear or bicubic (resample 2 or 3)");
     ov::Core core;
-    std::shared_ptr<ov::Model> model = core.read_model(argv[1]);
+    const std::shared_ptr<ov::Model> model = core.read_model(argv[1]);
+    if (!model->input().get_names().count("image")) throw std::runtime_error("export the model --with_postprocessing");
     const ov::Tensor photo = read_ppm(argv[2]);
     const ov::Shape shape = photo.get_shape();
     const auto [height, width] = input_size(model->input().get_partial_shape(), settings, shape[1], shape[2]);
-    model->reshape(ov::PartialShape{1, 3, int64_t(height), int64_t(width)});
-    const bool is_cubic = number_of("\"resample\": " + settings.at("resample"), "resample", 2) == 3;
-    ov::preprocess::PrePostProcessor steps(model);
-    steps.input().tensor().set_layout("NHWC").set_element_type(ov::element::u8).set_shape(shape);
-    steps.input().model().set_layout("NCHW");
-    steps.input().preprocess().resize(is_cubic ? ov::preprocess::ResizeAlgorithm::RESIZE_BICUBIC_PILLOW
-                                               : ov::preprocess::ResizeAlgorithm::RESIZE_BILINEAR_PILLOW);
-    ov::CompiledModel compiled = core.compile_model(steps.build(), "CPU", ov::hint::inference_precision(ov::element::f32));
+    ov::CompiledModel compiled = core.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32));
     ov::InferRequest request = compiled.create_infer_request();
-    request.set_input_tensor(photo);
+    request.set_input_tensor(resize(core, photo, height, width, resample == "3"));
     request.infer();
     const std::vector<Row> rows = rows_of(request, settings, std::stod(settings.at("threshold")));
     std::vector<uint8_t> map(height * width, 0);
@@ -175,6 +211,7 @@ int segment(int argc, char** argv) {
         std::ofstream file(argv[3], std::ios::binary);
         file << "P5\n" << width << " " << height << "\n255\n";
         file.write(reinterpret_cast<const char*>(map.data()), map.size());
+        if (!file.flush()) throw std::runtime_error(std::string(argv[3]) + " cannot be written");
     }
     return 0;
 }

@@ -2,6 +2,8 @@
 
 mpformer export MODEL model.onnx --with_postprocessing
 python segment.py model.onnx photo.jpg
+
+A model that was exported at one size gets photos that are stretched to it.
 """
 
 import json
@@ -14,9 +16,11 @@ from PIL import Image, ImageOps
 if len(sys.argv) != 3:
     sys.exit(__doc__)
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-settings = {
-    key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items() if key != "model"
-}
+metadata = session.get_modelmeta().custom_metadata_map
+if "labels" not in metadata or session.get_inputs()[0].name != "image":
+    sys.exit(f"{sys.argv[1]} must be made by mpformer export --with_postprocessing")
+names = ("labels", "task", "threshold", "size", "do_resize", "resample")
+settings = {name: json.loads(metadata[name]) for name in names}
 image = ImageOps.exif_transpose(Image.open(sys.argv[2]))
 if image.mode.startswith("I;16"):  # grey of 16 bits: the upper 8 are used
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -36,7 +40,7 @@ if isinstance(height, str):
 pixels = np.asarray(image.resize((width, height), settings["resample"])).transpose(2, 0, 1)[None]
 names = [output.name for output in session.get_outputs()]
 results = {name: value[0] for name, value in zip(names, session.run(names, {"image": pixels}), strict=True)}
-labels = settings["labels"]
+labels = [" ".join(label.split()) for label in settings["labels"]]
 if settings["task"] == "semantic":
     found, areas = np.unique(results["segmentation"], return_counts=True)
     rows = [(labels[i], None, area) for i, area in zip(found, areas, strict=True)]

@@ -9,6 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .boxes import mask_boxes
+from .ranges import check_range
 
 DUPLICATE_IOU = 0.7  # of annotation tools, drawings and the service
 
@@ -58,8 +59,10 @@ def without_duplicates(result: dict, iou: float) -> dict:
 def check_cleaning(task: str, nms: float | None, min_pixels: int) -> None:
     """
     Raises:
-        ValueError: an option has no effect on results of the task.
+        ValueError: an option is out of its range, or has no effect on results of the task.
     """
+    check_range("nms", nms, "(0, 1]")
+    check_range("min_pixels", min_pixels, "[0, inf)")
     for name, given, tasks in (("nms", nms, ("instance",)), ("min_pixels", min_pixels, ("instance", "panoptic"))):
         if given and task not in tasks:
             raise ValueError(f"{name} has no effect on {task} segmentation: leave it out.")

@@ -35,6 +35,7 @@ from ..utils.progress import progress
 from .arguments import RefinementArguments
 
 LARGEST = 1e7  # pixels
+LARGEST_CLASS = 10_000  # of YOLO
 CHANGED = ("segmentation", "area", "bbox", "score", "predicted_category")
 
 
@@ -162,16 +163,36 @@ def make_writers(content: dict, args: RefinementArguments) -> list[PredictionFor
 
 
 def names_of_labels(content: dict, args: RefinementArguments) -> dict[int, str]:
-    """Names of the classes by label, see `make_writers`; numbers of YOLO that have no name get an empty one."""
+    """Names of the classes by label, see `make_writers`; numbers of YOLO that have no name get one.
+
+    Raises:
+        ValueError: a number is too large.
+    """
     names = {row["id"]: row["name"] for row in content["categories"]}
-    if args.annotations.is_dir():
-        return {label: names.get(label, "") for label in range(max(names) + 1)}
-    return dict(enumerate(names.values()))
+    if not args.annotations.is_dir():
+        return dict(enumerate(names.values()))
+    if max(names) > LARGEST_CLASS:
+        raise ValueError(f"{args.annotations} has the class {max(names)}, at most {LARGEST_CLASS} is allowed.")
+    return {label: names.get(label, f"class_{label}") for label in range(max(names) + 1)}
 
 
-def write_formats(content: dict, photos: list[Path], args: RefinementArguments, writers: list) -> list[Path]:
-    """Write annotations for annotation tools, and return the paths. What was not refined keeps its mask, or gets that
-    of its box; crowds and what has neither are left out, and so are images that cannot be read."""
+def write_formats(
+    content: dict, photos: list[Path], args: RefinementArguments, writers: list, refined: dict[str, dict], left_out: set
+) -> list[Path]:
+    """Write annotations for annotation tools. What was not refined keeps its mask, or gets that of its box, and has the
+    score 0; crowds and what has neither are left out.
+
+    Args:
+        content: of the COCO file, with refined annotations.
+        photos: of its images.
+        args: of the command.
+        writers: see `make_writers`.
+        refined: fields of refined annotations by id.
+        left_out: ids of images that could not be read, or are not of the size in the file.
+
+    Returns:
+        paths of the files.
+    """
     id2label, by_image, records = names_of_labels(content, args), defaultdict(list), []
     is_yolo = args.annotations.is_dir()
     labels = {row["id"]: row["id"] if is_yolo else label for label, row in enumerate(content["categories"])}
@@ -180,19 +201,24 @@ def write_formats(content: dict, photos: list[Path], args: RefinementArguments, 
             by_image[annotation["image_id"]].append(annotation)
     files = [row["file_name"] for row in content["images"]]
     for row, photo, name in zip(content["images"], photos, result_names(files), strict=True):
-        with contextlib.suppress(ValueError):  # reported before
-            size, masks, segments = read_size(photo)[::-1], [], []
-            for annotation in by_image[row["id"]]:
-                with contextlib.suppress(ValueError):
-                    masks.append(prompt_of(annotation, size, boxes_only=False)[0].bool())
-                    label, score = labels[annotation["category_id"]], annotation.get("score", 1.0)
-                    segments.append({"id": len(masks), "label_id": label, "score": score})
-            result = {"segmentation": torch.stack(masks) if masks else torch.zeros(0, *size), "segments_info": segments}
-            described = describe_segments(result, "instance", id2label)
-            described = [{**segment, "duplicate": False} for segment in described]  # both were given
-            records.append(ImageRecord(row["id"], row["file_name"], name, *size, described))
-            for writer in writers:
-                writer.write(records[-1], result)
+        if row["id"] in left_out:
+            continue
+        size, found = read_size(photo)[::-1], by_image[row["id"]]
+        segments: list[dict] = []
+        masks = torch.zeros(len(found), *size, dtype=torch.bool)
+        for annotation in found:
+            with contextlib.suppress(ValueError):  # reported before
+                masks[len(segments)] = prompt_of(annotation, size, boxes_only=False)[0].bool()
+                label, score = (
+                    labels[annotation["category_id"]],
+                    refined.get(str(annotation["id"]), {}).get("score", 0.0),
+                )
+                segments.append({"id": len(segments) + 1, "label_id": label, "score": score})
+        result = {"segmentation": masks[: len(segments)], "segments_info": segments}
+        described = describe_segments(result, "instance", id2label, mark_duplicates=False)
+        records.append(ImageRecord(row["id"], row["file_name"], name, *size, described))
+        for writer in writers:
+            writer.write(records[-1], result)
     return [file for writer in writers for file in writer.finish(records)]
 
 
@@ -277,6 +303,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
 
     by_image = defaultdict(list)
     refined: dict[str, dict] = {}
+    left_out = set()
     problems = 0
     for annotation in content["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
@@ -287,6 +314,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
         except ValueError as error:
             print(f"skipped {row['file_name']}: {error}", file=sys.stderr)
             problems += len(by_image[row["id"]])
+            left_out.add(row["id"])
             continue
         done = read_result(file)
         if done.get("pixels_sha256") != image_hash(image):
@@ -304,7 +332,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
     content |= {"annotations": annotations}
     content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # NaN and Infinity are not JSON
     write_json(content, args.output / "annotations.json", indent=None)
-    files = write_formats(content, photos, args, writers) if writers else []
+    files = write_formats(content, photos, args, writers, refined, left_out) if writers else []
     lock.release()
     print(f"{len(refined)} of {len(annotations)} annotations refined, {problems} with problems")
     for path in (args.output / "annotations.json", *files):

@@ -223,18 +223,20 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
         task: Annotated[Task | None, Query(description="Default: the service's.")] = None,
         threshold: Annotated[float | None, Query(ge=0, le=1, description="Smallest score.")] = None,
         nms: Annotated[float | None, Query(gt=0, le=1, description="Instances: IoU of duplicates.")] = None,
-        min_pixels: Annotated[int, Query(ge=0, description="Smaller parts are removed, smaller holes filled.")] = 0,
+        min_pixels: Annotated[int | None, Query(ge=0, description="Smaller parts are removed, holes filled.")] = None,
     ) -> Response:
         """Segment an image."""
         check_query(request, "format", "task", "threshold", "nms", "min_pixels")
         chosen = task or predictor.task
         try:
-            check_cleaning(chosen, nms, min_pixels)
+            check_cleaning(chosen, nms, min_pixels or 0)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        duplicates = nms or (DUPLICATE_IOU if chosen == "instance" else None)
-        smallest = predictor.options.threshold if threshold is None else threshold
-        asked = replace(predictor.options, threshold=smallest, nms=duplicates, min_pixels=min_pixels)
+        default = predictor.options
+        duplicates = nms or default.nms or DUPLICATE_IOU if chosen == "instance" else None
+        size = 0 if chosen == "semantic" else default.min_pixels if min_pixels is None else min_pixels
+        smallest = default.threshold if threshold is None else threshold
+        asked = replace(default, threshold=smallest, nms=duplicates, min_pixels=size)
 
         def make_options(text: str, pixels: int) -> tuple:
             return chosen, asked, read_added(text, pixels, ids) if text else None

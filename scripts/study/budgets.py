@@ -25,8 +25,10 @@ def curves_of(lines: list[dict]) -> Curves:
 
 def share_of_steps(curves: Curves, arm: str, baseline: str, budget: int, seed: int) -> float | None:
     """The share of a budget of the baseline after which an arm has its score, by linear interpolation over the log
-    of the steps; None if it never has it, or has it at the shortest budget."""
+    of the steps; None if it never has it. At its shortest budget it may have more: then the share is an upper bound."""
     goal, budgets = curves[baseline][budget][seed], sorted(x for x in curves[arm] if seed in curves[arm][x])
+    if curves[arm][budgets[0]][seed] >= goal:
+        return budgets[0] / budget
     for first, second in itertools.pairwise(budgets):
         low, high = curves[arm][first][seed], curves[arm][second][seed]
         if low <= goal <= high:
@@ -80,12 +82,11 @@ def report_budgets(args: argparse.Namespace) -> None:
     """Print the table, and draw the figure.
 
     Raises:
-        ValueError: the file has no results.
+        ValueError: the file has no runs of the baseline.
     """
-    lines = read_lines(args.results)
-    if not lines:
-        raise ValueError(f"{args.results} has no results.")
-    curves = curves_of(lines)
+    curves = curves_of(read_lines(args.results))
+    if args.baseline not in curves or args.goal not in (None, *curves[args.baseline]):
+        raise ValueError(f"{args.results} has no runs of {args.baseline}, or none of {args.goal} steps.")
     print(table_of(curves, args.baseline, args.goal or max(curves[args.baseline])))
     if args.figure:
         draw(curves, args.metric, args.figure)

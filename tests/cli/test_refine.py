@@ -201,13 +201,18 @@ def test_formats_of_annotation_tools_have_the_refined_masks(files, capsys):
     """Also what is a duplicate, since somebody annotated it; crowds and what has no mask are left out."""
     folder, content = files
     content["annotations"].insert(1, {**content["annotations"][0], "id": 10})
+    kept = {**content["annotations"][3], "id": 11, "image_id": 1, "bbox": [70, 0, 5, 5], "score": "0.9"}
+    content["images"].append({"id": 2, "file_name": "c.png", "height": 400, "width": 600})  # as before a resize
+    shutil.copy(folder / "photos" / "b.png", folder / "photos" / "c.png")
+    content["annotations"] += [kept, {**kept, "id": 12, "image_id": 2, "bbox": [5, 5, 20, 20]}]
     (folder / "boxes.json").write_text(json.dumps(content))
-    after = run(folder, "--formats", "labelme", "label_studio", "cvat", "yolo")
+    after = run(folder, "--boxes_only", "--formats", "labelme", "label_studio", "cvat", "yolo")
     assert f"file: {folder / 'out' / 'label_studio.json'}" in capsys.readouterr().out
     expected = [decode_segmentation(row["segmentation"], 40, 60) for row in after["annotations"][:4]]
     names = ["cat", "cat", "unicorn", "cat"]
     shutil.copy(folder / "photos" / "a.png", folder / "out" / "labelme" / "a.png")
-    (folder / "out" / "labelme" / "b.json").unlink()  # no object
+    shutil.copy(folder / "photos" / "b.png", folder / "out" / "labelme" / "b.png")
+    assert sorted(path.name for path in (folder / "out" / "labelme").glob("*.json")) == ["a.json", "b.json"]
     tasks = json.loads((folder / "out" / "label_studio.json").read_text())
     accepted = [{**task, "annotations": task["predictions"]} for task in tasks]  # as somebody does in Label Studio
     (folder / "out" / "label_studio.json").write_text(json.dumps(accepted))
@@ -223,7 +228,9 @@ def test_formats_of_annotation_tools_have_the_refined_masks(files, capsys):
         assert [dataset.labels.names[label] for label in segments.classes.values()] == names
         np.testing.assert_array_equal(masks, expected)
     assert [row.label for row in read_labels_file(folder / "out" / "labels" / "a.txt", 40, 60)] == [0, 0, 1, 0]
-    assert (folder / "out" / "labels" / "b.txt").read_text() == ""
+    assert len(read_labels_file(folder / "out" / "labels" / "b.txt", 40, 60)) == 1
+    (row,) = tasks[1]["predictions"][0]["result"]
+    assert row["score"] == 0 and len(tasks) == 2, "what is not refined is to be looked at"
     assert yaml.safe_load((folder / "out" / "data.yaml").read_text())["names"] == {0: "cat", 1: "unicorn"}
 
 
@@ -336,7 +343,7 @@ def test_other_forms_of_yolo(yolo, caplog):
     mpformer(["refine", *(str(part) for part in (yolo / "model", labels, yolo / "photos", yolo / "out"))])
     assert "lost.txt has no image; there are 1 of these" in caplog.text
     names = yaml.safe_load((yolo / "out" / "data.yaml").read_text())["names"]
-    assert names == {0: "unicorn", 7: "cat"}
+    assert names == {0: "unicorn", **{i: f"class_{i}" for i in range(1, 7)}, 7: "cat"}
     assert [item.label for item in read_labels_file(yolo / "out" / "labels" / "a.txt", 40, 60)] == [7]
     (yolo / "data.yaml").unlink()
     (yolo / "classes.txt").write_text("\ufeffcat \ndog\n\n", encoding="utf-8")

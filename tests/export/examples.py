@@ -18,12 +18,12 @@ EXAMPLES = ROOT / "docs" / "examples"
 WEB = ROOT / "outputs" / "web" / "node_modules" / "onnxruntime-web" / "dist"  # where .ci/run installs it
 WEB_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LINE = re.compile(r"^(\S+?),?\s+(?:([\d.]+),?\s+)?([\d.]+)% of the image$", re.MULTILINE)
+LINE = re.compile(r"^(.+?)(?:\t([\d.]*)\t| ([\d.]+), |, )([\d.]+)% of the image$", re.MULTILINE)
 
 
 def rows_of(text: str) -> list[tuple[str, float, float]]:
     """Label, score (0 where there is none) and percentage of each line."""
-    return sorted((label, float(score or 0), float(share)) for label, score, share in LINE.findall(text))
+    return sorted((label, float(one or other or 0), float(share)) for label, one, other, share in LINE.findall(text))
 
 
 def run_python(file: Path, photo: Path) -> list:

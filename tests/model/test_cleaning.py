@@ -80,6 +80,12 @@ def test_results_of_the_predictor():
         assert torch.equal(pil_to_tensor(row["mask"])[0] > 0, segment.mask)
     with pytest.raises(ValueError, match="nms has no effect on semantic segmentation"):
         pipeline(photo, subtask="semantic", nms=0.5)
+    for options, message in (
+        ({"nms": 0.0}, "nms must be greater than 0"),
+        ({"min_pixels": "9"}, "min_pixels must be a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline(photo, subtask="semantic", **options)
     assert not any(
         find_duplicates(plain.without_duplicates(0.5).raw["segmentation"], *columns(plain.without_duplicates(0.5)), 0.5)
     )

@@ -108,14 +108,15 @@ def panoptic_png(result: dict) -> np.ndarray:
     return np.stack((ids & 255, ids >> 8 & 255, ids >> 16 & 255), -1).astype(np.uint8)
 
 
-def describe_segments(result, task: str, id2label: dict[int, str]) -> list[dict]:
+def describe_segments(result, task: str, id2label: dict[int, str], mark_duplicates: bool = True) -> list[dict]:
     """Segments of a result as JSON: class, score, area in pixels, box (x, y, width, height), and for instances the
-    mask as COCO's compressed RLE and whether it is a duplicate, see `find_duplicates`."""
+    mask as COCO's compressed RLE and whether it is a duplicate, see `find_duplicates`; without `mark_duplicates` none
+    is."""
     if task == "semantic":
         return [{"label_id": i, "label": id2label[i], "area": area} for i, area in count_ids(result).items()]
     found = segments_of(result)
     duplicates = [False] * len(found)
-    if task == "instance":
+    if task == "instance" and mark_duplicates:
         labels, scores = [row["label_id"] for row, _ in found], [row["score"] for row, _ in found]
         duplicates = find_duplicates(result["segmentation"], labels, scores, DUPLICATE_IOU)
     described = []

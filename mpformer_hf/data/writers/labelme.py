@@ -58,3 +58,6 @@ class Labelme(PredictionFormat):
         )
         content = labelme_content(segments, record.file_name, (record.height, record.width))
         write_json(content, self.file_of(record), indent=None)
+
+    def finish(self, records: list[ImageRecord]) -> list[Path]:
+        return [self.folder / "labelme"]

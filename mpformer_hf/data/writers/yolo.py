@@ -51,7 +51,7 @@ class Yolo(PredictionFormat):
         if renamed:
             text = "%s: %d labels are not named as their images, whose names are not unique; %s"
             logger.warning(text, self.folder, renamed, "name the images as the labels, or YOLO does not find them.")
-        names = {i: category.name for i, category in enumerate(self.categories) if category.name}
+        names = {i: category.name for i, category in enumerate(self.categories)}
         content = {"path": ".", "train": "images", "val": "images", "names": names}
         write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), self.folder / "data.yaml")
         return [self.folder / "labels"]
