@@ -1,4 +1,4 @@
-// Segment a photo with an exported model. Needs C++17 and OpenVINO alone, whose package of PyPI has headers and library:
+// Segment a photo with an exported model. Needs C++17 and OpenVINO; its PyPI package has headers and library:
 //
 //   mpformer export MODEL model.onnx --with_postprocessing
 //   OV=$(python -c "import openvino; print(openvino.__path__[0])")
@@ -6,8 +6,8 @@
 //   ./segment model.onnx photo.ppm [segments.pgm]
 //
 // Photos are binary PPM files of 8 bits (`magick photo.jpg -auto-orient -depth 8 photo.ppm`). Prints what was found.
-// segments.pgm has the number of the line of each pixel, 0 where there is none and 255 also for further lines, at the
-// size that the model saw. A model that was exported at one size gets photos that are stretched to it.
+// Each pixel of segments.pgm is the number of its printed line (0: none; 255: line 255 or later), at the size of the
+// model's input. A model that was exported at one size gets photos that are stretched to it.
 
 #include <algorithm>
 #include <cmath>

@@ -122,7 +122,7 @@ class Census:
         facts = self.facts
         areas = [area for fact in facts for _, area in fact.areas]
         if not self.semantic and areas and sum(area < SMALL for area in areas) > len(areas) / 2:
-            yield f"most objects have less than {SMALL} pixels: are their coordinates in pixels of these images?"
+            yield f"most objects have fewer than {SMALL} pixels: are coordinates relative, or for another image size?"
         empty = sum(fact.empty for fact in facts)
         if empty:
             covers = number(empty, "object covers no pixel, and is", "objects cover no pixel, and are")
@@ -133,7 +133,7 @@ class Census:
         cut = sum(fact.cut for fact in facts)
         if cut:
             reach = number(cut, "object reaches beyond its image and is", "objects reach beyond their images and are")
-            yield f"{reach} cut off: are the annotations of images before a resize?"
+            yield f"{reach} cut off: were the images resized after annotation?"
         repeated = sum(fact.repeated for fact in facts)
         if repeated:
             have = number(repeated, "object has", "objects have")
@@ -141,18 +141,18 @@ class Census:
         plain = Counter(" ".join(name.split()).casefold() for name in self.names)
         alike = [name for name in self.names if plain[" ".join(name.split()).casefold()] > 1]
         if alike:
-            yield f"classes differ in spaces or capitals only: {', '.join(map(repr, alike))}"
+            yield f"class names differ only in spaces or capitals, and may be one class: {', '.join(map(repr, alike))}"
         crowds = sum(fact.crowds for fact in facts)
         if not self.semantic and crowds > len(areas):
             yield f"{crowds} of {crowds + len(areas)} objects are crowds (iscrowd 1), which are not trained on"
         long = [fact.size for fact in facts if max(fact.size) > LONG * min(fact.size)]
         if long:
             are = number(len(long), "image is", "images are")
-            yield f"{are} long and narrow, such as {long[0][1]}x{long[0][0]}: cut into tiles"
+            yield f"{are} long and narrow, such as {long[0][1]}x{long[0][0]}: cut them into tiles"
         turned = sum(fact.turned for fact in facts)
         if turned:
             are = number(turned, "image is", "images are")
-            yield f"{are} turned by EXIF data: are the labels too? --output draws them"
+            yield f"{are} turned by EXIF data: are the labels too? `mpformer check --output` draws them"
         pages = [fact.pages for fact in facts if fact.pages > 1]
         if pages:
             have = number(len(pages), "image has", "images have")

@@ -123,7 +123,7 @@ def completeness_inputs(segments: Sequence[Segments]) -> dict[str, Tensor]:
 
 
 class Reader(Protocol):
-    """From a row of the dataset, whose images are opened, and the classes."""
+    """Makes `Segments` of a row with opened images, for the classes of the dataset."""
 
     def __call__(self, row: dict, labels: Labels) -> Segments: ...
 

@@ -139,7 +139,7 @@ def read_objects(row: dict, labels: Labels, image_column: str = "image", column:
 
 
 def reaches_beyond(segmentation, height: int, width: int) -> bool:
-    """Whether decoded polygons have points outside of their image, by more than a fiftieth of it and a pixel."""
+    """Whether polygons exceed the right or bottom border by more than 2 % of the side plus one pixel."""
     if not isinstance(segmentation, list) or not segmentation or not isinstance(segmentation[0], list):
         return False
     ends = [max(max(polygon[axis::2]) for polygon in segmentation) for axis in (0, 1)]

@@ -1,5 +1,5 @@
-"""Results that people hand on: without duplicates, small parts and small holes. Scores such as AP need all instances,
-so nothing of this is done unless it is asked for."""
+"""Removes duplicates, small parts and small holes. AP needs all instances, so evaluation does none of this; drawings,
+files of annotation tools and the service remove duplicates by default."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ DUPLICATE_IOU = 0.7  # of annotation tools, drawings and the service
 
 
 def find_duplicates(masks: Tensor, labels: Sequence[int], scores: Sequence[float], iou: float) -> list[bool]:
-    """Non-maximum suppression of masks within a class: which instances have at least an IoU of `iou` with one of their
-    class that has a higher score (of equal scores, the first) and is no duplicate itself.
+    """Non-maximum suppression of masks within a class. An instance is a duplicate if its IoU with a kept instance of a
+    higher score is at least `iou`; of equal scores the first is kept.
 
     Args:
         masks: bool `[n, H, W]`.
@@ -86,7 +86,7 @@ def clean_mask(mask: np.ndarray, min_pixels: int) -> np.ndarray:
 
     Args:
         mask: bool `[H, W]`.
-        min_pixels: at least 0. Parts and holes are connected across edges.
+        min_pixels: at least 0. Pixels are connected by their sides, not by corners.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):

@@ -15,12 +15,14 @@ class RefinementArguments(CheckedArguments):
     annotations: Path = argument("annotations", "COCO file, or folder of YOLO's text files")
     images: Path = argument("photos", "folder of the images")
     output: Path = argument("output", "new folder, or the folder of a run to resume")
-    rounds: int = option(1, "The results are the prompts of the next round.", within="[1, 100]")
+    rounds: int = option(1, "Number of rounds; each refines the masks of the one before.", within="[1, 100]")
     scale: float = option(1.0, "Image size relative to the processor's.", within="(0, 16]")
     boxes_only: bool = option(False, "Refine from the boxes, also where there are masks.")
     min_pixels: int = option(0, "Remove parts and fill holes of fewer pixels; 0: neither.", within="[0, inf)")
     overlays: bool = option(False, "Also write pictures before and after.")
-    formats: list[str] = option([], "Also for annotation tools.", choices=("cvat", "labelme", "label_studio", "yolo"))
+    formats: list[str] = option(
+        [], "Also write files for these annotation tools.", choices=("cvat", "labelme", "label_studio", "yolo")
+    )
 
 
 @dataclass
@@ -30,5 +32,5 @@ class AuditArguments(CheckedArguments):
     _argument_group_name = "audit"
 
     output: Path = argument("output", "new folder")
-    min_suspicion: float = option(0.2, "Findings with less are left out.", within="[0, 1]")
-    num_pictures: int = option(60, "Findings that are drawn on the page.", within="[0, 10000]")
+    min_suspicion: float = option(0.2, "Leave out findings below this suspicion.", within="[0, 1]")
+    num_pictures: int = option(60, "Number of findings drawn on the page.", within="[0, 10000]")

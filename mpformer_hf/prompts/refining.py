@@ -154,8 +154,8 @@ def read_sized_image(file: Path, row: dict) -> torch.Tensor:
 
 
 def make_writers(content: dict, args: RefinementArguments) -> list[PredictionFormat]:
-    """Writers of the formats for annotation tools; the label of a class is its place among the categories, or its
-    number in YOLO's files."""
+    """Writers of the formats for annotation tools. A class label is its index in `categories`, or its number in YOLO's
+    files."""
     names, formats = names_of_labels(content, args), dict.fromkeys(args.formats)
     formats |= {"yolo": None} if args.annotations.is_dir() else {}
     categories = [Category(label, name, True) for label, name in names.items()]
@@ -179,8 +179,8 @@ def names_of_labels(content: dict, args: RefinementArguments) -> dict[int, str]:
 def write_formats(
     content: dict, photos: list[Path], args: RefinementArguments, writers: list, refined: dict[str, dict], left_out: set
 ) -> list[Path]:
-    """Write annotations for annotation tools. What was not refined keeps its mask, or gets that of its box, and has the
-    score 0; crowds and what has neither are left out.
+    """Write annotations for annotation tools. An annotation that was not refined has score 0, and keeps its mask or
+    gets a filled box. Crowds, and annotations without mask and box, are left out.
 
     Args:
         content: of the COCO file, with refined annotations.

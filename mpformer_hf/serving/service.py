@@ -67,7 +67,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {code: {"description": text} for co
 
 
 def body_of(fields: dict[str, dict], required: bool) -> dict:
-    """OpenAPI's description of a request with an image in a form with more fields, or as bytes if they are optional."""
+    """OpenAPI's description of a form with an image and `fields`; if these are optional, the body may be an image."""
     needed = ["image", *(fields if required else ())]
     form = {"type": "object", "required": needed, "properties": {"image": FILE, **fields}}
     kinds = {"multipart/form-data": {"schema": form}, **({} if required else PICTURE)}
@@ -93,7 +93,7 @@ def to_response(form: AnswerFormat, result: Result) -> Response:
 
 
 async def result_for(request: Request, future: Future) -> Any:
-    """The result of a request; what a client that has gone waits for is not computed.
+    """Wait for the result of a request. If the client disconnects, it is cancelled.
 
     Raises:
         HTTPException: the client has gone, or the image cannot be predicted.
@@ -219,11 +219,13 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
     @app.post("/predict", responses=RESPONSES, openapi_extra=body_of({"added": ADDED}, required=False))
     async def predict(
         request: Request,
-        format: Annotated[AnswerFormat, Query(description="png: class ids of the pixels.")] = "json",
-        task: Annotated[Task | None, Query(description="Default: the service's.")] = None,
+        format: Annotated[AnswerFormat, Query(description="overlay: a drawing; png: class ids.")] = "json",
+        task: Annotated[Task | None, Query(description="Default: the task of the service.")] = None,
         threshold: Annotated[float | None, Query(ge=0, le=1, description="Smallest score.")] = None,
-        nms: Annotated[float | None, Query(gt=0, le=1, description="Instances: IoU of duplicates.")] = None,
-        min_pixels: Annotated[int | None, Query(ge=0, description="Smaller parts are removed, holes filled.")] = None,
+        nms: Annotated[
+            float | None, Query(gt=0, le=1, description="IoU from which on an instance is a duplicate.")
+        ] = None,
+        min_pixels: Annotated[int | None, Query(ge=0, description="Remove parts, fill holes of fewer pixels.")] = None,
     ) -> Response:
         """Segment an image."""
         check_query(request, "format", "task", "threshold", "nms", "min_pixels")

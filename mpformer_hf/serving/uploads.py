@@ -47,7 +47,7 @@ class Limits:
 
 
 class Admission:
-    """Requests that are read or wait, their bytes, and pixels that are decoded; places are taken first.
+    """Counts requests, their bytes and decoded pixels, before the work starts, and refuses more than the limits.
 
     Args:
         limits: of the service.
@@ -175,7 +175,7 @@ def decode(content: bytes, largest: int) -> Tensor:
 
 @dataclass(eq=False)
 class Prompts:
-    """Boxes or masks of a request, as they came: tensors are made when it is their turn. Equal to no other ones.
+    """Boxes or masks of a request, not decoded yet; the worker makes the tensors. Two objects are never equal.
 
     Attributes:
         boxes: a list of [x0, y0, x1, y1] in pixels of the image; or None.
@@ -271,7 +271,7 @@ def size_of_mask(rle: dict) -> tuple[int, int]:
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise ValueError("each mask must be an RLE with size, [height, width], and counts")
     if size[0] * size[1] > MASK_SIZE:
-        raise ValueError(f"a mask is {size[0]}x{size[1]}")
+        raise ValueError(f"a mask is {size[0]}x{size[1]}, at most {MASK_SIZE:,} pixels are allowed")
     return size[0], size[1]
 
 

@@ -1,4 +1,4 @@
-"""Score over training budget: arms `NAME_STEPS`, each a complete schedule of so many steps."""
+"""Score over training budget. An arm `NAME_STEPS` is a complete schedule of so many steps."""
 
 import argparse
 import itertools
@@ -24,8 +24,8 @@ def curves_of(lines: list[dict]) -> Curves:
 
 
 def share_of_steps(curves: Curves, arm: str, baseline: str, budget: int, seed: int) -> float | None:
-    """The share of a budget of the baseline after which an arm has its score, by linear interpolation over the log
-    of the steps; None if it never has it. At its shortest budget it may have more: then the share is an upper bound."""
+    """Steps that an arm needs for the baseline's score at `budget`, divided by `budget`; interpolated over log steps.
+    None: it never has it. If its shortest budget suffices, this is an upper bound."""
     goal, budgets = curves[baseline][budget][seed], sorted(x for x in curves[arm] if seed in curves[arm][x])
     if curves[arm][budgets[0]][seed] >= goal:
         return budgets[0] / budget
@@ -86,7 +86,8 @@ def report_budgets(args: argparse.Namespace) -> None:
     """
     curves = curves_of(read_lines(args.results))
     if args.baseline not in curves or args.goal not in (None, *curves[args.baseline]):
-        raise ValueError(f"{args.results} has no runs of {args.baseline}, or none of {args.goal} steps.")
+        of_steps = f" with {args.goal} steps" if args.goal else ""
+        raise ValueError(f"{args.results} has no runs of {args.baseline}{of_steps}.")
     print(table_of(curves, args.baseline, args.goal or max(curves[args.baseline])))
     if args.figure:
         draw(curves, args.metric, args.figure)

@@ -76,9 +76,9 @@ def test_dark_turned_long_and_tiny(tmp_path):
     about = next(census.table())
     assert "1 turned by EXIF" in about and "I;16 (1)" in about
     told = list(census.doubts())
-    assert told[0].startswith("most objects have less than 4 pixels")
-    assert told[1] == "1 image is long and narrow, such as 300x10: cut into tiles"
-    assert told[2] == "1 image is turned by EXIF data: are the labels too? --output draws them"
+    assert told[0].startswith("most objects have fewer than 4 pixels")
+    assert told[1] == "1 image is long and narrow, such as 300x10: cut them into tiles"
+    assert told[2] == "1 image is turned by EXIF data: are the labels too? `mpformer check --output` draws them"
     assert told[3].startswith("1 16-bit image has no value above 4000 and would be nearly black")
 
 
@@ -112,8 +112,7 @@ def test_the_command_and_the_training_print_it(tmp_path, capsys, caplog):
 def test_objects_that_are_cut_and_crowds_only(tmp_path):
     census = census_of(objects(tmp_path / "d", [[box(50, 0, 40, 40), box(0, 0, 9, 9)], [box(1, 1, 58, 38)]]))
     assert (
-        "1 object reaches beyond its image and is cut off: are the annotations of images before a resize?"
-        in census.doubts()
+        "1 object reaches beyond its image and is cut off: were the images resized after annotation?" in census.doubts()
     )
     crowds = [[box(0, 0, 9, 9, iscrowd=1)], [box(0, 0, 9, 9, iscrowd=1)]]
     with pytest.raises(ValueError, match=r"None of the 2 images .* trained on: 2 are crowds"):
@@ -125,7 +124,7 @@ def test_repeated_objects_and_classes_that_look_alike(tmp_path):
     census = census_of(objects(tmp_path / "d", rows))
     assert "1 object has the pixels and the class of another one: were files joined twice?" in census.doubts()
     census.names = ["cat", " Cat", "dog"]
-    assert "classes differ in spaces or capitals only: 'cat', ' Cat'" in census.doubts()
+    assert "class names differ only in spaces or capitals, and may be one class: 'cat', ' Cat'" in census.doubts()
 
 
 def test_images_that_are_too_narrow_are_named_before_training(tmp_path):
