@@ -245,7 +245,7 @@ def covered(segments: Segments) -> int:
 
 
 def take_census(dataset, task: str, sample: int | None = SAMPLED) -> Census:
-    """Read images from all over a split; further ones as long as none has an object, or a class other than 0 and void.
+    """Read images spread over a split. If they have no object, or only class 0 and void, read more until one differs.
 
     Args:
         dataset: an opened split (`SegmentationDataset`), not streamed.

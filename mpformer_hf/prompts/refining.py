@@ -209,10 +209,8 @@ def write_formats(
         for annotation in found:
             with contextlib.suppress(ValueError):  # reported before
                 masks[len(segments)] = prompt_of(annotation, size, boxes_only=False)[0].bool()
-                label, score = (
-                    labels[annotation["category_id"]],
-                    refined.get(str(annotation["id"]), {}).get("score", 0.0),
-                )
+                score = refined.get(str(annotation["id"]), {}).get("score", 0.0)
+                label = labels[annotation["category_id"]]
                 segments.append({"id": len(segments) + 1, "label_id": label, "score": score})
         result = {"segmentation": masks[: len(segments)], "segments_info": segments}
         described = describe_segments(result, "instance", id2label, mark_duplicates=False)
