@@ -149,7 +149,7 @@ def reader_with_completeness(args: DataArguments, labels: Labels, read: Reader) 
 def read_with_completeness(
     row: dict, args: DataArguments, labels: Labels, read: Callable[[dict], Segments], new: dict[int, int]
 ) -> Segments:
-    """See `reader_with_completeness`; `new` has the classes of the results by those of the layout."""
+    """See `reader_with_completeness`; `new` maps the classes of the layout to those of the results."""
     segments = read(row)
     if labels.before_ignoring is not None:
         known = segments.classes | segments.crowds

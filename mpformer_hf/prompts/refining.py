@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ..data.coco_masks import decode_segmentation
-from ..data.layouts.coco import FileFinder, read_coco_json
+from ..data.layouts.coco import read_coco_json
+from ..data.layouts.finding import FileFinder
 from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.result_names import result_names
 from ..data.writers.format import Category, ImageRecord, PredictionFormat, describe_segments

@@ -288,7 +288,7 @@ def test_regions_of_label_studio_with_several_labels_are_counted(tmp_path, caplo
     (tmp_path / "project.json").write_text(json.dumps([task]))
     split = read(tmp_path)
     assert split.labels.names == ["cat"] and len(split[0][1].classes) == 1
-    assert "1 regions have several labels, of which the first one is used" in caplog.text
+    assert "regions have several labels, of which the first one is used: 1." in caplog.text
 
 
 def test_label_images_in_folders_of_the_same_names(tmp_path):

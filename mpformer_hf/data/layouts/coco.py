@@ -4,7 +4,6 @@ PNG maps."""
 import json
 import logging
 import re
-import unicodedata
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -18,14 +17,13 @@ from ..labels import Labels
 from ..segments import VOID, Reader, Segments, merge_by_class
 from ..split_names import ALL_SPLITS, names_of_split, words_of
 from ..tables import read_objects, read_panoptic
+from .finding import ROBOFLOW, FileFinder, plain, split_words
 from .folder import FolderLayout, FolderSplit, make_rows, row_of, warn_left_out
 
 logger = logging.getLogger(__name__)
 SEGMENT = dict.fromkeys(("id", "category_id", "iscrowd"), Value("int64"))
 OBJECT = ("category_id", "segmentation", "iscrowd", "area")
 COCO = ("instances", "panoptic", "person_keypoints", "captions", "stuff", "image_info")
-ROBOFLOW = "_annotations.coco.json"
-LABEL_FOLDERS = {"mask", "masks", "label", "labels", "annotations"}
 
 
 def annotation_files(folder: Path) -> list[Path]:
@@ -54,12 +52,6 @@ def may_be_coco(file: Path) -> bool:
         and tool_of(file) is None
         and (len(start) >= 1 << 14 or '"annotations"' in start or '"images"' in start or len(start) < 3)
     )
-
-
-def split_words(file: Path, root: Path) -> set[str]:
-    """Names of splits in the name of a file, or in those of its folders below a root if its name has none."""
-    folders = str(file.parent.relative_to(root))
-    return (words_of(file.stem) & ALL_SPLITS) or (words_of(folders) & ALL_SPLITS)
 
 
 def choose_annotations(folder: Path, files: list[Path], split: str, task: str) -> list[Path]:
@@ -237,11 +229,6 @@ def leave_out_parents(content, file: Path) -> None:
     content["categories"] = [row for row in rows if row not in left_out]
 
 
-def plain(name: str) -> str:
-    """A path with `/` and composed characters, as it may be written on another system."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
-
-
 def keep_split(content: dict, split: str) -> None:
     """Keep the images of a split, and say so as `of_split`, if all images are in folders of splits, of several ones."""
     groups = [words_of(str(PurePosixPath(plain(row["file_name"])).parent)) & ALL_SPLITS for row in content["images"]]
@@ -257,58 +244,6 @@ def keep_split(content: dict, split: str) -> None:
     content["of_split"] = True
     if not kept:
         raise ValueError(f"No image is in a folder of split {split!r}.")
-
-
-class FileFinder:
-    """Finds the images and maps that a JSON names, at any depth below a folder.
-
-    Args:
-        folder: the dataset.
-        file: the JSON, for messages and for the split that it is of.
-    """
-
-    def __init__(self, folder: Path, file: Path):
-        self.root = file.parent if file.name == ROBOFLOW else folder
-        self.file = file
-        self.of_split = frozenset().union(*(names_of_split(word) for word in split_words(file, folder)))
-        self.below: dict[str, list[Path]] = {}
-        for path in files_below(self.root):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                self.below.setdefault(plain(path.name), []).append(path.relative_to(self.root))
-
-    def find(self, name: str, is_map: bool) -> Path:
-        """Path of an image or a map by the name in the JSON; maps are in folders with "panoptic" in their names.
-
-        Raises:
-            ValueError: it was found more than once. What does not exist is named as if it did.
-        """
-        parts = tuple(part for part in PurePosixPath(plain(name)).parts if part not in ("..", "/"))
-        named = self.below.get(parts[-1] if parts else "", [])
-        found = []
-        for first in range(len(parts)):  # the path, and if it is of another machine its end
-            found = [path for path in named if Path(plain(str(path))).parts[first - len(parts) :] == parts[first:]]
-            if found:
-                break
-        found = [path for path in found if is_map or not any("panoptic" in part for part in path.parts[:-1])]
-        if is_map:
-            found = [path for path in found if any("panoptic" in part for part in path.parts[:-1])] or found
-        if self.of_split:  # one name may be in the folders of several splits
-            splits = [words_of(str(path.parent)) & ALL_SPLITS for path in found]
-            found = [path for path, other in zip(found, splits, strict=True) if not other or other & self.of_split]
-            found = [path for path in found if words_of(str(path.parent)) & self.of_split] or found
-        if len(found) > 1 and not is_map:
-            found = [path for path in found if not words_of(str(path.parent)) & LABEL_FOLDERS] or found
-        if len(found) > 1:
-            exact = [path for path in found if Path(plain(str(path))).parts == parts]
-            depth = min(len(path.parts) for path in found)
-            found = exact or [path for path in found if len(path.parts) == depth]
-        if len(found) != 1:
-            if found:
-                raise ValueError(
-                    f"{self.file} refers to {name}, which was found {len(found)} times in {self.root}: keep one."
-                )
-            return self.root / plain(name)  # is noticed with all others, see `leave_out_missing`
-        return self.root / found[0]
 
 
 SIGNATURES = {  # texts at the beginning of JSON files of annotation tools that are not COCO

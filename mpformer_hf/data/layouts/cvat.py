@@ -9,7 +9,7 @@ import numpy as np
 from ...model.label_maps import encode_rle
 from ...utils.files import file_start, files_below, read_text
 from ..split_names import names_of_split, words_of
-from .coco import FileFinder
+from .finding import FileFinder
 from .tools import NO_AREA, UNREADABLE, Collected, ToolLayout, ellipse, rectangle, turned, unreadable
 
 LARGEST = 1 << 30  # pixels of an image

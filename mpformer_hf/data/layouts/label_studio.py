@@ -10,7 +10,8 @@ import numpy as np
 
 from ...model.label_maps import encode_rle
 from ...utils.files import IMAGE_SUFFIXES, files_below, read_json
-from .coco import FileFinder, plain, tool_of
+from .coco import tool_of
+from .finding import FileFinder, plain
 from .tools import NO_AREA, UNREADABLE, Collected, ToolLayout, ellipse, rectangle, turned, unreadable
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the names of uploaded files

@@ -20,7 +20,8 @@ from ..coco_masks import decode_part
 from ..labels import Labels
 from ..segments import VOID, ObjectMask, Segments, from_objects
 from ..split_names import ALL_SPLITS, names_of_split, words_of
-from .coco import FileFinder, is_labelme, plain
+from .coco import is_labelme
+from .finding import FileFinder, plain
 from .folder import FolderLayout, FolderSplit, make_rows, path_of_split, read_lines, row_of, warn_left_out
 
 logger = logging.getLogger(__name__)
@@ -170,9 +171,9 @@ class Labelme(FolderLayout):
         with_file = sum(row["image"]["path"] is not None for row in rows)
         warn_left_out(source, image_count, with_file)
         if ignored:
-            logger.warning("%s: %d shapes without an area (points, lines) are ignored.", source, ignored)
+            logger.warning("%s: shapes without an area (points, lines) are ignored: %d.", source, ignored)
         if boxes:
-            logger.warning("%s: %d rectangles are read as masks that fill them.", source, boxes)
+            logger.warning("%s: rectangles are read as masks that fill them: %d.", source, boxes)
         given = folder / "labels.txt"
         listed = read_lines(given) if given.is_file() else sorted(names - {BACKGROUND})
         left_out = {IGNORED} if task == "semantic" else {IGNORED, BACKGROUND}

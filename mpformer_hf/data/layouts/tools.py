@@ -10,7 +10,8 @@ import numpy as np
 
 from ...model.images import read_size
 from ..coco_checks import mark_bad_images
-from .coco import Coco, FileFinder
+from .coco import Coco
+from .finding import FileFinder
 
 logger = logging.getLogger(__name__)
 NO_AREA = "shapes without an area (points, lines) are ignored"
@@ -91,7 +92,7 @@ class Collected:
         mark_bad_images(content, self.file)
         for text, number in self.notes.items():
             if number:
-                logger.warning("%s: %d %s.", self.file, number, text)
+                logger.warning("%s: %s: %d.", self.file, text, number)
         return content
 
 
