@@ -61,7 +61,7 @@ def stored_rgb(image: Image.Image) -> Tensor:
         values = np.array(image).astype(np.int32)
         values = 65535 - values if image.info.get(WHITE_IS_ZERO) else values
         if 0 < values.max(initial=0) <= TWELVE_BITS:
-            warn_once("A 16-bit image has no value above 4095, so it is almost black: stretch them to 0 to 65535.")
+            warn_once("A 16-bit image has no value above 4095 and is almost black: stretch its values to 0 to 65535.")
         grey = torch.from_numpy((values >> 8).astype(np.uint8))
         return grey.expand(3, -1, -1).contiguous()
     if image.mode not in EIGHT_BITS:
