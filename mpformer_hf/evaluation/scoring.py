@@ -17,7 +17,7 @@ from ..data.dataset import SegmentationDataset
 from ..data.labels import Labels, check_classes
 from ..data.opening import materialize_stream, open_dataset
 from ..data.writers.format import Category
-from ..data.writers.registry import FORMATS
+from ..data.writers.registry import make_writers
 from ..inference.exported import is_exported
 from ..inference.loading import with_task
 from ..inference.predictor import Predictor
@@ -128,7 +128,7 @@ def score_model(
             max_detections=args.max_detections,
             details=details,
             all_scores=args.all_scores,
-            writers=[FORMATS[name](folder, *options) for name in args.save_predictions] if folder else [],
+            writers=make_writers(args.save_predictions, folder, *options) if folder else [],
         )
     if "ap" in scores:
         scores["ap_rules"] = split.score

@@ -21,6 +21,17 @@ FORMATS = (
     "labelme",
     "label_studio",
 )  # see `data/writers`
+TOOLS = ("cvat", "labelme", "label_studio", "yolo")  # those of annotation tools
+POLYGONS = "cvat, label_studio: polygons instead of masks, at most this many pixels from the outlines."
+
+
+def check_polygons(polygons: float | None, formats: list[str] | None) -> None:
+    """
+    Raises:
+        ValueError: no format has polygons.
+    """
+    if polygons is not None and not {"cvat", "label_studio"} & set(formats or ()):
+        raise ValueError("polygons is for the formats cvat and label_studio: give --formats cvat too.")
 
 
 @dataclass
@@ -96,9 +107,7 @@ class PredictionArguments(CheckedArguments):
     formats: list[str] | None = option(
         None, "Files for official and annotation tools; default: COCO's.", choices=(*FORMATS, "none")
     )
-    polygons: float | None = option(
-        None, "cvat: polygons instead of RLE, at most this many pixels from the outlines.", within="[0, inf)"
-    )
+    polygons: float | None = option(None, POLYGONS, within="[0, inf)")
     image_ids: Path | None = option(None, "COCO JSON whose images give the ids by file name.")
     batch_size: int = option(4, "Images of equal size per forward pass.", within="[1, inf)")
     every: int = option(1, "Use every n-th image or frame only.", within="[1, inf)")
@@ -109,8 +118,7 @@ class PredictionArguments(CheckedArguments):
         super().__post_init__()
         self.write = [] if self.write == ["none"] else self.write
         self.formats = [] if self.formats == ["none"] else self.formats
-        if self.polygons is not None and "cvat" not in (self.formats or ()):
-            raise ValueError("polygons is for the format cvat: give --formats cvat too.")
+        check_polygons(self.polygons, self.formats)
 
 
 @dataclass

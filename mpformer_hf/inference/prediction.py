@@ -14,10 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.coco_ids import ImageIds
-from ..data.writers.coco import Cvat
 from ..data.writers.format import Category, ImageRecord
-from ..data.writers.polygons import require_polygons
-from ..data.writers.registry import DEFAULTS, FORMATS
+from ..data.writers.registry import DEFAULTS, make_writers
 from ..utils.files import VIDEO_SUFFIXES, write_atomically
 from ..utils.progress import progress
 from ..utils.threads import in_threads
@@ -103,11 +101,7 @@ def predict(loading: LoadingArguments, args: PredictionArguments, options: Infer
     stuff: set[int] = set(processor.label_ids_to_fuse)
     categories = [Category(category, id2label[i], i not in stuff) for i, category in enumerate(ids)]
     threshold = processor.threshold if options.threshold is None else options.threshold
-    writers = [FORMATS[name](args.output, task, categories, threshold) for name in formats]
-    for writer in writers:
-        if isinstance(writer, Cvat) and args.polygons is not None:
-            require_polygons()
-            writer.tolerance = args.polygons
+    writers = make_writers(formats, args.output, task, categories, threshold, args.polygons)
     check_output(args.output, settings, shards)
     state.wait_for_everyone()  # all processes have checked the folder before one writes
     lock = claim_output(args.output, settings, shard, shards) if state.is_main_process else None

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.writers.format import ImageRecord
+from ..data.writers.label_studio import LabelStudio
 from ..data.writers.labelme import labelme_content
 from ..model.boxes import mask_boxes
 from ..model.cleaning import DUPLICATE_IOU, without_duplicates
@@ -63,8 +65,8 @@ class Result:
     Args:
         image: uint8 `[3, H, W]`.
         task: semantic, instance or panoptic.
-        raw: post-processed result: for semantic segmentation class ids `[H, W]`, else a dict of `segmentation` and
-            `segments_info`.
+        raw: post-processed result: for semantic segmentation class ids `[H, W]`, -1 where there is none; else a dict of
+            `segmentation` and `segments_info`.
         id2label: class names.
         category_ids: the dataset's own id of each class; default: the class ids.
         palette: RGB of each class; default: colours of this package.
@@ -150,6 +152,17 @@ class Result:
         raw = self.raw if self.task == "semantic" else without_duplicates(self.raw, iou)
         return Result(self.image, self.task, raw, self.id2label, self.category_ids, self.palette)
 
+    def only(self, label_ids: list[int]) -> "Result":
+        """The segments of these classes."""
+        if self.task == "semantic":
+            raw: Any = torch.where(torch.isin(self.raw, torch.tensor(label_ids)), self.raw, -1)
+        else:
+            rows, maps = self.raw["segments_info"], self.raw["segmentation"]
+            kept = [index for index, row in enumerate(rows) if row["label_id"] in label_ids]
+            maps = maps[kept] if self.task == "instance" else maps
+            raw = {**self.raw, "segmentation": maps, "segments_info": [rows[index] for index in kept]}
+        return Result(self.image, self.task, raw, self.id2label, self.category_ids, self.palette)
+
     def draw(self, opacity: float = 0.55, legend: bool = True) -> Image.Image:
         """The image with colours, contours, names and scores, see `draw_segmentation`, without duplicates."""
         raw = self.without_duplicates().raw
@@ -209,6 +222,17 @@ class Result:
         """
         segments = ((s.label, s.score, s.mask.numpy(), s.box) for s in self.without_duplicates())
         return labelme_content(segments, image_path, size_of(self.image))
+
+    def to_label_studio(self, image: str) -> dict:
+        """A task of Label Studio with predictions, see `LabelStudio`, without duplicates. Without scores (semantic
+        segmentation), they are 1.0.
+
+        Args:
+            image: address of the image for Label Studio.
+        """
+        rows = [{"score": 1.0, **s.as_dict(), "id": i} for i, s in enumerate(self.without_duplicates(), start=1)]
+        record = ImageRecord(0, image, "", *size_of(self.image), rows)
+        return LabelStudio(Path(), "instance", [], threshold=0.0).task_of(record)
 
     def to_supervision(self):
         """`supervision.Detections`, with class names in `data["class_name"]`.

@@ -45,8 +45,8 @@ def segments_of(result) -> list[tuple[dict, Tensor]]:
     """The segments of a post-processed result, each with its mask.
 
     Args:
-        result: semantic: class ids, `[H, W]`; instance or panoptic: a dict of `segmentation`, ids `[H, W]` or masks
-            `[n, H, W]`, and `segments_info`.
+        result: semantic: class ids, `[H, W]`, -1 where there is none; instance or panoptic: a dict of `segmentation`,
+            ids `[H, W]` or masks `[n, H, W]`, and `segments_info`.
 
     Returns:
         for each segment its row of `segments_info` (semantic: `label_id` alone) and its mask, bool `[H, W]`.
@@ -54,7 +54,7 @@ def segments_of(result) -> list[tuple[dict, Tensor]]:
     rows = result.get("segments_info") if isinstance(result, Mapping) else None
     maps = torch.as_tensor(result["segmentation"] if isinstance(result, Mapping) else np.asarray(result))
     if rows is None:
-        return [({"label_id": label}, maps == label) for label in count_ids(maps)]
+        return [({"label_id": label}, maps == label) for label in count_ids(maps) if label >= 0]
     masks = maps.bool() if maps.ndim == 3 else (maps == row["id"] for row in rows)
     return list(zip(rows, masks, strict=True))
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..inference.arguments import POLYGONS, TOOLS, check_polygons
 from ..utils.arguments import CheckedArguments, argument, option
 
 
@@ -20,9 +21,12 @@ class RefinementArguments(CheckedArguments):
     boxes_only: bool = option(False, "Refine from the boxes, also where there are masks.")
     min_pixels: int = option(0, "Remove parts and fill holes of fewer pixels; 0: neither.", within="[0, inf)")
     overlays: bool = option(False, "Also write pictures before and after.")
-    formats: list[str] = option(
-        [], "Also write files for these annotation tools.", choices=("cvat", "labelme", "label_studio", "yolo")
-    )
+    formats: list[str] = option([], "Also write files for these annotation tools.", choices=TOOLS)
+    polygons: float | None = option(None, POLYGONS, within="[0, inf)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_polygons(self.polygons, self.formats)
 
 
 @dataclass
@@ -34,3 +38,9 @@ class AuditArguments(CheckedArguments):
     output: Path = argument("output", "new folder")
     min_suspicion: float = option(0.2, "Leave out findings below this suspicion.", within="[0, 1]")
     num_pictures: int = option(60, "Number of findings drawn on the page.", within="[0, 10000]")
+    formats: list[str] = option(["cvat"], "Annotation tools that get the suggestions.", choices=TOOLS)
+    polygons: float | None = option(None, POLYGONS, within="[0, inf)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_polygons(self.polygons, self.formats)

@@ -1,24 +1,23 @@
 """`mpformer audit`: rank the annotations of a split, and write the page and the suggestions."""
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
 
 from ..data.arguments import DataArguments
 from ..data.census import log_census
-from ..data.coco_masks import decode_segmentation
+from ..data.coco_masks import decode_all
 from ..data.dataset import SegmentationDataset
 from ..data.labels import check_classes
 from ..data.opening import open_dataset
-from ..data.writers.coco import Cvat
-from ..data.writers.format import Category, ImageRecord
+from ..data.writers.format import Category, ImageRecord, describe_segments
+from ..data.writers.registry import make_writers
 from ..evaluation.task_metrics import number
 from ..inference.arguments import InferenceOptions, LoadingArguments
 from ..inference.loading import with_task
 from ..inference.predictor import Predictor
-from ..model.boxes import mask_boxes
 from ..utils.files import check_new_folder, write_json, write_new_folder
 from ..utils.progress import progress
 from .arguments import AuditArguments
@@ -60,7 +59,7 @@ def audit(loading: LoadingArguments, data: DataArguments, args: AuditArguments) 
     title = f"Audit of {Path(data.dataset_name).name}, {data.eval_split}, by {Path(loading.model).name}"
     with write_new_folder(output) as temporary:
         write_json(findings, temporary / "audit.json", indent=None)
-        write_suggestions(findings, split, temporary)
+        write_suggestions(findings, split, temporary, args)
         write_audit_page(temporary / "index.html", title, findings, counts, pictures, split.labels)
     kinds = Counter(finding["kind"] for finding in findings)
     print(", ".join(f"{kind}: {kinds[kind]}" for kind in KINDS), f"in {number(counts.total(), 'annotation')}")
@@ -79,29 +78,30 @@ def auditing_predictor(loading: LoadingArguments) -> Predictor:
     return predictor
 
 
-def write_suggestions(findings: list[dict], split: SegmentationDataset, output: Path) -> None:
-    """Write the suggestions as annotations that CVAT imports."""
-    records: dict[int, ImageRecord] = {}
+def write_suggestions(findings: list[dict], split: SegmentationDataset, output: Path, args: AuditArguments) -> None:
+    """Write the suggestions as annotations that tools import, with the suspicion as score."""
+    id2label = split.labels.id2label
+    categories = [Category(label, name, True) for label, name in id2label.items()]
+    writers = make_writers(args.formats, output, "instance", categories, polygons=args.polygons)
+    by_image = defaultdict(list)
     for finding in findings:
-        size, row = finding["segmentation"]["size"], finding["row"]
+        by_image[finding["row"]].append(finding)
+    records = []
+    for row in sorted(by_image):
+        found = by_image[row]
+        masks = decode_all([finding["segmentation"] for finding in found], *found[0]["segmentation"]["size"])
+        rows = [
+            {"id": number, "label_id": finding["suggested_label_id"], "score": finding["suspicion"]}
+            for number, finding in enumerate(found, start=1)
+        ]
+        result = {"segmentation": torch.from_numpy(masks), "segments_info": rows}
+        segments = describe_segments(result, "instance", id2label, mark_duplicates=False)
+        for segment, finding in zip(segments, found, strict=True):
+            told = {"finding": finding["kind"], "suspicion": finding["suspicion"], "annotated": finding["label"] or ""}
+            segment["attributes"] = told
         image_id, file_name, name = split.identity(row)
-        record = records.setdefault(row, ImageRecord(image_id, file_name, name, *size))
-        mask = decode_segmentation(finding["segmentation"], *size)
-        x0, y0, x1, y1 = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
-        attributes = {
-            "finding": finding["kind"],
-            "suspicion": finding["suspicion"],
-            "annotated": finding["label"] or "",
-        }
-        record.segments.append(
-            {
-                "label_id": finding["suggested_label_id"],
-                "score": finding["suspicion"],
-                "area": int(mask.sum()),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "segmentation": finding["segmentation"],
-                "attributes": attributes,
-            }
-        )
-    categories = [Category(label, name, True) for label, name in split.labels.id2label.items()]
-    Cvat(output, "instance", categories, 0.0).finish([records[row] for row in sorted(records)])
+        records.append(ImageRecord(image_id, file_name, name, masks.shape[1], masks.shape[2], segments))
+        for writer in writers:
+            writer.write(records[-1], result)
+    for writer in writers:
+        writer.finish(records)

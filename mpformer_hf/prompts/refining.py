@@ -18,7 +18,7 @@ from ..data.layouts.finding import FileFinder
 from ..data.layouts.yolo_boxes import read_class_names, read_yolo_boxes
 from ..data.result_names import result_names
 from ..data.writers.format import Category, ImageRecord, PredictionFormat, describe_segments
-from ..data.writers.registry import FORMATS
+from ..data.writers.registry import make_writers
 from ..inference.arguments import LoadingArguments
 from ..inference.drawing import draw_segmentation
 from ..inference.loading import fingerprint
@@ -154,17 +154,16 @@ def read_sized_image(file: Path, row: dict) -> torch.Tensor:
     return image
 
 
-def make_writers(content: dict, args: RefinementArguments) -> list[PredictionFormat]:
+def tool_writers(content: dict, args: RefinementArguments) -> list[PredictionFormat]:
     """Writers of the formats for annotation tools. A class label is its index in `categories`, or its number in YOLO's
     files."""
-    names, formats = names_of_labels(content, args), dict.fromkeys(args.formats)
-    formats |= {"yolo": None} if args.annotations.is_dir() else {}
-    categories = [Category(label, name, True) for label, name in names.items()]
-    return [FORMATS[name](args.output, "instance", categories, 0.0) for name in formats]
+    formats = dict.fromkeys((*args.formats, *(("yolo",) if args.annotations.is_dir() else ())))
+    categories = [Category(label, name, True) for label, name in names_of_labels(content, args).items()]
+    return make_writers(list(formats), args.output, "instance", categories, polygons=args.polygons)
 
 
 def names_of_labels(content: dict, args: RefinementArguments) -> dict[int, str]:
-    """Names of the classes by label, see `make_writers`; numbers of YOLO that have no name get one.
+    """Names of the classes by label, see `tool_writers`; numbers of YOLO that have no name get one.
 
     Raises:
         ValueError: a number is too large.
@@ -187,7 +186,7 @@ def write_formats(
         content: of the COCO file, with refined annotations.
         photos: of its images.
         args: of the command.
-        writers: see `make_writers`.
+        writers: see `tool_writers`.
         refined: fields of refined annotations by id.
         left_out: ids of images that could not be read, or are not of the size in the file.
 
@@ -277,7 +276,7 @@ def refine(loading: LoadingArguments, args: RefinementArguments) -> None:
         print(f"note: {note}", file=sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     content = read_annotations(args.annotations, args.images, predictor.model.config.id2label)
-    writers = make_writers(content, args)
+    writers = tool_writers(content, args)
     finder = FileFinder(args.images, args.images / args.annotations.name)
     photos = [finder.find(row["file_name"], is_map=False) for row in content["images"]]
     for photo in photos:

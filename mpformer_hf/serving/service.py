@@ -226,9 +226,12 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
             float | None, Query(gt=0, le=1, description="IoU from which on an instance is a duplicate.")
         ] = None,
         min_pixels: Annotated[int | None, Query(ge=0, description="Remove parts, fill holes of fewer pixels.")] = None,
+        label: Annotated[list[str] | None, Query(description="Only this class; may be repeated.")] = None,
     ) -> Response:
         """Segment an image."""
-        check_query(request, "format", "task", "threshold", "nms", "min_pixels")
+        check_query(request, "format", "task", "threshold", "nms", "min_pixels", "label")
+        if unknown := [name for name in label or () if name not in ids]:
+            raise HTTPException(422, f"label: the model has no class {unknown[0]!r}")
         chosen = task or predictor.task
         try:
             check_cleaning(chosen, nms, min_pixels or 0)
@@ -244,6 +247,8 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
             return chosen, asked, read_added(text, pixels, ids) if text else None
 
         result = await compute(request, "added", make_options)
+        if label:
+            result = result.only([ids[name] for name in label])
         return await asyncio.to_thread(to_response, format, result)
 
     @app.post("/refine", responses=RESPONSES, openapi_extra=body_of({"prompts": PROMPTS}, required=True))

@@ -21,9 +21,10 @@ from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.data.arguments import DataArguments
 from mpformer_hf.data.coco_masks import decode_segmentation
 from mpformer_hf.data.opening import open_dataset
+from mpformer_hf.data.result_names import result_names
 from mpformer_hf.data.writers.ade20k import Ade20k
 from mpformer_hf.data.writers.cityscapes import Cityscapes
-from mpformer_hf.data.writers.format import Category, ImageRecord
+from mpformer_hf.data.writers.format import Category, ImageRecord, describe_segments
 from mpformer_hf.data.writers.registry import FORMATS
 from mpformer_hf.data.writers.yolo import Yolo
 from mpformer_hf.evaluation import evaluator
@@ -427,13 +428,33 @@ def brush_mask(numbers: list[int], shape: tuple[int, int]) -> np.ndarray:
     return np.array(values).reshape(*shape, 4)[..., 3] > 0
 
 
+def test_labels_lie_where_tools_look_for_them(tmp_path, caplog):
+    """By the path of the image; of two images with one path without suffix, at the top and with the whole path."""
+    files = ["day 1/a.jpg", "day 2/a.jpg", "b.jpg", "b.png"]
+    records = [
+        ImageRecord(i, file, name, 4, 6) for i, (file, name) in enumerate(zip(files, result_names(files), strict=True))
+    ]
+    result = {"segmentation": torch.ones(1, 4, 6), "segments_info": [{"id": 1, "label_id": 0, "score": 1.0}]}
+    for name, suffix in (("labelme", ".json"), ("yolo", ".txt")):
+        writer = FORMATS[name](tmp_path, "instance", [Category(1, "cat", True)], 0.5)
+        for record in records:
+            record.segments = describe_segments(result, "instance", {0: "cat"})
+            writer.write(record, result)
+        [folder] = writer.finish(records)
+        found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+        assert found == [f"{stem}{suffix}" for stem in ("b.jpg", "b.png", "day 1/a", "day 2/a")]
+        assert f"2 files of {name} are not named as their images" in caplog.text
+    paths = [read_json(file)["imagePath"] for file in sorted((tmp_path / "labelme").rglob("*.json"))]
+    assert paths == ["b.jpg", "b.png", "a.jpg", "a.jpg"]
+
+
 def test_instances_in_the_forms_of_annotation_tools(tmp_path):
     """Each tool gets the instances above the threshold, without duplicates, pixel by pixel; polygons within 1 pixel."""
     torch.manual_seed(0)
     saved = saved_model(tmp_path / "model", ["cat", "dog", "cow", "pig"], task="instance")
     official_folders.save_photo(tmp_path / "photos" / "a.png")
-    argv = [str(saved), str(tmp_path / "photos"), str(tmp_path / "out"), "--threshold", "0", "--polygons", "1"]
-    predict.main([*argv, "--formats", "labelme", "label_studio", "cvat", "yolo"])
+    argv = [str(saved), str(tmp_path / "photos"), str(tmp_path / "out"), "--threshold", "0"]
+    predict.main([*argv, "--formats", "labelme", "label_studio", "yolo"])
     out = tmp_path / "out"
     rows = read_json(out / "results" / "a.json")["segments"]
     kept = [row for row in rows if not row["duplicate"] and row["area"]]
@@ -456,17 +477,56 @@ def test_instances_in_the_forms_of_annotation_tools(tmp_path):
     layers = segments.map.view(-1, 48, 64)
     masks = [(dataset.labels.names[label], (layers == i).any(0).numpy()) for i, label in segments.classes.items()]
     assert sorted((name, mask.tobytes()) for name, mask in masks if mask.any()) == expected
-    content = read_json(out / "annotations" / "instances_default.json")
+    argv = [*argv[:2], str(tmp_path / "polygons"), "--threshold", "0", "--polygons", "1"]
+    predict.main([*argv, "--formats", "cvat"])
+    file = tmp_path / "polygons" / "annotations" / "instances_default.json"
+    content = read_json(file)
     assert len((out / "labels" / "a.txt").read_text().splitlines()) == len(kept)
-    coco = COCO(str(out / "annotations" / "instances_default.json"))
+    coco = COCO(str(file))
     by_id = {row["id"]: row["name"] for row in content["categories"]}
     for row, original in zip([r for r in content["annotations"] if r["area"]], kept, strict=True):
         assert isinstance(row["segmentation"], list) and by_id[row["category_id"]] == original["label"] and row["bbox"]
         mask, truth = coco.annToMask(row) > 0, decode_segmentation(original["segmentation"], 48, 64)
         near = binary_dilation(truth, iterations=2), ~binary_dilation(~binary_fill_holes(truth), iterations=2)
         assert not (mask & ~binary_fill_holes(near[0])).any() and not (near[1] & ~mask).any()
-    with pytest.raises(SystemExit, match="polygons is for the format cvat"):
+    with pytest.raises(SystemExit, match="polygons is for the formats cvat and label_studio"):
         mpformer(["predict", *argv, "--formats", "coco"])
+
+
+def test_polygons_of_label_studio_are_the_masks(tmp_path):
+    """Read by our reader, each part is an object; together they are the mask without holes, within a pixel."""
+    torch.manual_seed(0)
+    saved = saved_model(tmp_path / "model", ["cat"], task="instance")
+    official_folders.save_photo(tmp_path / "photos" / "a.png")
+    argv = [
+        saved,
+        tmp_path / "photos",
+        tmp_path / "out",
+        "--threshold",
+        "0",
+        "--formats",
+        "label_studio",
+        "--polygons",
+        "1",
+    ]
+    mpformer(["predict", *map(str, argv)])
+    [task] = read_json(tmp_path / "out" / "label_studio.json")
+    rows = [
+        r for r in read_json(tmp_path / "out" / "results" / "a.json")["segments"] if not r["duplicate"] and r["area"]
+    ]
+    regions = task["predictions"][0]["result"]
+    assert rows and {r["type"] for r in regions} == {"polygonlabels"} and regions[0]["value"]["closed"] is True
+    shutil.copytree(tmp_path / "photos", tmp_path / "read")
+    for row in rows:
+        own = [r for r in regions if r["id"].partition("-")[0] == str(row["id"])]
+        accepted = [{**task, "annotations": [{"result": own}]}]
+        (tmp_path / "read" / "export.json").write_text(json.dumps(accepted))
+        _, segments = opened(tmp_path / "read", "instance")[0]
+        mask = (segments.map.view(-1, 48, 64) > 0).any(0).numpy()
+        truth = binary_fill_holes(decode_segmentation(row["segmentation"], 48, 64))
+        assert len(segments.classes) == len(own)
+        assert not (mask & ~binary_dilation(truth, iterations=2)).any()
+        assert not (~binary_dilation(~truth, iterations=2) & ~mask).any()
 
 
 def test_writers_that_do_not_fit(model, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.cli.main import main as mpformer
 from mpformer_hf.inference.loading import load_model
+from tests.browser import check_page
 from tests.official_folders import mask_images
 from tests.tiny import tiny_model
 
@@ -54,6 +55,7 @@ def test_the_table_and_the_page(models, capsys):
     assert len(shares) == 1 and shares[0] / 100 >= (1 - rows[1]["equal_pixels"]) / 3 - 1e-4, "that which differs most"
     assert text.count("data:image/jpeg;base64,") == 5, "truth and four models"
     assert "one.pt2 (torch.export)" in capsys.readouterr().out
+    check_page(models / "page.html")
 
 
 def test_photos_without_labels(models, tmp_path):

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from tests.browser import CHROMIUM, started_browser
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 WEB = ROOT / "outputs" / "web" / "node_modules" / "onnxruntime-web" / "dist"  # where .ci/run installs it
 WEB_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LINE = re.compile(r"^(.+?)(?:\t([\d.]*)\t| ([\d.]+), |, )([\d.]+)% of the image$", re.MULTILINE)
 
 
@@ -66,7 +67,7 @@ def run_page(file: Path, photo: Path) -> list | None:
     """None without Chromium or onnxruntime-web."""
     if CHROMIUM is None or not WEB.is_dir() or find_spec("playwright") is None:
         return None
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     with tempfile.TemporaryDirectory() as folder:
         for name in WEB_FILES:
@@ -75,15 +76,13 @@ def run_page(file: Path, photo: Path) -> list | None:
         shutil.copy(file, Path(folder) / "model.onnx")
         server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=folder))
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        with started_browser() as browser:
             page = browser.new_page()
             page.goto(f"http://127.0.0.1:{server.server_address[1]}/browser.html")
             page.locator("#photo:enabled").set_input_files(photo, timeout=60_000)
             expect(page.locator("#status")).to_have_text(re.compile(r"^(Segments|Nothing|Error)"), timeout=60_000)
             assert page.locator("#canvas").is_visible(), page.locator("#status").inner_text()
             text = page.locator("#segments").inner_text()
-            browser.close()
         server.shutdown()
         server.server_close()
     return rows_of(text)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from mpformer_hf.data.layouts.label_studio import decode_brush
 from mpformer_hf.inference.drawing import draw_segmentation
 from mpformer_hf.inference.result import Result
 from mpformer_hf.model.images import to_image_tensor
@@ -86,6 +87,22 @@ def test_labelme_json():
         mask[y0 : y1 + 1, x0 : x1 + 1] = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
         assert np.array_equal(mask, segment.mask.numpy()) and shape["label"] == segment.label
     assert (content["imageHeight"], content["imageWidth"], content["imagePath"]) == (12, 16, "photo.jpg")
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_some_classes_only_and_label_studio(task):
+    result = make_result(task)
+    [kept] = {segment.label_id for segment in result if segment.label == "dot"}
+    only = result.only([kept])
+    assert [s.as_dict() for s in only] == [s.as_dict() for s in result if s.label_id == kept] != []
+    assert set(only.label_map.unique().tolist()) == {-1, kept}
+    assert len(only.only([])) == 0 and (only.only([]).label_map == -1).all()
+    task_of_tool = result.to_label_studio("/data/photo.jpg")
+    regions = task_of_tool["predictions"][0]["result"]
+    assert task_of_tool["data"] == {"image": "/data/photo.jpg"} and len(regions) == len(result.without_duplicates())
+    for region, segment in zip(regions, result.without_duplicates(), strict=True):
+        mask = decode_brush(region["value"]["rle"], 12, 16)
+        assert np.array_equal(mask, segment.mask.numpy()) and region["value"]["brushlabels"] == [segment.label]
 
 
 def test_the_result_of_the_pipeline_is_drawn_alike():

@@ -13,6 +13,7 @@ from mpformer_hf.data.segments import ObjectMask, Segments, from_objects
 from mpformer_hf.prompts.audit import audit_image, predicted_objects
 from mpformer_hf.prompts.audit_page import choose_drawn
 from tests import datasets_on_disk as make
+from tests.browser import check_page
 from tests.tiny import tiny_model
 
 SIZE = (40, 60)
@@ -143,7 +144,8 @@ def test_pictures_are_of_all_kinds_and_the_first_ones():
 def test_the_command_writes_page_json_and_suggestions(saved, tmp_path):
     flags = ["--dataset_name", str(saved / "shapes"), "--task", "panoptic", "--eval_split", "train"]
     flags += ["--model", str(saved / "model"), "--min_suspicion", "0.0", "--num_pictures", "7"]
-    mpformer(["audit", *flags, "--output", str(tmp_path / "out")])
+    tools = ["--formats", "cvat", "labelme", "label_studio", "--polygons", "1"]
+    mpformer(["audit", *flags, "--output", str(tmp_path / "out"), *tools])
     findings = json.loads((tmp_path / "out" / "audit.json").read_text())
     values = [finding["suspicion"] for finding in findings]
     assert values == sorted(values, reverse=True) and len(findings) > 7
@@ -151,8 +153,18 @@ def test_the_command_writes_page_json_and_suggestions(saved, tmp_path):
     content = read_coco_json(tmp_path / "out" / "annotations" / "instances_default.json")
     assert len(content["annotations"]) == len(findings)
     assert {row["attributes"]["finding"] for row in content["annotations"]} == {f["kind"] for f in findings}
+    assert all(isinstance(row["segmentation"], list) for row in content["annotations"])
+    shapes = [json.loads(file.read_text())["shapes"] for file in (tmp_path / "out" / "labelme").rglob("*.json")]
+    assert sum(map(len, shapes)) == len(findings)
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    regions = [row for task in tasks for row in task["predictions"][0]["result"]]
+    assert len(tasks) == len(shapes) and {row["id"].count("-") for row in regions if "-" in row["id"]} <= {1}
+    assert len(
+        {(t["data"]["image"], r["id"].split("-")[0]) for t in tasks for r in t["predictions"][0]["result"]}
+    ) == len(findings)
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<figure") == 7 and f"{len(findings)} findings" in page
+    check_page(tmp_path / "out" / "index.html")
     for other, message in (
         (["--output", str(tmp_path / "out")], "is not an empty folder"),
         (["--output", str(tmp_path / "new"), "--task", "semantic"], "task must be instance or panoptic"),

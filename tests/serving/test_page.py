@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 
@@ -12,9 +11,9 @@ import torch
 from PIL import Image
 
 from mpformer_hf import MPFormerImageProcessor
+from tests.browser import CHROMIUM, started_browser
 from tests.tiny import tiny_model
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 expect = playwright.expect
@@ -52,10 +51,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with started_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -191,6 +188,22 @@ def test_downloads_are_those_of_the_service(page, address, photo, tmp_path, name
         assert (tmp_path / "file").read_bytes() == expected.content
     ends = {"overlay": "_overlay.png", "png": "_labels.png", "coco": "_coco.json", "labelme": ".json"}
     assert download.value.suggested_filename == f"photo{ends[form]}"
+
+
+def test_downloads_leave_hidden_classes_out(page, photo):
+    choose(page, photo)
+    classes = page.locator("#classes button")
+    names = classes.all_text_contents()
+    assert len(names) > 1
+    classes.first.click()
+    with page.expect_download(timeout=WAIT) as download:
+        page.get_by_role("button", name="labelme", exact=True).click()
+    shapes = json.loads(download.value.path().read_text())["shapes"]
+    assert shapes and {shape["label"] for shape in shapes} <= set(names[1:])
+    for button in classes.all()[1:]:
+        button.click()
+    page.get_by_role("button", name="COCO", exact=True).click()
+    expect(page.locator("#status.error")).to_have_text("All classes are hidden, so there is nothing to save.")
 
 
 def test_the_segment_under_the_pointer(page, photo):

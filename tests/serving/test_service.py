@@ -181,13 +181,21 @@ def test_answers_in_other_forms(service):
     largest = post(address, photo, params={"min_pixels": str(40 * 60)}).json()["segments"]  # one part each, no hole
     masks = [decode_segmentation(row["segmentation"], 40, 60) for row in largest]
     assert any(row["area"] < 2400 for row in largest) and all(label(mask)[1] == 1 for mask in masks)
-    for task in ("semantic", "panoptic"):
+    for task in ("semantic", "panoptic", "instance"):
         answer = post(address, photo, params={"task": task}).json()
         assert answer["task"] == task and all(row["segmentation"]["counts"] for row in answer["segments"])
+        names = sorted({row["label"] for row in answer["segments"]})
+        some = names[: max(1, len(names) - 1)]
+        only = post(address, photo, params={"task": task, "label": some}).json()["segments"]
+        assert only == [row for row in answer["segments"] if row["label"] in some]
+        others = [f"LABEL_{i}" for i in range(3) if f"LABEL_{i}" not in names]
+        if others:
+            assert post(address, photo, params={"task": task, "label": others}).json()["segments"] == []
     for params, message in (
         ({"threshold": "1.5"}, "threshold: Input should be less than or equal to 1"),
         ({"nms": "0.5", "task": "panoptic"}, "nms has no effect on panoptic segmentation: leave it out."),
-        ({"size": "3"}, "unknown parameter 'size'; known are format, task, threshold, nms, min_pixels"),
+        ({"size": "3"}, "unknown parameter 'size'; known are format, task, threshold, nms, min_pixels, label"),
+        ({"label": "x"}, "label: the model has no class 'x'"),
         ({"format": "x"}, "format: Input should be 'json', 'coco', 'labelme', 'overlay' or 'png'"),
         ({"task": "x"}, "task: Input should be"),
     ):
@@ -289,7 +297,14 @@ def test_figures_and_description(service):
     assert predict["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image"]
     assert refine["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image", "prompts"]
     assert {"408", "413", "422", "500", "503"} <= set(predict["responses"])
-    assert {row["name"] for row in predict["parameters"]} == {"format", "task", "threshold", "nms", "min_pixels"}
+    assert {row["name"] for row in predict["parameters"]} == {
+        "format",
+        "task",
+        "threshold",
+        "nms",
+        "min_pixels",
+        "label",
+    }
 
 
 def test_a_file_of_the_page_and_no_other(service):

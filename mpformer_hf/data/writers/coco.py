@@ -84,7 +84,6 @@ class Cvat(PredictionFormat):
 
     name = "cvat"
     tasks = ("instance",)
-    tolerance: float | None = None  # of polygons, in pixels
 
     def shape_of(self, segment: dict, record: ImageRecord) -> dict:
         """Polygons instead of RLE, if they are asked for."""

@@ -1,5 +1,6 @@
 """What all prediction formats have in common."""
 
+import logging
 from abc import ABC
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from ...model.cleaning import DUPLICATE_IOU, find_duplicates
 from ...model.label_maps import compress_counts, count_ids, encode_part
 from ...model.postprocessing import segments_of
 from ...utils.files import write_atomically
+from ..result_names import path_inside, plain_parts, result_name
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,6 +40,11 @@ class ImageRecord:
     def as_dict(self) -> dict:
         """All fields by name."""
         return asdict(self)
+
+    @property
+    def has_own_path(self) -> bool:
+        """Whether no other image has the same path without suffix."""
+        return self.name == result_name(self.file_name)
 
 
 @dataclass
@@ -66,6 +75,7 @@ class PredictionFormat(ABC):
 
     name: str
     tasks: tuple[str, ...]
+    tolerance: float | None = None  # of polygons, in pixels; None: masks
 
     def __init__(self, folder: Path, task: str, categories: list[Category], threshold: float):
         if task not in self.tasks:
@@ -94,6 +104,20 @@ class PredictionFormat(ABC):
     def file_of(self, record: ImageRecord) -> Path | None:
         """The last file of an image that `write` writes, or None."""
         return None
+
+    def label_file(self, record: ImageRecord, folder: str, suffix: str) -> Path:
+        """A file in the folder, where annotation tools look for it: by the path of the image, with another suffix."""
+        *folders, name = plain_parts(record.file_name)
+        if not record.has_own_path:
+            folders, name = [], f"{record.name}."
+        return path_inside(self.folder, folder, *folders, f"{name.rpartition('.')[0] or name}{suffix}")
+
+    def warn_of_renamed(self, records: list[ImageRecord]) -> None:
+        """Say how many files of labels are not named as their images."""
+        if renamed := sum(not record.has_own_path for record in records):
+            text = "%s: %d files of %s are not named as their images, whose names are not unique; %s"
+            hint = "name the images as these files, or the tool does not find them."
+            logger.warning(text, self.folder, renamed, self.name, hint)
 
 
 def write_png(values: np.ndarray, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Label Studio's tasks with predictions: masks of its brush."""
+"""Label Studio's tasks with predictions: masks of its brush, or polygons."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 from ...utils.files import write_json
 from ..coco_masks import decode_segmentation
 from .format import ImageRecord, PredictionFormat
+from .polygons import mask_polygons
 
 RUN_BITS = 16  # of the length of a run
 CHANNELS = 4  # of the picture that Label Studio stores: RGBA
@@ -42,7 +43,8 @@ def brush_rle(mask: np.ndarray) -> list[int]:
 
 class LabelStudio(PredictionFormat):
     """`label_studio.json`: a task for each image, with the instances above the threshold as brush masks. The project
-    has `<BrushLabels name="label" toName="image">` and `<Image name="image" value="$image">`."""
+    has `<BrushLabels name="label" toName="image">` and `<Image name="image" value="$image">`. If `tolerance` is set,
+    each part of a mask is a polygon without holes, for `<PolygonLabels name="label" toName="image">`."""
 
     name = "label_studio"
     tasks = ("instance",)
@@ -55,13 +57,23 @@ class LabelStudio(PredictionFormat):
     def task_of(self, record: ImageRecord) -> dict:
         """The task of an image."""
         size = {"original_width": record.width, "original_height": record.height, "image_rotation": 0}
-        names = {"from_name": "label", "to_name": "image", "type": "brushlabels"}
-        results = []
+        kind = "brushlabels" if self.tolerance is None else "polygonlabels"
+        names = {"from_name": "label", "to_name": "image", "type": kind}
+        results: list[dict] = []
         for segment, wanted in zip(record.segments, self.is_exported(record.segments), strict=True):
             if wanted:
-                mask = decode_segmentation(segment["segmentation"], record.height, record.width)
-                value = {"format": "rle", "rle": brush_rle(mask), "brushlabels": [segment["label"]]}
-                results.append({"id": f"{segment['id']}", "score": segment["score"], **names, **size, "value": value})
+                for part, value in enumerate(self.values_of(segment, record)):
+                    own = {"id": f"{segment['id']}" + f"-{part}" * (part > 0), "score": segment["score"]}
+                    results.append({**own, **names, **size, "value": {**value, kind: [segment["label"]]}})
         score = min((row["score"] for row in results), default=0.0)
         prediction = {"model_version": "mpformer", "score": score, "result": results}
         return {"data": {"image": record.file_name}, "predictions": [prediction]}
+
+    def values_of(self, segment: dict, record: ImageRecord) -> list[dict]:
+        """The mask of a segment, or its polygons, whose coordinates are percents of the sides."""
+        mask = decode_segmentation(segment["segmentation"], record.height, record.width)
+        if self.tolerance is None:
+            return [{"format": "rle", "rle": brush_rle(mask)}]
+        percent = 100 / np.array([record.width, record.height])
+        polygons = [np.reshape(polygon, (-1, 2)) for polygon in mask_polygons(mask, self.tolerance)]
+        return [{"points": (polygon * percent).tolist(), "closed": True} for polygon in polygons]

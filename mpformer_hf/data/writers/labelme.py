@@ -11,7 +11,7 @@ from PIL import Image
 from ...model.boxes import mask_boxes
 from ...model.postprocessing import segments_of
 from ...utils.files import write_json
-from ..result_names import path_inside
+from ..result_names import plain_parts
 from .format import ImageRecord, PredictionFormat
 
 
@@ -40,13 +40,14 @@ def labelme_content(
 
 
 class Labelme(PredictionFormat):
-    """`labelme/NAME.json` with a mask for each instance above the threshold; labelme expects the images beside them."""
+    """`labelme/PATH.json`, by the path of the image, with a mask for each instance above the threshold; labelme expects
+    the images beside them."""
 
     name = "labelme"
     tasks = ("instance",)
 
     def file_of(self, record: ImageRecord) -> Path:
-        return path_inside(self.folder, "labelme", f"{record.name}.json")
+        return self.label_file(record, "labelme", ".json")
 
     def write(self, record: ImageRecord, result: dict) -> None:
         wanted = self.is_exported(record.segments)
@@ -56,8 +57,10 @@ class Labelme(PredictionFormat):
             (self.categories[row["label_id"]].name, row["score"], mask.numpy(), tuple(box))
             for (row, mask), box in zip(found, boxes, strict=True)
         )
-        content = labelme_content(segments, record.file_name, (record.height, record.width))
+        path = plain_parts(record.file_name)[-1] if record.has_own_path else record.file_name
+        content = labelme_content(segments, path, (record.height, record.width))
         write_json(content, self.file_of(record), indent=None)
 
     def finish(self, records: list[ImageRecord]) -> list[Path]:
+        self.warn_of_renamed(records)
         return [self.folder / "labelme"]

@@ -1,17 +1,13 @@
 """Labels of YOLO segmentation: polygons relative to the image."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from ...utils.files import write_text
-from ..result_names import path_inside, plain_parts, result_name
 from .format import Category, ImageRecord, PredictionFormat
 from .polygons import mask_outlines, require_polygons
-
-logger = logging.getLogger(__name__)
 
 
 class Yolo(PredictionFormat):
@@ -31,11 +27,7 @@ class Yolo(PredictionFormat):
         require_polygons()
 
     def file_of(self, record: ImageRecord) -> Path:
-        """As tools find it: the path of the image with the suffix `.txt`, if that is of one image only."""
-        *folders, name = plain_parts(record.file_name)
-        if record.name != result_name(record.file_name):
-            folders, name = [], f"{record.name}."
-        return path_inside(self.folder, "labels", *folders, f"{name.rpartition('.')[0] or name}.txt")
+        return self.label_file(record, "labels", ".txt")
 
     def write(self, record: ImageRecord, result: dict) -> None:
         lines = []
@@ -47,10 +39,7 @@ class Yolo(PredictionFormat):
         write_text("".join(lines), self.file_of(record))
 
     def finish(self, records: list[ImageRecord]) -> list[Path]:
-        renamed = sum(record.name != result_name(record.file_name) for record in records)
-        if renamed:
-            text = "%s: %d labels are not named as their images, whose names are not unique; %s"
-            logger.warning(text, self.folder, renamed, "name the images as the labels, or YOLO does not find them.")
+        self.warn_of_renamed(records)
         names = {i: category.name for i, category in enumerate(self.categories)}
         content = {"path": ".", "train": "images", "val": "images", "names": names}
         write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), self.folder / "data.yaml")

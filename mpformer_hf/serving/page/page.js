@@ -369,6 +369,11 @@ async function send() {
 async function download(button) {
   const query = new URLSearchParams({ format: button.dataset.form });
   if (!get("threshold").parentElement.hidden) query.set("threshold", get("threshold").value);
+  if (hidden.size) {
+    const shown = new Set(segments.map((segment) => segment.label).filter((label) => !hidden.has(label)));
+    if (!shown.size) return say("All classes are hidden, so there is nothing to save.", true);
+    for (const label of shown) query.append("label", label);
+  }
   try {
     const form = new FormData(), added = segments.filter((segment) => segment.refined);
     form.append("image", photo.file);
