@@ -88,12 +88,14 @@ class MPFormerCriterion(nn.Module):
             matching = [p.select(slice(num_pilot, None)) for p in predictions]
             assignments = self.matcher(matching, mask_features, targets, truth, generator)
             pilot_groups = 0 if pilot is None else pilot.groups
-            num_targets, class_norm, pilot_norm = self.normalisers(matching[0], targets, pilot_groups)
+            num_targets, pilot_norm, *class_norms = self.normalisers(matching[0], targets, pilot_groups, assignments)
             suffixes = [f"_{index}" for index in range(len(predictions) - 1)] + [""]
             weights = {"cross_entropy": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
             loss_groups = [
                 LossGroup(suffix, prediction, assignment, config.num_labels, class_norm, num_targets, weights)
-                for suffix, prediction, assignment in zip(suffixes, matching, assignments, strict=True)
+                for suffix, prediction, assignment, class_norm in zip(
+                    suffixes, matching, assignments, class_norms, strict=True
+                )
             ]
             if pilot is not None:
                 fixed = Assignment(pilot.batch_index, pilot.slot, pilot.target, pilot.counts)
@@ -169,23 +171,30 @@ class MPFormerCriterion(nn.Module):
         zero = loss_groups[0].mask_norm.new_zeros(())
         return torch.stack([sums.get(index, zero) for index in range(len(loss_groups))])
 
-    def normalisers(self, prediction: Prediction, targets: Targets, pilot_groups: int) -> Tensor:
-        """Denominators of the losses, averaged over all processes: number of targets; sum of the class weights of the
-        matching queries; number of pilot queries.
+    def normalisers(
+        self, prediction: Prediction, targets: Targets, pilot_groups: int, assignments: list[Assignment]
+    ) -> Tensor:
+        """Denominators of the losses, averaged over all processes: number of targets; number of pilot queries; for each
+        prediction the sum of the class weights of the matching queries. One all-reduce per step is enough, and n
+        processes have the loss of one process with all their images.
 
-        They are known before matching, since in every prediction min(targets, queries) queries of an image are matched.
-        So one all-reduce per step is enough, and n processes have the loss of one process with all their images.
+        In every prediction, min(targets, queries) queries of an image are matched; the others have `no_object_weight`,
+        times the weight that incomplete labels leave them.
 
         Returns:
-            float32 `[3]`.
+            float32 `[2 + predictions]`.
         """
         batch, queries = prediction.class_logits.shape[:2]
         total = sum(targets.counts)
         matched = sum(min(count, queries) for count in targets.counts)
         weight = matched + self.config.no_object_weight * (batch * queries - matched)
-        floor = torch.tensor([1.0, torch.finfo(torch.float32).tiny, 1.0])
-        values = torch.tensor([total, weight, total * pilot_groups], dtype=torch.float32)
+        floor = torch.tensor([1.0, 1.0] + [torch.finfo(torch.float32).tiny] * len(assignments))
+        values = torch.tensor([total, total * pilot_groups] + [weight] * len(assignments), dtype=torch.float32)
         norms, floor = to_device(torch.stack((values, floor)), prediction.class_logits.device)
+        for index, assignment in enumerate(assignments, start=2):
+            if (factors := assignment.unmatched_weights) is not None:
+                lost = (1 - factors).index_put((assignment.batch_index, assignment.query), factors.new_zeros(()))
+                norms[index] -= self.config.no_object_weight * lost.sum()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norms)
             norms = norms / torch.distributed.get_world_size()

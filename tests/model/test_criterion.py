@@ -252,7 +252,9 @@ def test_a_step_has_one_collective(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: reduced.append(tensor.shape))
     output = model(pixel_values=torch.randn(2, 3, 64, 96), mask_labels=masks, class_labels=labels)
-    assert len(output.loss_dict) == 6 * model.config.decoder_layers and reduced == [torch.Size([3])]
+    assert len(output.loss_dict) == 6 * model.config.decoder_layers and reduced == [
+        torch.Size([2 + model.config.decoder_layers])
+    ]
 
 
 def test_ground_truth_stays_in_bytes():
