@@ -7,7 +7,8 @@
 //
 // Photos are binary PPM files of 8 bits (`magick photo.jpg -auto-orient -depth 8 photo.ppm`). Prints what was found.
 // Each pixel of segments.pgm is the number of its printed line (0: none; 255: line 255 or later), at the size of the
-// model's input. A model that was exported at one size gets photos that are stretched to it.
+// model's input. Photos get the size of the model's image processor, and are stretched to the next multiples of 32, or
+// to the one size that the model was exported at.
 
 #include <algorithm>
 #include <cmath>
@@ -65,7 +66,7 @@ Settings read_settings(const std::string& file) {
         const auto pair = read_fields(field->second);
         if (pair.count(1) && pair.count(2)) settings[pair.find(1)->second] = pair.find(2)->second;
     }
-    for (const char* name : {"labels", "task", "threshold", "size", "do_resize", "resample"}) {
+    for (const char* name : {"labels", "task", "threshold", "size", "do_resize", "resample", "multiple", "smallest_side"}) {
         if (!settings.count(name)) throw std::runtime_error(file + " is damaged, or was not made by mpformer export");
     }
     return settings;
@@ -98,18 +99,21 @@ std::vector<std::string> texts_of(const std::string& json) {
     return texts;
 }
 
-// Height and width of the model's input for a photo: the processor's size, rounded to multiples of 32.
+// Height and width of the model's input for a photo: the processor's size, rounded up to multiples of 32.
 std::pair<size_t, size_t> input_size(const ov::PartialShape& shape, const Settings& settings, double height, double width) {
     if (shape[2].is_static()) return {shape[2].get_length(), shape[3].get_length()};
     const std::string size = settings.at("size");
     if (settings.at("do_resize") == "true") {
-        const double none = std::numeric_limits<double>::infinity();
+        const double none = std::numeric_limits<double>::infinity(), low = std::min(height, width), high = std::max(height, width);
         const double shortest = number_of(size, "shortest_edge", none), longest = number_of(size, "longest_edge", none);
-        const double scale = std::min(shortest / std::min(height, width), longest / std::max(height, width));
-        height = number_of(size, "height", height * scale);
-        width = number_of(size, "width", width * scale);
+        const double exact = std::min(shortest, longest * low / high), side = std::nearbyint(exact);
+        const double other = side == low ? high : std::floor(exact * high / low);
+        const bool is_tall = width < height;
+        height = number_of(size, "height", is_tall ? other : side);
+        width = number_of(size, "width", is_tall ? side : other);
     }
-    const auto rounded = [](double side) { return size_t(std::max(2.0, std::nearbyint(side / 32)) * 32); };
+    const double multiple = std::stod(settings.at("multiple")), smallest = std::stod(settings.at("smallest_side"));
+    const auto rounded = [=](double side) { return size_t(std::max(smallest, std::ceil(side / multiple) * multiple)); };
     return {rounded(height), rounded(width)};
 }
 

@@ -3,10 +3,12 @@
 mpformer export MODEL model.onnx --with_postprocessing
 python segment.py model.onnx photo.jpg
 
-A model that was exported at one size gets photos that are stretched to it.
+Photos get the size of the model's image processor, and are stretched to the next multiples of 32, or to the one size
+that the model was exported at.
 """
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -19,7 +21,7 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 metadata = session.get_modelmeta().custom_metadata_map
 if "labels" not in metadata or session.get_inputs()[0].name != "image":
     sys.exit(f"{sys.argv[1]} must be made by mpformer export --with_postprocessing")
-names = ("labels", "task", "threshold", "size", "do_resize", "resample")
+names = ("labels", "task", "threshold", "size", "do_resize", "resample", "multiple", "smallest_side")
 settings = {name: json.loads(metadata[name]) for name in names}
 image = ImageOps.exif_transpose(Image.open(sys.argv[2]))
 if image.mode.startswith("I;16"):  # grey of 16 bits: the upper 8 are used
@@ -29,14 +31,15 @@ if image.mode in ("I", "F"):
 image = image.convert("RGB")
 height, width = session.get_inputs()[0].shape[2:]  # numbers, or names of dynamic sides
 if isinstance(height, str):
-    size, sides = settings["size"], image.size
+    size, sides, multiple = settings["size"], image.size, settings["multiple"]
     if "height" in size and settings["do_resize"]:
         sides = size["width"], size["height"]
     elif settings["do_resize"]:
-        shortest, longest = size.get("shortest_edge", float("inf")), size.get("longest_edge", float("inf"))
-        scale = min(shortest / min(sides), longest / max(sides))
-        sides = tuple(side * scale for side in sides)
-    width, height = (max(2, round(side / 32)) * 32 for side in sides)
+        low, high = sorted(sides)
+        short = min(size["shortest_edge"], size.get("longest_edge", math.inf) * low / high)
+        short, long = (low, high) if round(short) == low else (round(short), int(short * high / low))
+        sides = (short, long) if sides[0] < sides[1] else (long, short)
+    width, height = (max(settings["smallest_side"], math.ceil(side / multiple) * multiple) for side in sides)
 pixels = np.asarray(image.resize((width, height), settings["resample"])).transpose(2, 0, 1)[None]
 names = [output.name for output in session.get_outputs()]
 results = {name: value[0] for name, value in zip(names, session.run(names, {"image": pixels}), strict=True)}

@@ -1,6 +1,6 @@
 """Export the inference model for use without transformers. The end of the file's name decides what it is for.
 
-mpformer export outputs/yours model.onnx                         # onnxruntime, OpenVINO, TensorRT, browsers
+mpformer export outputs/yours model.onnx --photos photos/        # onnxruntime, OpenVINO, TensorRT, browsers
 mpformer export outputs/yours model.onnx --with_postprocessing
 mpformer export outputs/yours model_int8.onnx --precision int8 --photos photos/
 mpformer export outputs/yours model.pt2 --height 512 --width 1024     # torch.export
@@ -20,15 +20,20 @@ In .onnx and .pt2 files the batch size is dynamic. Image sides may be any multip
 windows on (256 for windows of 7); of backbones that cannot be traced so, only the given ones: the command says it.
 Other files take one image of the given size. Each file is compared with the model before it is put in place, except
 Core ML's, which runs on a Mac only. `--precision fp16` halves the weights of most operators, for GPUs; `int8` quantises
-convolutions and matrix products, with ranges of the `--photos`.
+convolutions and matrix products, with ranges of the `--photos`. With `--photos`, the results of the file are compared
+with those of the model on up to 32 of them, from photo to segments, as `mpformer compare` does.
 """
 
 import logging
 import sys
 import warnings
 
+from ..data.arguments import ModelDataArguments
+from ..evaluation.arguments import ComparedModels
 from ..export.arguments import ExportArguments
 from ..utils.arguments import parse
+
+MOST_PHOTOS = 32  # that are compared
 
 
 def main(argv: list[str]) -> None:
@@ -50,3 +55,8 @@ def main(argv: list[str]) -> None:
     images = f"multiples of 32 from {smallest}" if smallest else f"only {args.height}x{args.width}"
     told = "not compared" if difference is None else f"largest difference of an output {difference:.1e}"
     print(f"{args.model} -> {args.file} ({size:.1f} MiB, image sides: {images}): {told}")
+    if args.photos and args.is_compared:
+        from ..evaluation.comparison import compare
+
+        data = ModelDataArguments(dataset_name=str(args.photos), max_eval_samples=MOST_PHOTOS)
+        compare(data, ComparedModels(models=[args.model, str(args.file)], no_labels=True, device="cpu"), {})

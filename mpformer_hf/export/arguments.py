@@ -22,4 +22,9 @@ class ExportArguments(CheckedArguments):
     with_postprocessing: bool = option(False, "From 8-bit images to results.")
     detections: int = option(100, "with_postprocessing: number of instances of an image.")
     precision: Precision = option("fp32", "Precision of an ONNX file.")
-    photos: Path | None = option(None, "int8: folder of some typical images, for the ranges of values.")
+    photos: Path | None = option(None, "Typical images: the results are compared; int8: also for the ranges of values.")
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the results of the file can be compared with those of the model."""
+        return not self.with_postprocessing and self.file.suffix != ".mlpackage"

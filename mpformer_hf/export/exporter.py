@@ -53,6 +53,9 @@ class EndToEndModel(nn.Module):
         model: returns class and mask logits of `pixel_values`.
         processor: its normalisation, task and thresholds are used.
         detections: number of instances of an image.
+
+    Raises:
+        ValueError: the processor has a `pad_size`.
     """
 
     mean: Tensor
@@ -60,6 +63,10 @@ class EndToEndModel(nn.Module):
 
     def __init__(self, model: ExportableModel, processor: MPFormerImageProcessor, detections: int):
         super().__init__()
+        if processor.pad_size is not None:
+            raise ValueError(
+                "A graph with post-processing has no padding: set pad_size of the image processor to null."
+            )
         self.model, self.smallest_side = model, model.smallest_side
         self.input_name, self.output_names, self.dtype = "image", RESULTS[processor.task], torch.uint8
         self.postprocessing = Postprocessing(
@@ -168,11 +175,13 @@ def save_and_compare(
     return largest_difference(model, images, runtimes_of(file)[0].open(file)(images)) if target.runs else None
 
 
-def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, str]) -> dict[str, str]:
-    """What a program without transformers needs to know, as JSON: labels, and every field of the image processor."""
+def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, str], smallest: int) -> dict[str, str]:
+    """What a program without transformers needs to know, as JSON: labels, every field of the image processor, and of
+    the sides of images, in pixels, what they are multiples of, and the `smallest`."""
     size = {side: value for side, value in dict(processor.size).items() if value is not None}
     fields = {**processor.to_dict(), "size": size, "category_ids": processor.category_ids, "palette": processor.palette}
-    fields |= {"labels": list(id2label.values())}
+    fields |= {"labels": list(id2label.values()), "smallest_side": smallest}
+    fields |= {"multiple": math.lcm(STRIDE, processor.size_divisor or 1)}
     return {
         "model": Path(name).name,
         **{field: json.dumps(value, ensure_ascii=False) for field, value in fields.items()},
@@ -208,16 +217,18 @@ def export(args: ExportArguments) -> Exported:
         raise ValueError(f"{height}x{width}: sides must be multiples of {STRIDE}, at least {2 * STRIDE}.")
     if precision != "fp32" and suffix != ".onnx":
         raise ValueError(f"precision {precision} is for .onnx files.")
-    if (precision == "int8") != (photos is not None):
-        raise ValueError("precision int8 needs --photos, a folder of images to calibrate with, and only it does.")
+    if precision == "int8" and photos is None:
+        raise ValueError("precision int8 needs --photos, a folder of images to calibrate with.")
+    if photos is not None and not args.is_compared and precision != "int8":
+        raise ValueError("--photos compares the file with the model: not with post-processing, nor of Core ML.")
     if photos is not None:
         calibration_images(photos)
     target = TARGETS[suffix]
     target.require()
     logger.info("Loading %s.", args.model)
     loaded, processor = load_model(args.model), load_processor(args.model)
-    metadata = describe(args.model, processor, loaded.config.id2label)
     plain = ExportableModel(loaded)
+    metadata = describe(args.model, processor, loaded.config.id2label, plain.smallest_side)
     model: Exportable = EndToEndModel(plain, processor, args.detections) if args.with_postprocessing else plain
     logger.info("Tracing the model, and comparing the file with it; this takes minutes for large models.")
     with write_atomically(file) as temporary:
@@ -227,7 +238,7 @@ def export(args: ExportArguments) -> Exported:
             logger.info("Converting the file to %s.", precision)
         if precision == "fp16":
             convert_to_half(temporary)
-        elif photos is not None:  # int8
+        elif precision == "int8" and photos is not None:
             quantize(temporary, photos, processor, model.input_name, (height, width))
         if exported.smallest_side is None:
             fix_size(processor, height, width)

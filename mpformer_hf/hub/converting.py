@@ -98,15 +98,18 @@ def convert_from_mask2former(args: ConversionArguments) -> None:
     print(f"MP-Former of {model.num_parameters():,} parameters -> {args.destination}; default task {processor.task}")
 
 
+def mask2former_processor(own: MPFormerImageProcessor) -> Mask2FormerImageProcessor:
+    """The image processor of a plain Mask2Former: all fields that both have."""
+    values = {name: getattr(own, name, None) for name in Mask2FormerImageProcessor.valid_kwargs.__annotations__}
+    return Mask2FormerImageProcessor(**{name: value for name, value in values.items() if value is not None})
+
+
 def convert_to_mask2former(args: ConversionArguments) -> None:
     """Write a plain Mask2Former folder, including the image processor."""
-    plain = load_model(args.source).to_mask2former()
-    own = load_processor(args.source)
-    values = {name: getattr(own, name, None) for name in Mask2FormerImageProcessor.valid_kwargs.__annotations__}
-    fields = {name: value for name, value in values.items() if value is not None}
+    plain, processor = load_model(args.source).to_mask2former(), mask2former_processor(load_processor(args.source))
     with write_new_folder(args.destination) as folder:
         plain.save_pretrained(folder)
-        Mask2FormerImageProcessor(**fields).save_pretrained(folder)
+        processor.save_pretrained(folder)
     print(f"Mask2Former of {plain.num_parameters():,} parameters -> {args.destination}")
 
 

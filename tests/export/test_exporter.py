@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -295,7 +296,7 @@ def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, onnx_file)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_other_precisions_are_near_the_model(precision, saved, onnx_file, tmp_path, monkeypatch):
+def test_other_precisions_are_near_the_model(precision, saved, onnx_file, tmp_path, monkeypatch, capsys):
     onnx = pytest.importorskip("onnx")
     copy = replace(TARGETS[".onnx"], save=lambda program, file, *_: shutil.copyfile(onnx_file, file))
     monkeypatch.setitem(TARGETS, ".onnx", copy)
@@ -304,6 +305,10 @@ def test_other_precisions_are_near_the_model(precision, saved, onnx_file, tmp_pa
     flags = ["--height", "64", "--width", "96", "--precision", precision]
     flags += ["--photos", str(tmp_path / "photos")] if precision == "int8" else []
     mpformer(["export", str(saved["resnet"]), str(file), *flags])
+    table = re.search(r"model.onnx \(onnxruntime\) +- +([\d.e+-]+) +([\d.]+)% ", capsys.readouterr().out)
+    assert (table is not None) == (precision == "int8")
+    if table:
+        assert float(table[1]) > 0 and 0 < float(table[2]) <= 100
     content = onnx.load(file)
     if precision == "int8":
         assert "QuantizeLinear" in graph_operators(content.graph)
@@ -330,6 +335,8 @@ def test_precisions_that_do_not_fit(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="empty has no image to calibrate with"):
         mpformer([*argv, "int8", "--photos", str(tmp_path / "empty")])
+    with pytest.raises(SystemExit, match="not with post-processing, nor of Core ML"):
+        mpformer([*argv, "fp32", "--with_postprocessing", "--photos", str(tmp_path / "empty")])
     with pytest.raises(SystemExit, match=r"precision fp16 is for \.onnx files"):
         mpformer(["export", str(saved["resnet"]), str(tmp_path / "model.pt2"), "--precision", "fp16"])
 
@@ -344,7 +351,7 @@ def test_the_graph_normalises_as_the_processor(fields):
     exporter.EndToEndModel(logits, processor, 20)(image)
     expected = processor(image[0], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-5)
-    told = exporter.describe("model", processor, {0: "a"})
+    told = exporter.describe("model", processor, {0: "a"}, 64)
     known = json.loads(processor.to_json_string())
     assert known.keys() - {"size"} <= told.keys() and json.loads(told["labels"]) == ["a"]
     assert all(json.loads(told[name]) == value for name, value in known.items() if name != "size")
