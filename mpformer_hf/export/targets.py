@@ -11,6 +11,8 @@ from torch.export import ExportedProgram
 
 from .portable import portable
 
+OPSET = 18  # of ONNX; TensorRT 8.6 has no operator Gelu, which is of opset 20
+
 # writes a program to a file, with names of its inputs and outputs and, where a file has a place for it, metadata
 Save = Callable[[ExportedProgram, Path, list[str], list[str], dict[str, str]], None]
 
@@ -30,7 +32,8 @@ def save_inductor(program: ExportedProgram, file: Path, *_) -> None:
 def save_onnx(
     program: ExportedProgram, file: Path, inputs: list[str], outputs: list[str], metadata: dict[str, str]
 ) -> None:
-    onnx_program: Any = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
+    options: dict = {"dynamo": True, "verbose": False, "opset_version": OPSET}
+    onnx_program: Any = torch.onnx.export(program, input_names=inputs, output_names=outputs, **options)
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(file)
 

@@ -28,7 +28,7 @@ from mpformer_hf.model.outputs import MPFormerForUniversalSegmentationOutput
 from tests import datasets_on_disk as make
 from tests import official_folders
 from tests.datasets_on_disk import photo as photo_of
-from tests.export import examples
+from tests.export import examples, tensorrt
 from tests.runs import ROOT
 from tests.tiny import tiny_model
 
@@ -92,6 +92,8 @@ def test_the_file_is_the_model(saved, tmp_path, backbone, name, smallest, capsys
         expected = logits(pixel_values)
     for ours, theirs in zip(run(file, pixel_values), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    if name.endswith("onnx"):
+        assert tensorrt.problems(pytest.importorskip("onnx").load(file).graph) == []
 
 
 @pytest.mark.parametrize("config", [SwinConfig, Swinv2Config])
@@ -226,6 +228,7 @@ class Logits(torch.nn.Module):
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_results_in_the_graph_and_the_programs_to_copy(task, saved, tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     folder, file = shutil.copytree(saved["resnet"], tmp_path / "model"), tmp_path / "model.onnx"
     processor = MPFormerImageProcessor(task=task, threshold=0.05, size={"shortest_edge": 64, "longest_edge": 96})
@@ -238,6 +241,7 @@ def test_results_in_the_graph_and_the_programs_to_copy(task, saved, tmp_path, mo
     if task != "panoptic":  # the whole model once
         monkeypatch.setattr(exporter, "ExportableModel", Logits)
     mpformer(["export", str(folder), str(file), *flags])
+    assert tensorrt.problems(onnx.load(file).graph) == []
     images = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
     with torch.no_grad():
@@ -276,6 +280,7 @@ def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, onnx_file)
     onnx.checker.check_model(content, full_check=True)
     operators = graph_operators(content.graph) | {o for f in content.functions for o in graph_operators(f)}
     assert "GridSample" not in operators and "Gather" in operators
+    assert tensorrt.problems(content.graph) == [] and not content.functions
     assert not {name for name in operators if name in ("Loop", "If", "Scan") or "Sequence" in name}
     settings = {row.key: row.value for row in content.metadata_props}
     assert (
