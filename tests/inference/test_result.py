@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from mpformer_hf import MPFormerImageProcessor
 from mpformer_hf.data.layouts.label_studio import decode_brush
 from mpformer_hf.inference.drawing import draw_segmentation
 from mpformer_hf.inference.result import Result
 from mpformer_hf.model.images import to_image_tensor
+from mpformer_hf.model.outputs import MPFormerForUniversalSegmentationOutput
 
 ID2LABEL = {0: "cell", 1: "dot", 2: "ground"}
 
@@ -75,6 +77,23 @@ def test_coco_and_supervision():
     empty = Result(result.image, "instance", {"segmentation": torch.zeros(0, 12, 16), "segments_info": []}, ID2LABEL)
     assert len(empty.to_supervision()) == 0 and empty.to_coco() == [] and len(empty) == 0
     assert empty.draw().size[0] >= 16 and repr(empty).endswith("no segment)")
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_supervision_reads_results_of_the_processor(task):
+    """Also of an image in which nothing was found."""
+    processor = MPFormerImageProcessor()
+    masks = -torch.ones(1, 3, 16, 24)
+    masks[0, 0, :8], masks[0, 1, 8:] = 4, 4
+    for classes, count in (
+        (torch.tensor([[[5.0, 0, 0], [0, 5, 0], [0, 0, 5]]]), 2),
+        (torch.tensor([[[0, 0, 9.0]] * 3]), 0),
+    ):
+        outputs = MPFormerForUniversalSegmentationOutput(class_queries_logits=classes, masks_queries_logits=masks)
+        (found,) = getattr(processor, f"post_process_{task}_segmentation")(outputs, threshold=0.5)
+        detections = supervision.Detections.from_transformers(found, id2label={0: "cell", 1: "dot"})
+        assert len(detections) == len(found["segments_info"]) and detections.mask.shape[1:] == (64, 96)
+        assert (len(detections) > 0) == (count > 0)
 
 
 def test_labelme_json():

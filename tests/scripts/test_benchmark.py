@@ -110,5 +110,5 @@ def test_the_preset_runtimes(tmp_path, monkeypatch):
     monkeypatch.setattr(runtimes, "TARGETS", {".pt2": runtimes.TARGETS[".pt2"]})
     argv = ["--preset", "runtimes", "--side", "64", "--output_file", str(tmp_path / "r.json")]
     rows = benchmark.main(argv)["rows"]
-    assert [row["model"] for row in rows] == ["model", "file0.pt2 (torch.export)"]
+    assert [row["model"] for row in rows] == ["model", "0_fp32.pt2 (torch.export)"]
     assert rows[1]["equal_pixels"] > 0.99 and json.loads((tmp_path / "r.json").read_text())["side"] == 64
