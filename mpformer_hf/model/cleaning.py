@@ -69,16 +69,21 @@ def check_cleaning(task: str, nms: float | None, min_pixels: int) -> None:
 
 
 def clean(result: dict, nms: float | None, min_pixels: int) -> dict:
-    """An instance or panoptic result, on the CPU, as it is handed on.
+    """An instance or panoptic result, as it is handed on.
 
     Args:
         result: post-processed.
         nms: instances with at least this IoU with a better one of their class are left out; None: none are.
         min_pixels: see `clean_mask`; 0: masks are left as they are.
     """
+    if nms is None and not min_pixels:
+        return result
+    device = result["segmentation"].device
+    result = {**result, "segmentation": result["segmentation"].cpu()}
     if nms is not None:
         result = without_duplicates(result, nms)
-    return remove_small_regions(result, min_pixels) if min_pixels else result
+    result = remove_small_regions(result, min_pixels) if min_pixels else result
+    return {**result, "segmentation": result["segmentation"].to(device)}
 
 
 def clean_mask(mask: np.ndarray, min_pixels: int) -> np.ndarray:

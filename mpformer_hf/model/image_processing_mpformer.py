@@ -19,11 +19,13 @@ from transformers.image_utils import ChannelDimension, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 from .boxes import mask_boxes
+from .cleaning import check_cleaning, clean
 from .image_sizes import check_shape, padded_size, rename_old_fields, size_of, stretched_size
 from .images import to_eight_bits
 from .label_maps import as_maps, check_maps, encode_rle, resize_map, split_segments
 from .postprocessing import (
     ResizeGeometry,
+    clean_instances,
     instance_inference,
     instances_to_map,
     panoptic_inference,
@@ -291,6 +293,8 @@ class MPFormerImageProcessorMixin(Backend):
         return_coco_annotation: bool = False,
         return_binary_maps: bool = False,
         max_detections: int = 100,
+        nms: float | None = None,
+        min_pixels: int = 0,
     ) -> list[dict]:
         """Instances with scores. Classes in `label_ids_to_fuse` (stuff) are left out.
 
@@ -304,6 +308,8 @@ class MPFormerImageProcessorMixin(Backend):
             return_coco_annotation: `segmentation` is a list of RLE dicts, as pycocotools reads them.
             return_binary_maps: `segmentation` is bool `[n, H, W]`.
             max_detections: number of pairs of query and class with the highest class probabilities to consider.
+            nms: instances with at least this IoU with a better one of their class are left out, see `find_duplicates`.
+            min_pixels: parts of masks below this size are removed and holes are filled, see `clean_mask`.
 
         Returns:
             per image a dict: `segmentation`, by default int32 `[H, W]` of ids, -1 = no instance; `segments_info` by
@@ -311,8 +317,9 @@ class MPFormerImageProcessorMixin(Backend):
             pixels, of the mask including covered parts).
 
         Raises:
-            ValueError: both return options are set.
+            ValueError: both return options are set, or an option is out of range.
         """
+        check_cleaning("instance", nms, min_pixels)
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are mutually exclusive.")
         results = []
@@ -326,6 +333,7 @@ class MPFormerImageProcessorMixin(Backend):
                 max_detections=max_detections,
                 exclude_labels=set(self.label_ids_to_fuse),
             )
+            instances = clean_instances(instances, nms, min_pixels)
             kept = list(range(len(instances.scores)))
             segmentation: Tensor | list[dict]
             if return_binary_maps:
@@ -358,6 +366,7 @@ class MPFormerImageProcessorMixin(Backend):
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: set[int] | None = None,
         target_sizes=None,
+        min_pixels: int = 0,
     ) -> list[dict]:
         """Panoptic segments; each pixel belongs to at most one.
 
@@ -367,11 +376,16 @@ class MPFormerImageProcessorMixin(Backend):
             mask_threshold: pixels of at least this probability belong to a mask; default: the processor's.
             overlap_mask_area_threshold: smallest share of a query's mask that must remain; default: the processor's.
             label_ids_to_fuse: stuff classes; default: the processor's.
+            min_pixels: parts of segments below this size are removed and holes are filled, see `remove_small_regions`.
 
         Returns:
             per image a dict: `segmentation` int32 `[H, W]` of ids, 0 = no segment; `segments_info`: `id` (1, 2, ...),
             `label_id`, `was_fused`, `score`.
+
+        Raises:
+            ValueError: an option is out of range.
         """
+        check_cleaning("panoptic", None, min_pixels)
         results = []
         for classes, masks, geometry in self._per_image(outputs, target_sizes):
             segmentation, segments = panoptic_inference(
@@ -383,7 +397,7 @@ class MPFormerImageProcessorMixin(Backend):
                 overlap_mask_area_threshold=self._threshold(overlap_mask_area_threshold, "overlap_mask_area_threshold"),
                 label_ids_to_fuse=set(self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse),
             )
-            results.append({"segmentation": segmentation, "segments_info": segments})
+            results.append(clean({"segmentation": segmentation, "segments_info": segments}, None, min_pixels))
         return results
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
-from .cleaning import check_cleaning, clean
+from .cleaning import check_cleaning
 from .images import fetch_image, open_image, to_rgb_image
 from .postprocessing import segments_of
 
@@ -88,10 +88,9 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         sizes = {"target_sizes": model_outputs["target_size"]}
         process = getattr(self.image_processor, f"post_process_{subtask}_segmentation")
         options = {} if subtask == "semantic" else thresholds
-        options = options | ({"return_binary_maps": True} if subtask == "instance" else {})
-        result = process(model_outputs, **options, **sizes)[0]
-        if nms is not None or min_pixels:
-            result = clean({**result, "segmentation": result["segmentation"].cpu()}, nms, min_pixels)
+        cleaning = {"nms": nms, "min_pixels": min_pixels, "return_binary_maps": True}
+        known = {"semantic": [], "instance": [*cleaning], "panoptic": ["min_pixels"]}[subtask]
+        result = process(model_outputs, **options, **sizes, **{name: cleaning[name] for name in known})[0]
         segments = segments_of(result)
         if not segments:
             used = {name: thresholds.get(name, getattr(self.image_processor, name)) for name in self.THRESHOLDS}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cleaning import clean
 from .label_maps import count_ids
 
 EVERY = slice(None)
@@ -200,6 +201,15 @@ class Instances:
     scores: Tensor
     labels: Tensor
     masks: Tensor
+
+
+def clean_instances(instances: Instances, nms: float | None, min_pixels: int) -> Instances:
+    """Instances as they are handed on, see `clean`."""
+    rows = zip(instances.labels.tolist(), instances.scores.tolist(), strict=True)
+    segments = [{"label_id": label, "score": score, "row": row} for row, (label, score) in enumerate(rows)]
+    result = clean({"segmentation": instances.masks, "segments_info": segments}, nms, min_pixels)
+    kept = [segment["row"] for segment in result["segments_info"]]
+    return Instances(instances.scores[kept], instances.labels[kept], result["segmentation"])
 
 
 def logit_of(threshold: float) -> float:

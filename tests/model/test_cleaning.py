@@ -6,6 +6,7 @@ import torch
 from scipy import ndimage
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from mpformer_hf.data.coco_masks import decode_segmentation
 from mpformer_hf.inference.arguments import InferenceOptions
 from mpformer_hf.inference.predictor import Predictor
 from mpformer_hf.inference.result import Result
@@ -93,6 +94,41 @@ def test_results_of_the_predictor():
     for task, options in (("semantic", {"nms": 0.5}), ("semantic", {"min_pixels": 3}), ("panoptic", {"nms": 0.5})):
         with pytest.raises(ValueError, match=f"has no effect on {task} segmentation"):
             Predictor(model, processor, task, InferenceOptions(**options))
+
+
+def test_post_processing_cleans_in_each_form():
+    torch.manual_seed(0)
+    processor = MPFormerImageProcessor()
+    outputs = tiny_model()(torch.randn(1, 3, 64, 96))
+    options = {"threshold": 0.0, "nms": 0.5, "min_pixels": 9}
+    instances = processor.post_process_instance_segmentation
+    (plain,) = instances(outputs, threshold=0.0, return_binary_maps=True)
+    (masks,), (rle,), (single,) = (
+        instances(outputs, **options, **form)
+        for form in ({"return_binary_maps": True}, {"return_coco_annotation": True}, {})
+    )
+    expected = remove_small_regions(without_duplicates(plain, 0.5), 9)
+    assert torch.equal(masks["segmentation"], expected["segmentation"]) and len(masks["segments_info"]) > 1
+    assert [row["score"] for row in masks["segments_info"]] == [row["score"] for row in expected["segments_info"]]
+    decoded = [decode_segmentation(row, 64, 96) for row in rle["segmentation"]]
+    np.testing.assert_array_equal(decoded, masks["segmentation"])
+    best = masks["segmentation"][0]
+    assert (single["segmentation"][best] == 0).all() and masks["segments_info"][0]["bbox"] == mask_box(best)
+    (before,), (after,) = (
+        processor.post_process_panoptic_segmentation(outputs, threshold=0.0, overlap_mask_area_threshold=0.0, **more)
+        for more in ({}, {"min_pixels": 9})
+    )
+    assert torch.equal(after["segmentation"], remove_small_regions(before, 9)["segmentation"])
+    assert not torch.equal(after["segmentation"], before["segmentation"])
+    with pytest.raises(ValueError, match="nms must be greater than 0"):
+        instances(outputs, nms=0.0)
+
+
+def mask_box(mask: torch.Tensor) -> list[int]:
+    """x, y, width, height."""
+    rows, columns = mask.nonzero().unbind(1)
+    corner = [columns.min().item(), rows.min().item()]
+    return [*corner, columns.max().item() + 1 - corner[0], rows.max().item() + 1 - corner[1]]
 
 
 def columns(result: Result):
