@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..model.images import FACTOR, PHOTOMETRIC, SIXTEEN_BIT_RGB
 from ..model.label_maps import count_ids, encode_part
+from ..model.targets import CROWD
 from .labels import Labels
 
 PADDING = -2  # id of pixels around an augmented image, which are background
@@ -52,8 +53,9 @@ class Segments:
     complete: bool = True
 
     def void(self, task: str, map_: Tensor | None = None) -> Tensor | None:
-        """Pixels that are neither of a class nor background, bool `[H, W]`; None if there can be none. In instance
-        segmentation, pixels without a class are background unless the dataset states that they are ignored.
+        """Pixels that are neither of a class nor background, uint8 `[H, W]`: 1 = void, 2 = `CROWD`, 0 = others; None if
+        there can be none. In instance segmentation, pixels without a class are background unless the dataset states
+        that they are ignored. In semantic segmentation crowds are void.
 
         Args:
             task: semantic, instance or panoptic.
@@ -61,12 +63,14 @@ class Segments:
         """
         layers = self.map if map_ is None else map_
         layers = layers.reshape(-1, *layers.shape[-2:])
-        ids = (self.ignored or frozenset()) | set(self.crowds) | self.ignored_objects
+        crowds = set() if task == "semantic" else set(self.crowds)
+        ids = (self.ignored or frozenset()) | self.ignored_objects | (set(self.crowds) - crowds)
         unlabelled = self.ignored is None and task != "instance"
-        if not ids and not unlabelled:
+        if not ids and not crowds and not unlabelled:
             return None
         void = (layers != PADDING).all(0) if unlabelled else among(layers, ids)
-        return void & ~among(layers, self.classes)
+        void = void.to(torch.uint8).masked_fill(among(layers, crowds), CROWD)
+        return void.masked_fill(among(layers, self.classes), 0)
 
     def rles(self, ids: Collection[int]) -> list[dict]:
         """COCO's RLE of some segments, in their order; each is searched on its bounding box only."""

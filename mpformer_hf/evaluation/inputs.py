@@ -8,16 +8,17 @@ from torch import Tensor
 from ..data.segments import VOID, Segments, completeness_inputs
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 
-VOID_SEGMENT = 2**30  # id and class of void pixels, which are resized and padded as segments are
+VOID_SEGMENT = 2**30  # plus `Segments.void`: id and class of such pixels, which are resized and padded as segments are
 
 
 def with_void(segments: Segments, task: str) -> tuple[Tensor, dict[int, int]]:
-    """Map of segment ids, int32 `[H, W]` or `[L, H, W]`, and classes of the ids, with a segment `VOID_SEGMENT` where
-    the image is void."""
+    """Map of segment ids, int32 `[H, W]` or `[L, H, W]`, and classes of the ids, with segments from `VOID_SEGMENT` on
+    where the image is void."""
     void = segments.void(task)
     if void is None or not void.any():
         return segments.map, segments.classes
-    return torch.where(void, VOID_SEGMENT, segments.map), {**segments.classes, VOID_SEGMENT: VOID_SEGMENT}
+    kinds = {VOID_SEGMENT + kind: VOID_SEGMENT + kind for kind in void.unique().tolist() if kind}
+    return torch.where(void > 0, VOID_SEGMENT + void.int(), segments.map), {**segments.classes, **kinds}
 
 
 def model_inputs(processor: MPFormerImageProcessor, images: Sequence[Tensor], segments: Sequence[Segments]) -> dict:
@@ -30,16 +31,17 @@ def model_inputs(processor: MPFormerImageProcessor, images: Sequence[Tensor], se
 
     Returns:
         `pixel_values` float32 `[B, 3, H, W]`, `pixel_mask` int64 `[B, H, W]`, lists `mask_labels` `[T, H, W]` and
-        `class_labels` int64 `[T]`; if labels are missing also `void_mask` bool `[B, H, W]`, `annotated_classes` bool
+        `class_labels` int64 `[T]`; if labels are missing also `void_mask` uint8 `[B, H, W]`, `annotated_classes` bool
         `[B, K]` and `complete` bool `[B]`.
     """
     maps, classes = zip(*(with_void(part, processor.task) for part in segments), strict=True)
     fixed = {"ignore_index": VOID, "do_reduce_labels": False}  # the classes of segments are final
     inputs = dict(processor(list(images), list(maps), list(classes), **fixed, return_tensors="pt"))
-    hidden = [labels == VOID_SEGMENT for labels in inputs["class_labels"]]
+    hidden = [labels >= VOID_SEGMENT for labels in inputs["class_labels"]]
     if any(own.any() for own in hidden):
-        masks = inputs["mask_labels"]
-        inputs["void_mask"] = torch.stack([m[own].bool().any(0) for m, own in zip(masks, hidden, strict=True)])
+        found = zip(inputs["mask_labels"], inputs["class_labels"], hidden, strict=True)
+        kinds = [(m[own] * (labels[own] - VOID_SEGMENT)[:, None, None]).sum(0) for m, labels, own in found]
+        inputs["void_mask"] = torch.stack(kinds).to(torch.uint8)
         for name in ("mask_labels", "class_labels"):
             inputs[name] = [values[~own] for values, own in zip(inputs[name], hidden, strict=True)]
     return inputs | completeness_inputs(segments)

@@ -19,7 +19,7 @@ from .incomplete_labels import no_object_or_unknown
 from .mask_losses import UncertainPointLosses, point_losses_per_mask
 from .mask_piloting import Pilot
 from .matcher import Assignment, HungarianMatcher, Prediction
-from .point_sampling import ByteMasks, points_on_void, sample_features, sample_targets
+from .point_sampling import ByteMasks, points_on, sample_features, sample_targets
 from .targets import Targets
 
 IGNORE_INDEX = -100  # label that cross-entropy ignores
@@ -239,7 +239,7 @@ class MPFormerCriterion(nn.Module):
             points = self.candidate_points(len(mask_features), device, generator)
             features = sample_features(mask_features, points)
             with torch.no_grad():
-                truths, hidden = sample_targets(truth, targets, points), points_on_void(targets, points)
+                truths, hidden = sample_targets(truth, targets, points), points_on(targets.void, points)
                 if hidden is not None:
                     truths = truths.masked_fill(hidden[targets.image], 0.0)
             numbers = self.point_counts()

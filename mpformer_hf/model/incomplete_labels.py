@@ -41,18 +41,18 @@ def no_object_or_unknown(logits: Tensor, annotated: Tensor) -> Tensor:
 
 
 def unmatched_weights(
-    logits: Tensor, covered: Tensor, void: Tensor | None, complete: Tensor | None, weight: float
+    logits: Tensor, covered: Tensor, unjudged: Tensor | None, complete: Tensor | None, weight: float
 ) -> Tensor:
     """Factors on the loss of queries that have no target, by where their masks lie.
 
-    A mask that lies on void for the most part is no error, as in panoptic quality: 0. In an image that is not complete,
-    a mask on a labelled object is a duplicate: 1. Any other query may be one of an object that was not labelled:
-    `weight`.
+    A mask that lies on void or crowds for the most part is no error, as in panoptic quality: 0. In an image that is not
+    complete, a mask on a labelled object is a duplicate: 1. Any other query may be one of an object that was not
+    labelled: `weight`.
 
     Args:
         logits: mask logits `[B, R, P]` at points that are uniform in the image.
         covered: bool `[B, P]`, points on a labelled object.
-        void: bool `[B, P]`, points on void.
+        unjudged: bool `[B, P]`, points on void or crowds.
         complete: bool `[B]`.
         weight: in [0, 1].
 
@@ -68,6 +68,6 @@ def unmatched_weights(
     factors = torch.ones_like(area)
     if complete is not None:
         factors = torch.where(~complete[:, None] & ~lies_on(covered), weight, factors)
-    if void is not None:
-        factors = torch.where(lies_on(void), 0.0, factors)
+    if unjudged is not None:
+        factors = torch.where(lies_on(unjudged), 0.0, factors)
     return factors

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .chunks import copy_to_host, cost_chunks, padded_rows, to_device
 from .configuration_mpformer import MPFormerConfig
 from .incomplete_labels import hide_void, known_points, unmatched_weights
-from .point_sampling import ByteMasks, points_on_void, sample_features
+from .point_sampling import ByteMasks, points_on, sample_features
 from .targets import Targets
 
 
@@ -125,7 +125,7 @@ class HungarianMatcher:
         points = torch.rand(1, self.config.train_num_points, 2, device=device, generator=generator)
         features = sample_features(mask_features, points.expand(len(mask_features), -1, -1))  # [B, P, D]
         sampled = truth.sample(torch.arange(len(targets.masks), device=device), points)
-        void, covered = points_on_void(targets, points), None
+        void, unjudged, covered = points_on(targets.void, points), points_on(targets.unjudged, points), None
         if void is not None:
             sampled = sampled.masked_fill(void[targets.image], 0.0)
         if void is not None or targets.complete is not None:
@@ -143,7 +143,7 @@ class HungarianMatcher:
                 weights[images, part] = unmatched_weights(
                     logits,
                     covered[images],
-                    None if void is None else void[images],
+                    None if unjudged is None else unjudged[images],
                     None if targets.complete is None else targets.complete[images],
                     self.config.incomplete_no_object_weight,
                 )

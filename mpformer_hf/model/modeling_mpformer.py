@@ -264,7 +264,8 @@ class MPFormerForUniversalSegmentation(MPFormerPreTrainedModel):
             output_auxiliary_logits: also return the earlier predictions.
             generator: source of the pilot's noise and of the sampling points, on the model's device. Dropout, drop path
                 and loss points per mask (`mask_loss_points="mask"`) use PyTorch's default generator.
-            void_mask: `[B, H, W]`, non-zero = not labelled: such pixels have no loss. None: all are labelled.
+            void_mask: `[B, H, W]`, 0 = labelled, 2 = crowds: objects that are background of all masks, and on which
+                predictions are no errors; other values = void: such pixels have no loss. None: all are labelled.
             annotated_classes: bool `[B, num_labels]`, classes whose objects are all labelled in the image. None: all.
             complete: bool `[B]`, False if objects of the image may have no label. None: all are complete.
 

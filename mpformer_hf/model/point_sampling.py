@@ -72,17 +72,17 @@ class ByteMasks:
         return torch.lerp(upper, lower, fy)
 
 
-def points_on_void(targets: Targets, points: Tensor) -> Tensor | None:
-    """Whether the samples at points read a void pixel, bool `[B, P]`; None if there is no void.
+def points_on(regions: Tensor | None, points: Tensor) -> Tensor | None:
+    """Whether the samples at points read a pixel of regions, bool `[B, P]`; None without regions.
 
     Args:
-        targets: ground truth of the batch.
+        regions: uint8 `[B, H, W]`, 0 or 1.
         points: float `[B, P, 2]` or `[1, P, 2]`.
     """
-    if targets.void is None:
+    if regions is None:
         return None
-    images = torch.arange(len(targets.void), device=points.device)
-    return ByteMasks(targets.void).sample(images, points) > 0
+    images = torch.arange(len(regions), device=points.device)
+    return ByteMasks(regions).sample(images, points) > 0
 
 
 def sample_targets(truth: ByteMasks, targets: Targets, points: Tensor) -> Tensor:

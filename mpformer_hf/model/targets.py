@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .chunks import to_device
 
+CROWD = 2  # in a void mask: objects that are no targets
+
 
 @dataclass
 class Targets:
@@ -16,6 +18,8 @@ class Targets:
         labels: int64 `[T]`, 0..num_labels - 1.
         counts: number of targets of each image; their sum is T.
         void: uint8 `[B, H, W]`, 1 where the image is not labelled; masks are 0 there. None: nowhere.
+        unjudged: uint8 `[B, H, W]`, 1 where a prediction is no error: void, and crowds, which are other objects and so
+            background of the masks. None: nowhere.
         annotated: bool `[B, K]`, classes whose objects are all labelled in the image. None: all classes.
         complete: bool `[B]`, False if objects of the image may have no label. None: all are complete.
     """
@@ -24,6 +28,7 @@ class Targets:
     labels: Tensor
     counts: list[int]
     void: Tensor | None = None
+    unjudged: Tensor | None = None
     annotated: Tensor | None = None
     complete: Tensor | None = None
 
@@ -35,7 +40,8 @@ class Targets:
 
     def to(self, device: torch.device) -> "Targets":
         """The targets on another device."""
-        known = (None if known is None else known.to(device) for known in (self.void, self.annotated, self.complete))
+        given = (self.void, self.unjudged, self.annotated, self.complete)
+        known = (None if known is None else known.to(device) for known in given)
         return Targets(self.masks.to(device), self.labels.to(device), self.counts, *known)
 
 
@@ -55,7 +61,7 @@ def collect_targets(
         class_labels: per image `[T_b]`, integers.
         size: (H, W) of the padded images, which all masks must have.
         num_labels: if given, the range of classes on the CPU is checked (on a GPU it would wait for the device).
-        void_mask: `[B, H, W]`, non-zero = not labelled, see `Targets`.
+        void_mask: `[B, H, W]`, 0 = labelled, 2 = crowd, others = void, see `Targets`.
         annotated_classes: bool `[B, K]`, see `Targets`.
         complete: bool `[B]`, see `Targets`.
 
@@ -95,10 +101,13 @@ def collect_targets(
         if given is not None and tuple(given.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(given.shape)}, expected {shape}.")
     masks = torch.cat([(masks != 0).view(torch.uint8) for masks in mask_labels])
-    void = None if void_mask is None else (void_mask != 0).view(torch.uint8).to(masks.device)
-    if void is not None:
+    void = unjudged = None
+    if void_mask is not None:
+        void_mask = void_mask.to(masks.device)
+        unjudged = (void_mask != 0).view(torch.uint8)
+        void = unjudged * (void_mask != CROWD)
         masks = masks * (1 - void).repeat_interleave(torch.tensor(counts, device=void.device), dim=0)
     annotated, complete = (
         None if given is None else given.bool().to(masks.device) for given in (annotated_classes, complete)
     )
-    return Targets(masks, torch.cat(list(class_labels)).long(), counts, void, annotated, complete)
+    return Targets(masks, torch.cat(list(class_labels)).long(), counts, void, unjudged, annotated, complete)

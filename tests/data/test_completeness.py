@@ -16,6 +16,7 @@ from mpformer_hf.data.segments import Segments
 from mpformer_hf.evaluation.drawing import drawn_reference, mark_errors
 from mpformer_hf.evaluation.inputs import model_inputs
 from mpformer_hf.model.image_processing_mpformer import MPFormerImageProcessor
+from mpformer_hf.model.targets import CROWD
 from mpformer_hf.prompts.audit import annotations_of
 from mpformer_hf.training.arguments import TransformArguments
 from mpformer_hf.training.batches import TrainingDataset
@@ -104,7 +105,8 @@ def test_void_of_maps_and_of_crowds(tmp_path):
         assert void[10:30, :60].all() and void.sum() == 20 * 60, "padding is background"
     rows = [[box(0, 0, 10, 5), box(20, 0, 10, 10, 1, iscrowd=1)]]
     for inputs in both_inputs(opened(objects(tmp_path / "o", rows)), "instance"):
-        assert inputs["void_mask"].sum() == 100 and inputs["class_labels"][0].tolist() == [0]
+        assert inputs["void_mask"].sum() == 100 * CROWD and inputs["void_mask"].max() == CROWD
+        assert inputs["class_labels"][0].tolist() == [0]
 
 
 def test_where_all_is_labelled_nothing_is_said(tmp_path):

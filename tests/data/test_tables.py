@@ -276,7 +276,7 @@ def test_ignored_ids_of_signed_maps_are_void(tmp_path):
         make.write(tmp_path / name, rows, columns, {"id2label.json": {"0": "ground", "1": "leaf"}})
     _, segments = open_dataset(DataArguments(dataset_name=str(tmp_path / "a"), task="semantic"), "train")[0]
     assert segments.classes == {0: 0, 1: 1}
-    assert torch.equal(segments.void("semantic"), torch.from_numpy(label < 0))
+    assert torch.equal(segments.void("semantic").bool(), torch.from_numpy(label < 0))
     with pytest.raises(ValueError, match=r"has ids \[-3\] that are not in id2label"):
         open_dataset(DataArguments(dataset_name=str(tmp_path / "b"), task="semantic"), "train")[0]
 

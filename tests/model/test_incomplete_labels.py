@@ -7,7 +7,7 @@ from mpformer_hf.model.criterion import MPFormerCriterion
 from mpformer_hf.model.incomplete_labels import no_object_or_unknown, unmatched_weights
 from mpformer_hf.model.matcher import Prediction
 from mpformer_hf.model.point_sampling import ByteMasks
-from mpformer_hf.model.targets import collect_targets
+from mpformer_hf.model.targets import CROWD, collect_targets
 from tests.tiny import batch_of, random_targets, tiny_config, tiny_model
 
 VOID = torch.zeros(2, 64, 96, dtype=torch.bool)
@@ -64,6 +64,25 @@ def test_everything_labelled_equals_the_plain_loss():
     everything = {"annotated_classes": torch.ones(2, 4, dtype=torch.bool), "complete": torch.ones(2, dtype=torch.bool)}
     assert equal(step({}, batch, **everything), step({}, batch))
     assert equal(step({"void_in_loss": "background"}, batch, void_mask=VOID), step({}, batch))
+
+
+def test_crowds_are_background_of_masks_and_no_error():
+    """Mask losses are the plain ones; a query on a crowd has no class loss, as one on void."""
+    torch.manual_seed(5)
+    batch = batch_of([4, 3])
+    plain, crowds = step({}, batch), step({}, batch, void_mask=CROWD * VOID)
+    names = [name for name in plain[0] if "cross_entropy" not in name]
+    assert names and all(torch.equal(plain[0][name], crowds[0][name]) for name in names)
+    criterion = MPFormerCriterion(tiny_config(mask_piloting=False))
+    prediction, features = Prediction(torch.randn(2, 8, 5), torch.randn(2, 8, 32)), torch.randn(2, 32, 16, 24)
+    everywhere = torch.ones(2, 64, 96)
+    weights = []
+    for region in (everywhere, CROWD * everywhere):
+        targets = collect_targets(*random_targets([2, 1]), (64, 96), 4, void_mask=region)
+        [assignment] = criterion.matcher([prediction], features, targets, ByteMasks(targets.masks), seeded())
+        weights.append(assignment.unmatched_weights)
+    assert torch.equal(*weights) and (weights[0] == 0).any()
+    assert targets.masks.any(), "masks stay where crowds overlap them"
 
 
 def test_predictions_in_void_get_no_gradient():
