@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     Raises:
         ValueError: an argument is invalid, or the command fails.
     """
-    if argv == ["--recipes"]:
+    if "--recipes" in argv:
         print("\n".join(f"{name:32} {description}" for name, description in recipe_descriptions().items()))
         return
     names = {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in argv if flag.startswith("--")}

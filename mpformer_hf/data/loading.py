@@ -46,10 +46,10 @@ def load_split(args: DataArguments, split: str) -> tuple[Dataset, str]:
         check_tables(Path(args.dataset_name), roots_of(args))
     try:
         rows = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=args.streaming)
-    except (ValueError, FileNotFoundError, PermissionError, DatasetGenerationError) as error:
+    except (ValueError, FileNotFoundError, PermissionError, ConnectionError, DatasetGenerationError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         reason = reason_of(cause)
-        reason += "" if Path(args.dataset_name).exists() else "; there is no local folder of this name either"
+        reason += "" if Path(args.dataset_name).exists() else "; there is no local file or folder of this name either"
         if isinstance(error, OSError) and str(HF_DATASETS_CACHE).startswith(str(error.filename)):
             reason = f"its cache {HF_DATASETS_CACHE} cannot be written: set HF_HOME to a folder that can"
         raise ValueError(f"Cannot load split {split!r} of {args.dataset_name}: {reason}") from error

@@ -1,7 +1,8 @@
 """Pretrained backbones by name: configuration, weights, and how their images were normalised."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -41,7 +42,7 @@ def find_backbone(name: str, config=None) -> PretrainedBackbone:
     Raises:
         ValueError: it does not exist or a package is missing.
     """
-    try:
+    with errors_of(name):
         if name == EFFICIENTNET:
             return efficientnet_lite0()
         if ":" in name:
@@ -49,6 +50,17 @@ def find_backbone(name: str, config=None) -> PretrainedBackbone:
         if name.startswith("timm/"):
             return timm_backbone(name.removeprefix("timm/"))
         return transformers_backbone(name, config)
+
+
+@contextmanager
+def errors_of(name: str) -> Iterator[None]:
+    """Let errors name the backbone.
+
+    Raises:
+        ValueError: an error was raised.
+    """
+    try:
+        yield
     except (OSError, RuntimeError, ImportError, ValueError) as error:
         raise ValueError(f"backbone {name}: {' '.join(str(error).split())}") from error
 

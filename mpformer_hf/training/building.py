@@ -13,7 +13,7 @@ from ..model.image_processing_mpformer import MPFormerImageProcessor
 from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.arguments import read_mapping
 from .arguments import ModelArguments, PilotArguments, TransformArguments
-from .backbones import find_backbone
+from .backbones import errors_of, find_backbone
 
 logger = logging.getLogger(__name__)
 DEFAULT_THRESHOLD = 0.5
@@ -53,8 +53,9 @@ def build_model(args: ModelArguments, pilot: PilotArguments, labels: Labels) -> 
             logger.info("model_fields: backbone_config is not used: %s has its own.", args.backbone)
         fields["backbone_config"] = backbone.config
     model = AutoModelForUniversalSegmentation.from_config(MPFormerConfig(**fields))
-    if backbone is not None:
-        model.model.pixel_level_module.encoder.load_state_dict(backbone.load_weights())
+    if args.backbone and backbone is not None:
+        with errors_of(args.backbone):
+            model.model.pixel_level_module.encoder.load_state_dict(backbone.load_weights())
     return model
 
 

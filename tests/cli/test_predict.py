@@ -461,6 +461,7 @@ def test_shards_may_start_at_the_same_time(tmp_path):
         (["nothing/*.png"], "No file matches nothing"),
         (["empty"], "empty has no image"),
         (["./nowhere"], "Folder ./nowhere does not exist"),
+        (["nobody/photo.jgp"], "of nobody/photo.jgp: .*; there is no local file or folder of this name either"),
         (["nowhere.jpg"], "nowhere.jpg is not a file or folder that can be read"),
         (["rtsp://x/y"], "rtsp://x/y is a stream"),
     ],

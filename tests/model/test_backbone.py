@@ -334,6 +334,9 @@ def test_a_model_that_is_no_backbone_is_named(tmp_path):
     AutoConfig.for_model("bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="bert is not a backbone of transformers"):
         find_backbone(str(tmp_path))
+    arguments = ModelArguments(backbone="timm/resnet18.a1_in1k")  # whose weights cannot be downloaded
+    with pytest.raises(ValueError, match=r"backbone timm/resnet18\.a1_in1k: "):
+        build_model(arguments, PilotArguments(), Labels(["cat"], {0: 0}, {0}))
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3_vit", "vitdet", "beit"])
