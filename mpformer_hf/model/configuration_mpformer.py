@@ -100,7 +100,7 @@ class MPFormerConfig(Mask2FormerConfig):
             `image`, for all predictions and the pilot; or once per `mask`, as in the official code.
         void_in_loss (`str`, defaults to `"ignored"`): pixels of `void_mask` have no loss (`ignored`), or are background
             of every mask (`background`), as in the official code.
-        incomplete_no_object_weight (`float` in [0, 1], defaults to 0.1): in an image that is not complete, factor on
+        incomplete_no_object_weight (`float` in [0, 1], defaults to 0.3): in an image that is not complete, factor on
             the loss of an unmatched query off the labelled objects.
         prompt_calibration (`list[list[float]]`, *optional*): scores and the mean IoU of prompts with these scores,
             by which the scores of refined masks are calibrated; written by `mpformer calibrate`.
@@ -133,7 +133,7 @@ class MPFormerConfig(Mask2FormerConfig):
     feature_pyramid: bool | None = None
     mask_loss_points: str = "image"
     void_in_loss: str = "ignored"
-    incomplete_no_object_weight: float | int = ranged("incomplete_no_object_weight", 0.1)
+    incomplete_no_object_weight: float | int = ranged("incomplete_no_object_weight", 0.3)
     prompt_calibration: list[list[float]] | None = None
 
     # Mask2Former's fields, with intervals

@@ -31,7 +31,7 @@ class ModelArguments(CheckedArguments):
     )
     incomplete_no_object_weight: float | None = option(
         None,
-        "Incomplete images: factor on the no-object loss of unmatched queries off the labelled objects; default: 0.1.",
+        "Incomplete images: factor on the no-object loss of unmatched queries off the labelled objects; default: 0.3.",
         within=RANGES["incomplete_no_object_weight"],
     )
 
