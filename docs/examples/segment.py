@@ -19,9 +19,9 @@ if len(sys.argv) != 3:
     sys.exit(__doc__)
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 metadata = session.get_modelmeta().custom_metadata_map
-if "labels" not in metadata or session.get_inputs()[0].name != "image":
-    sys.exit(f"{sys.argv[1]} must be made by mpformer export --with_postprocessing")
 names = ("labels", "task", "threshold", "size", "do_resize", "resample", "multiple", "smallest_side")
+if not {*names} <= {*metadata} or session.get_inputs()[0].name != "image":
+    sys.exit(f"{sys.argv[1]} must be made by mpformer export --with_postprocessing")
 settings = {name: json.loads(metadata[name]) for name in names}
 image = ImageOps.exif_transpose(Image.open(sys.argv[2]))
 if image.mode.startswith("I;16"):  # grey of 16 bits: the upper 8 are used

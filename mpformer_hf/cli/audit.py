@@ -6,7 +6,8 @@ Finds objects whose mask the pilot moves far from the annotated one (mask), that
 (class), that are predicted but not annotated (missing), and that are annotated twice (duplicate). The model may have
 been trained on the same images. Writes audit/index.html, the most suspicious ones first; audit/audit.json, all findings
 from `--min_suspicion` on; and audit/annotations/instances_default.json, the suggestions as COCO annotations, which CVAT
-imports: kind and suspicion are their attributes. Stuff is not audited. Needs `pip install "mpformer-hf[data]"`.
+imports: kind and suspicion are their attributes. `--formats` writes them for other tools instead, with the suspicion as
+score. Stuff is not audited. Needs `pip install "mpformer-hf[data]"`.
 """
 
 from ..data.arguments import ModelDataArguments

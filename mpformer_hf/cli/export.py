@@ -21,7 +21,8 @@ windows on (256 for windows of 7); of backbones that cannot be traced so, only t
 Other files take one image of the given size. Each file is compared with the model before it is put in place, except
 Core ML's, which runs on a Mac only. `--precision fp16` halves the weights of most operators, for GPUs; `int8` quantises
 convolutions and matrix products, with ranges of the `--photos`. With `--photos`, the results of the file are compared
-with those of the model on up to 32 of them, from photo to segments, as `mpformer compare` does.
+with those of the model on up to 32 of them, from photo to segments, as `mpformer compare` does. Files with
+post-processing and of Core ML are not compared so.
 """
 
 import logging

@@ -55,7 +55,7 @@ class Segments:
     def void(self, task: str, map_: Tensor | None = None) -> Tensor | None:
         """Pixels that are neither of a class nor background, uint8 `[H, W]`: 1 = void, 2 = `CROWD`, 0 = others; None if
         there can be none. In instance segmentation, pixels without a class are background unless the dataset states
-        that they are ignored. In semantic segmentation crowds are void.
+        that they are ignored.
 
         Args:
             task: semantic, instance or panoptic.
@@ -63,13 +63,12 @@ class Segments:
         """
         layers = self.map if map_ is None else map_
         layers = layers.reshape(-1, *layers.shape[-2:])
-        crowds = set() if task == "semantic" else set(self.crowds)
-        ids = (self.ignored or frozenset()) | self.ignored_objects | (set(self.crowds) - crowds)
+        ids = (self.ignored or frozenset()) | self.ignored_objects
         unlabelled = self.ignored is None and task != "instance"
-        if not ids and not crowds and not unlabelled:
+        if not ids and not self.crowds and not unlabelled:
             return None
-        void = (layers != PADDING).all(0) if unlabelled else among(layers, ids)
-        void = void.to(torch.uint8).masked_fill(among(layers, crowds), CROWD)
+        void = (layers != PADDING).all(0).to(torch.uint8) * unlabelled
+        void = void.masked_fill(among(layers, self.crowds), CROWD).masked_fill(among(layers, ids), 1)
         return void.masked_fill(among(layers, self.classes), 0)
 
     def rles(self, ids: Collection[int]) -> list[dict]:

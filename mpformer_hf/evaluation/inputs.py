@@ -8,12 +8,12 @@ from torch import Tensor
 from ..data.segments import VOID, Segments, completeness_inputs
 from ..model.image_processing_mpformer import MPFormerImageProcessor
 
-VOID_SEGMENT = 2**30  # plus `Segments.void`: id and class of such pixels, which are resized and padded as segments are
+VOID_SEGMENT = 2**30  # with the value of `Segments.void` added: id and class of segments of void and of crowds
 
 
 def with_void(segments: Segments, task: str) -> tuple[Tensor, dict[int, int]]:
-    """Map of segment ids, int32 `[H, W]` or `[L, H, W]`, and classes of the ids, with segments from `VOID_SEGMENT` on
-    where the image is void."""
+    """Map of segment ids, int32 `[H, W]` or `[L, H, W]`, and classes of the ids. Void and crowds are
+    segments too, with ids above `VOID_SEGMENT`, so that they are resized and padded as segments."""
     void = segments.void(task)
     if void is None or not void.any():
         return segments.map, segments.classes

@@ -22,7 +22,9 @@ class ExportArguments(CheckedArguments):
     with_postprocessing: bool = option(False, "From 8-bit images to results.")
     detections: int = option(100, "with_postprocessing: number of instances of an image.")
     precision: Precision = option("fp32", "Precision of an ONNX file.")
-    photos: Path | None = option(None, "Typical images: the results are compared; int8: also for the ranges of values.")
+    photos: Path | None = option(
+        None, "Folder of typical images: results are compared on them; int8: also for the ranges of values."
+    )
 
     @property
     def is_compared(self) -> bool:

@@ -55,7 +55,7 @@ class EndToEndModel(nn.Module):
         detections: number of instances of an image.
 
     Raises:
-        ValueError: the processor has a `pad_size`.
+        ValueError: the processor has a `pad_size`, or a size of another form.
     """
 
     mean: Tensor
@@ -67,6 +67,9 @@ class EndToEndModel(nn.Module):
             raise ValueError(
                 "A graph with post-processing has no padding: set pad_size of the image processor to null."
             )
+        size = dict(processor.size)
+        if processor.do_resize and not (size.get("shortest_edge") or size.get("height")):
+            raise ValueError("The size of the image processor must have shortest_edge, or height and width.")
         self.model, self.smallest_side = model, model.smallest_side
         self.input_name, self.output_names, self.dtype = "image", RESULTS[processor.task], torch.uint8
         self.postprocessing = Postprocessing(
@@ -176,8 +179,8 @@ def save_and_compare(
 
 
 def describe(name: str, processor: MPFormerImageProcessor, id2label: dict[int, str], smallest: int) -> dict[str, str]:
-    """What a program without transformers needs to know, as JSON: labels, every field of the image processor, and of
-    the sides of images, in pixels, what they are multiples of, and the `smallest`."""
+    """What a program without transformers needs to know, as JSON: labels, and every field of the image processor. Sides
+    of images are multiples of `multiple`, and at least `smallest_side`, in pixels."""
     size = {side: value for side, value in dict(processor.size).items() if value is not None}
     fields = {**processor.to_dict(), "size": size, "category_ids": processor.category_ids, "palette": processor.palette}
     fields |= {"labels": list(id2label.values()), "smallest_side": smallest}
@@ -220,7 +223,7 @@ def export(args: ExportArguments) -> Exported:
     if precision == "int8" and photos is None:
         raise ValueError("precision int8 needs --photos, a folder of images to calibrate with.")
     if photos is not None and not args.is_compared and precision != "int8":
-        raise ValueError("--photos compares the file with the model: not with post-processing, nor of Core ML.")
+        raise ValueError("--photos has no effect: files with post-processing and of Core ML are not compared on them.")
     if photos is not None:
         calibration_images(photos)
     target = TARGETS[suffix]

@@ -64,7 +64,7 @@ def calibration_images(folder: Path) -> list[Path]:
     """
     files = sorted(file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"{folder} has no image to calibrate with.")
+        raise ValueError(f"{folder} has no image.")
     return files[:: -(-len(files) // CALIBRATION_IMAGES)]
 
 

@@ -155,11 +155,15 @@ class Result:
     def only(self, label_ids: list[int]) -> "Result":
         """The segments of these classes."""
         if self.task == "semantic":
-            raw: Any = torch.where(torch.isin(self.raw, torch.tensor(label_ids)), self.raw, -1)
+            raw: Any = torch.where(torch.isin(self.raw, torch.tensor(label_ids)), self.raw.long(), -1)
         else:
             rows, maps = self.raw["segments_info"], self.raw["segmentation"]
             kept = [index for index, row in enumerate(rows) if row["label_id"] in label_ids]
-            maps = maps[kept] if self.task == "instance" else maps
+            if self.task == "instance":
+                maps = maps[kept]
+            else:
+                ids = torch.tensor([rows[index]["id"] for index in kept], dtype=maps.dtype)
+                maps = torch.where(torch.isin(maps, ids), maps, 0)
             raw = {**self.raw, "segmentation": maps, "segments_info": [rows[index] for index in kept]}
         return Result(self.image, self.task, raw, self.id2label, self.category_ids, self.palette)
 

@@ -98,8 +98,8 @@ class MPFormerConfig(Mask2FormerConfig):
             backbone (simple feature pyramid of ViTDet); None: for backbones whose maps have one stride (ViTs).
         mask_loss_points (`str`, defaults to `"image"`): how candidate points of the mask losses are drawn: once per
             `image`, for all predictions and the pilot; or once per `mask`, as in the official code.
-        void_in_loss (`str`, defaults to `"ignored"`): pixels of `void_mask` have no loss (`ignored`), or are background
-            of every mask (`background`), as in the official code.
+        void_in_loss (`str`, defaults to `"ignored"`): void has no loss, and predictions on crowds are no errors
+            (`ignored`); or both are background (`background`), as in the official code.
         incomplete_no_object_weight (`float` in [0, 1], defaults to 0.3): in an image that is not complete, factor on
             the loss of an unmatched query off the labelled objects.
         prompt_calibration (`list[list[float]]`, *optional*): scores and the mean IoU of prompts with these scores,

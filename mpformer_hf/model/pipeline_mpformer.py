@@ -87,10 +87,10 @@ class MPFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         check_cleaning(subtask, nms, min_pixels)
         sizes = {"target_sizes": model_outputs["target_size"]}
         process = getattr(self.image_processor, f"post_process_{subtask}_segmentation")
-        options = {} if subtask == "semantic" else thresholds
-        cleaning = {"nms": nms, "min_pixels": min_pixels, "return_binary_maps": True}
-        known = {"semantic": [], "instance": [*cleaning], "panoptic": ["min_pixels"]}[subtask]
-        result = process(model_outputs, **options, **sizes, **{name: cleaning[name] for name in known})[0]
+        options: dict[str, Any] = {} if subtask == "semantic" else {**thresholds, "min_pixels": min_pixels}
+        if subtask == "instance":
+            options = options | {"nms": nms, "return_binary_maps": True}
+        result = process(model_outputs, **options, **sizes)[0]
         segments = segments_of(result)
         if not segments:
             used = {name: thresholds.get(name, getattr(self.image_processor, name)) for name in self.THRESHOLDS}

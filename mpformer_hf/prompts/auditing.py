@@ -37,6 +37,7 @@ def audit(loading: LoadingArguments, data: DataArguments, args: AuditArguments) 
     if data.task == "semantic":
         raise ValueError("audit is for objects: task must be instance or panoptic.")
     output = check_new_folder(args.output)
+    make_writers(args.formats, output, "instance", [], polygons=args.polygons)  # needs packages, perhaps
     predictor = auditing_predictor(loading)
     split = open_dataset(data, data.eval_split, data.max_eval_samples)
     log_census(split, data.task, data.eval_split)

@@ -26,7 +26,7 @@ class ModelArguments(CheckedArguments):
     model_fields: str = option("{}", "Fields of MPFormerConfig as JSON (a mapping in a recipe), e.g. hidden_dim.")
     void_in_loss: str | None = option(
         None,
-        "ignored: void pixels and crowds have no loss (default); background: as in the official code.",
+        "ignored: void has no loss, predictions on crowds are no errors (default); background: as in official code.",
         choices=VOID_IN_LOSS,
     )
     incomplete_no_object_weight: float | None = option(

@@ -69,6 +69,8 @@ def main(argv: list[str]) -> dict:
     parser.add_argument("--side", type=int, default=512, help="of the images in pixels")
     parser.add_argument("--output_file", type=Path, required=True)
     args = parser.parse_args(argv)
+    if (args.model is None) != (args.data is None):
+        raise ValueError("Give --model and --data together.")
     if args.output_file.exists():
         raise ValueError(f"{args.output_file} exists; choose another name.")
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +93,7 @@ def main(argv: list[str]) -> dict:
         data = ModelDataArguments(dataset_name=args.data or str(root / "photos"), eval_split="test")
         rows = compare(data, models, {})
     content = {
-        "model": "quickstart" if args.model else args.backbone,
+        "model": str(args.model or args.backbone),
         "side": args.side,
         "images": f"{args.data}, test" if args.data else list(PHOTOS),
         "rows": rows,

@@ -109,6 +109,15 @@ def test_void_of_maps_and_of_crowds(tmp_path):
         assert inputs["class_labels"][0].tolist() == [0]
 
 
+def test_void_goes_before_crowds():
+    map_ = torch.tensor([[[1, 1, 0, 0, 0]], [[2, 2, 2, 3, 0]]])
+    fields = {"classes": {1: 0}, "crowds": {2: 0}, "ignored": frozenset({3})}
+    assert Segments(map_, **fields).void("instance").tolist() == [[0, 0, CROWD, 1, 0]]
+    assert Segments(map_, **{**fields, "ignored": None}).void("panoptic").tolist() == [[0, 0, CROWD, 1, 1]]
+    map_[0, 0, 2] = 3
+    assert Segments(map_, **fields).void("instance").tolist() == [[0, 0, 1, 1, 0]]
+
+
 def test_where_all_is_labelled_nothing_is_said(tmp_path):
     for inputs in both_inputs(opened(objects(tmp_path / "d", [[box(0, 0, 10, 5)]])), "instance"):
         assert not {"void_mask", "annotated_classes", "complete"} & set(inputs)

@@ -430,7 +430,7 @@ def brush_mask(numbers: list[int], shape: tuple[int, int]) -> np.ndarray:
 
 def test_labels_lie_where_tools_look_for_them(tmp_path, caplog):
     """By the path of the image; of two images with one path without suffix, at the top and with the whole path."""
-    files = ["day 1/a.jpg", "day 2/a.jpg", "b.jpg", "b.png"]
+    files = ["day 1/a.jpg", "day 2/a:1.jpg", "b.jpg", "b.png"]
     records = [
         ImageRecord(i, file, name, 4, 6) for i, (file, name) in enumerate(zip(files, result_names(files), strict=True))
     ]
@@ -442,10 +442,10 @@ def test_labels_lie_where_tools_look_for_them(tmp_path, caplog):
             writer.write(record, result)
         [folder] = writer.finish(records)
         found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
-        assert found == [f"{stem}{suffix}" for stem in ("b.jpg", "b.png", "day 1/a", "day 2/a")]
+        assert found == [f"{stem}{suffix}" for stem in ("b.jpg", "b.png", "day 1/a", "day 2/a_1")]
         assert f"2 files of {name} are not named as their images" in caplog.text
     paths = [read_json(file)["imagePath"] for file in sorted((tmp_path / "labelme").rglob("*.json"))]
-    assert paths == ["b.jpg", "b.png", "a.jpg", "a.jpg"]
+    assert paths == ["b.jpg", "b.png", "a.jpg", "a:1.jpg"]
 
 
 def test_instances_in_the_forms_of_annotation_tools(tmp_path):

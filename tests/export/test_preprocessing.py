@@ -117,6 +117,9 @@ def test_padding_is_refused(model):
     processor = MPFormerImageProcessor(**FIELDS, pad_size={"height": 160, "width": 160})
     with pytest.raises(ValueError, match="has no padding: set pad_size of the image processor to null"):
         exporter.EndToEndModel(exporter.ExportableModel(model), processor, 20)
+    processor = MPFormerImageProcessor(**{**FIELDS, "size": {"max_height": 60, "max_width": 90}})
+    with pytest.raises(ValueError, match="must have shortest_edge, or height and width"):
+        exporter.EndToEndModel(exporter.ExportableModel(model), processor, 20)
 
 
 CASES = [(task, None) for task in ("semantic", "instance", "panoptic")] + [

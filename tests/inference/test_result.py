@@ -116,6 +116,11 @@ def test_some_classes_only_and_label_studio(task):
     assert [s.as_dict() for s in only] == [s.as_dict() for s in result if s.label_id == kept] != []
     assert set(only.label_map.unique().tolist()) == {-1, kept}
     assert len(only.only([])) == 0 and (only.only([]).label_map == -1).all()
+    added = torch.zeros(1, 12, 16, dtype=torch.bool)
+    added[:, 0, 0] = True
+    more = result.only([kept]).with_masks(added, [2])
+    areas = {label: 0 for label in ("dot", "ground")} | {s.label: s.area for s in more if s.score in (None, 1.0)}
+    assert areas["ground"] == 1, "what was left out does not come back"
     task_of_tool = result.to_label_studio("/data/photo.jpg")
     regions = task_of_tool["predictions"][0]["result"]
     assert task_of_tool["data"] == {"image": "/data/photo.jpg"} and len(regions) == len(result.without_duplicates())

@@ -43,7 +43,7 @@ class ImageRecord:
 
     @property
     def has_own_path(self) -> bool:
-        """Whether no other image has the same path without suffix."""
+        """Whether `name` is the path: no other image has the same one without suffix, and it is not too long."""
         return self.name == result_name(self.file_name)
 
 
@@ -115,7 +115,7 @@ class PredictionFormat(ABC):
     def warn_of_renamed(self, records: list[ImageRecord]) -> None:
         """Say how many files of labels are not named as their images."""
         if renamed := sum(not record.has_own_path for record in records):
-            text = "%s: %d files of %s are not named as their images, whose names are not unique; %s"
+            text = "%s: %d files of %s are not named as their images, whose names are not unique or too long; %s"
             hint = "name the images as these files, or the tool does not find them."
             logger.warning(text, self.folder, renamed, self.name, hint)
 
@@ -137,7 +137,7 @@ def describe_segments(result, task: str, id2label: dict[int, str], mark_duplicat
     mask as COCO's compressed RLE and whether it is a duplicate, see `find_duplicates`; without `mark_duplicates` none
     is."""
     if task == "semantic":
-        return [{"label_id": i, "label": id2label[i], "area": area} for i, area in count_ids(result).items()]
+        return [{"label_id": i, "label": id2label[i], "area": area} for i, area in count_ids(result).items() if i >= 0]
     found = segments_of(result)
     duplicates = [False] * len(found)
     if task == "instance" and mark_duplicates:

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,6 @@ from PIL import Image
 from ...model.boxes import mask_boxes
 from ...model.postprocessing import segments_of
 from ...utils.files import write_json
-from ..result_names import plain_parts
 from .format import ImageRecord, PredictionFormat
 
 
@@ -57,7 +56,7 @@ class Labelme(PredictionFormat):
             (self.categories[row["label_id"]].name, row["score"], mask.numpy(), tuple(box))
             for (row, mask), box in zip(found, boxes, strict=True)
         )
-        path = plain_parts(record.file_name)[-1] if record.has_own_path else record.file_name
+        path = PurePosixPath(record.file_name).name if record.has_own_path else record.file_name
         content = labelme_content(segments, path, (record.height, record.width))
         write_json(content, self.file_of(record), indent=None)
 

@@ -375,7 +375,7 @@ async function download(button) {
     for (const label of shown) query.append("label", label);
   }
   try {
-    const form = new FormData(), added = segments.filter((segment) => segment.refined);
+    const form = new FormData(), added = segments.filter((segment) => segment.refined && !hidden.has(segment.label));
     form.append("image", photo.file);
     if (added.length) {
       const [masks, labels] = [added.map((row) => row.segmentation), added.map((row) => row.label)];
