@@ -1,6 +1,7 @@
 """Writers of exported files, by the end of their names."""
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch.export import ExportedProgram
 
 from .portable import portable
 
+DIMENSIONS = ("batch", "channels", "rows", "columns")  # of images; their sides are 32 rows and 32 columns
 OPSET = 18  # of ONNX; TensorRT 8.6 has no operator Gelu, which is of opset 20
 
 # writes a program to a file, with names of its inputs and outputs and, where a file has a place for it, metadata
@@ -29,11 +31,26 @@ def save_inductor(program: ExportedProgram, file: Path, *_) -> None:
     torch._inductor.aoti_compile_and_package(program, package_path=str(file))
 
 
+def name_dimensions(graph: Any) -> None:
+    """Replace the symbols of torch.export, such as s40, by `DIMENSIONS`, in all shapes of a graph of onnx_ir."""
+    symbols = [re.search(r"s\d+", str(side)) for side in graph.inputs[0].shape]
+    names = {found[0]: name for found, name in zip(symbols, DIMENSIONS, strict=True) if found}
+
+    def renamed(side: Any) -> Any:
+        known = side if isinstance(side, int) else side.value  # None: unknown
+        return re.sub(r"s\d+", lambda found: names.get(found[0], found[0]), known) if isinstance(known, str) else known
+
+    for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = type(value.shape)([renamed(side) for side in value.shape])
+
+
 def save_onnx(
     program: ExportedProgram, file: Path, inputs: list[str], outputs: list[str], metadata: dict[str, str]
 ) -> None:
     options: dict = {"dynamo": True, "verbose": False, "opset_version": OPSET}
     onnx_program: Any = torch.onnx.export(program, input_names=inputs, output_names=outputs, **options)
+    name_dimensions(onnx_program.model.graph)
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(file)
 

@@ -146,7 +146,7 @@ OPERATORS = set(
         "Xor",
     ]
 )
-FUSED_WRONGLY = {"GridSample"}  # LightlyTrain found its fusion silently wrong
+UNWANTED = {"GridSample", "If", "Loop", "Scan"}  # LightlyTrain found the fusion of GridSample silently wrong
 RESIZED = {"mode": (b"nearest", b"linear"), "coordinate_transformation_mode": (b"half_pixel", b"pytorch_half_pixel")}
 
 
@@ -157,7 +157,7 @@ def problems(graph) -> list[str]:
     found = []
     for node in graph.node:
         fields = {attribute.name: attribute for attribute in node.attribute}
-        fits = node.op_type in OPERATORS - FUSED_WRONGLY
+        fits = node.op_type in OPERATORS - UNWANTED
         if node.op_type == "Einsum":
             fits = b"..." not in fields["equation"].s and len(node.input) == 2
         elif node.op_type == "Resize":

@@ -281,6 +281,17 @@ def test_the_onnx_file_is_the_model_and_other_runtimes_read_it(saved, onnx_file)
     operators = graph_operators(content.graph) | {o for f in content.functions for o in graph_operators(f)}
     assert "GridSample" not in operators and "Gather" in operators
     assert tensorrt.problems(content.graph) == [] and not content.functions
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*content.graph.input, *content.graph.output)
+    }
+    assert shapes["pixel_values"] == ["batch", 3, "32*rows", "32*columns"]
+    assert shapes["masks_queries_logits"][0] == "batch" and shapes["masks_queries_logits"][2:] == [
+        "8*rows",
+        "8*columns",
+    ]
+    symbols = re.compile(r"\bs\d+\b")
+    assert not any(symbols.search(d.dim_param) for v in content.graph.value_info for d in v.type.tensor_type.shape.dim)
     assert not {name for name in operators if name in ("Loop", "If", "Scan") or "Sequence" in name}
     settings = {row.key: row.value for row in content.metadata_props}
     assert (
