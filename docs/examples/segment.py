@@ -23,7 +23,10 @@ names = ("labels", "task", "threshold", "size", "do_resize", "resample", "multip
 if not {*names} <= {*metadata} or session.get_inputs()[0].name != "image":
     sys.exit(f"{sys.argv[1]} must be made by mpformer export --with_postprocessing")
 settings = {name: json.loads(metadata[name]) for name in names}
-image = ImageOps.exif_transpose(Image.open(sys.argv[2]))
+try:
+    image = ImageOps.exif_transpose(Image.open(sys.argv[2]))
+except OSError as error:
+    sys.exit(f"{sys.argv[2]} cannot be read: {error}")
 if image.mode.startswith("I;16"):  # grey of 16 bits: the upper 8 are used
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 if image.mode in ("I", "F"):

@@ -19,7 +19,7 @@ from ..model.modeling_mpformer import MPFormerForUniversalSegmentation
 from ..utils.files import write_atomically
 from .arguments import ExportArguments
 from .postprocessing import RESULTS, Postprocessing
-from .precision import calibration_images, convert_to_half, quantize
+from .precision import check_photos, convert_to_half, quantize
 from .targets import TARGETS, Target
 from .windows import replace_window_attention
 
@@ -225,7 +225,7 @@ def export(args: ExportArguments) -> Exported:
     if photos is not None and not args.is_compared and precision != "int8":
         raise ValueError("--photos has no effect: files with post-processing and of Core ML are not compared on them.")
     if photos is not None:
-        calibration_images(photos)
+        check_photos(photos)
     target = TARGETS[suffix]
     target.require()
     logger.info("Loading %s.", args.model)

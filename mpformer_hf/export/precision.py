@@ -60,12 +60,29 @@ def calibration_images(folder: Path) -> list[Path]:
     """Images of a folder, evenly drawn.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it is no folder, or has no image.
     """
     files = sorted(file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"{folder} has no image.")
+        raise ValueError(f"{folder} {'has no image' if folder.is_dir() else 'is not a folder'}.")
     return files[:: -(-len(files) // CALIBRATION_IMAGES)]
+
+
+def check_photos(folder: Path) -> None:
+    """Check what calibration and comparison will read of a folder of photos.
+
+    Raises:
+        ValueError: it has no image, or one cannot be read.
+    """
+    first = sorted(file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)[:CALIBRATION_IMAGES]
+    problems = []
+    for file in dict.fromkeys((*calibration_images(folder), *first)):
+        try:
+            to_image_tensor(file)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(f"Photos cannot be read; remove them: {'; '.join(problems)}.")
 
 
 def inputs_of(

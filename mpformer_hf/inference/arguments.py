@@ -31,7 +31,7 @@ def check_polygons(polygons: float | None, formats: list[str] | None) -> None:
         ValueError: no format has polygons.
     """
     if polygons is not None and not {"cvat", "label_studio"} & set(formats or ()):
-        raise ValueError("polygons is for the formats cvat and label_studio: give --formats cvat too.")
+        raise ValueError("polygons is for the formats cvat and label_studio: give one of them to --formats.")
 
 
 @dataclass

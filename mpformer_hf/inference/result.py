@@ -1,7 +1,7 @@
 """What a model found in an image, to look at, to count and to hand on."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,8 +152,16 @@ class Result:
         raw = self.raw if self.task == "semantic" else without_duplicates(self.raw, iou)
         return Result(self.image, self.task, raw, self.id2label, self.category_ids, self.palette)
 
-    def only(self, label_ids: list[int]) -> "Result":
-        """The segments of these classes."""
+    def only(self, labels: Collection[int | str]) -> "Result":
+        """The segments of these classes, by name or id.
+
+        Raises:
+            ValueError: the model does not have one.
+        """
+        ids = {name: label for label, name in self.id2label.items()}
+        label_ids: list[Any] = [ids[label] if isinstance(label, str) and label in ids else label for label in labels]
+        if unknown := [label for label in label_ids if label not in self.id2label]:
+            raise ValueError(f"The model has no class {unknown[0]!r}.")
         if self.task == "semantic":
             raw: Any = torch.where(torch.isin(self.raw, torch.tensor(label_ids)), self.raw.long(), -1)
         else:

@@ -248,7 +248,7 @@ def make_app(predictor: Predictor, limits: Limits, work: Callable[[list[Tensor],
 
         result = await compute(request, "added", make_options)
         if label:
-            result = result.only([ids[name] for name in label])
+            result = result.only(label)
         return await asyncio.to_thread(to_response, format, result)
 
     @app.post("/refine", responses=RESPONSES, openapi_extra=body_of({"prompts": PROMPTS}, required=True))

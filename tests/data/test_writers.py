@@ -443,7 +443,7 @@ def test_labels_lie_where_tools_look_for_them(tmp_path, caplog):
         [folder] = writer.finish(records)
         found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
         assert found == [f"{stem}{suffix}" for stem in ("b.jpg", "b.png", "day 1/a", "day 2/a_1")]
-        assert f"2 files of {name} are not named as their images" in caplog.text
+        assert f"3 files of {name} are not named as their images" in caplog.text
     paths = [read_json(file)["imagePath"] for file in sorted((tmp_path / "labelme").rglob("*.json"))]
     assert paths == ["b.jpg", "b.png", "a.jpg", "a:1.jpg"]
 

@@ -351,6 +351,12 @@ def test_precisions_that_do_not_fit(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="empty has no image"):
         mpformer([*argv, "int8", "--photos", str(tmp_path / "empty")])
+    with pytest.raises(SystemExit, match="nowhere is not a folder"):
+        mpformer([*argv, "int8", "--photos", str(tmp_path / "nowhere")])
+    for name in ("one", "two"):
+        (tmp_path / "empty" / f"{name}.png").write_bytes(b"PNG")
+    with pytest.raises(SystemExit, match=r"Photos cannot be read; remove them: .*one\.png.*; .*two\.png"):
+        mpformer([*argv, "fp32", "--photos", str(tmp_path / "empty")])
     with pytest.raises(SystemExit, match="--photos has no effect: files with post-processing"):
         mpformer([*argv, "fp32", "--with_postprocessing", "--photos", str(tmp_path / "empty")])
     with pytest.raises(SystemExit, match=r"precision fp16 is for \.onnx files"):

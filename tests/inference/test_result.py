@@ -115,6 +115,9 @@ def test_some_classes_only_and_label_studio(task):
     only = result.only([kept])
     assert [s.as_dict() for s in only] == [s.as_dict() for s in result if s.label_id == kept] != []
     assert set(only.label_map.unique().tolist()) == {-1, kept}
+    assert [s.as_dict() for s in result.only({"dot"})] == [s.as_dict() for s in only]
+    with pytest.raises(ValueError, match="The model has no class 'cow'"):
+        result.only(["cow"])
     assert len(only.only([])) == 0 and (only.only([]).label_map == -1).all()
     added = torch.zeros(1, 12, 16, dtype=torch.bool)
     added[:, 0, 0] = True

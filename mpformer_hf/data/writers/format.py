@@ -114,8 +114,12 @@ class PredictionFormat(ABC):
 
     def warn_of_renamed(self, records: list[ImageRecord]) -> None:
         """Say how many files of labels are not named as their images."""
-        if renamed := sum(not record.has_own_path for record in records):
-            text = "%s: %d files of %s are not named as their images, whose names are not unique or too long; %s"
+        plain = ("/".join(plain_parts(record.file_name)) for record in records)
+        same = (record.has_own_path and record.file_name == name for record, name in zip(records, plain, strict=True))
+        if renamed := len(records) - sum(same):
+            text = (
+                "%s: %d files of %s are not named as their images (not unique, too long, or characters as in a:b); %s"
+            )
             hint = "name the images as these files, or the tool does not find them."
             logger.warning(text, self.folder, renamed, self.name, hint)
 
