@@ -170,8 +170,8 @@ class Result:
             if self.task == "instance":
                 maps = maps[kept]
             else:
-                ids = torch.tensor([rows[index]["id"] for index in kept], dtype=maps.dtype)
-                maps = torch.where(torch.isin(maps, ids), maps, 0)
+                left = torch.tensor([rows[index]["id"] for index in kept], dtype=maps.dtype)
+                maps = torch.where(torch.isin(maps, left), maps, 0)
             raw = {**self.raw, "segmentation": maps, "segments_info": [rows[index] for index in kept]}
         return Result(self.image, self.task, raw, self.id2label, self.category_ids, self.palette)
 
