@@ -56,8 +56,8 @@ def position_nodes(graph) -> list[str]:
     return [*dict.fromkeys([*found, *users])]
 
 
-def calibration_images(folder: Path) -> list[Path]:
-    """Images of a folder, evenly drawn.
+def images_in(folder: Path) -> list[Path]:
+    """Images of a folder, sorted.
 
     Raises:
         ValueError: it is no folder, or has no image.
@@ -65,6 +65,11 @@ def calibration_images(folder: Path) -> list[Path]:
     files = sorted(file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"{folder} {'has no image' if folder.is_dir() else 'is not a folder'}.")
+    return files
+
+
+def evenly_drawn(files: list[Path]) -> list[Path]:
+    """Those that an int8 file is calibrated with."""
     return files[:: -(-len(files) // CALIBRATION_IMAGES)]
 
 
@@ -74,9 +79,8 @@ def check_photos(folder: Path) -> None:
     Raises:
         ValueError: it has no image, or one cannot be read.
     """
-    first = sorted(file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES)[:CALIBRATION_IMAGES]
-    problems = []
-    for file in dict.fromkeys((*calibration_images(folder), *first)):
+    files, problems = images_in(folder), []
+    for file in dict.fromkeys((*evenly_drawn(files), *files[:CALIBRATION_IMAGES])):
         try:
             to_image_tensor(file)
         except ValueError as error:
@@ -115,7 +119,7 @@ def quantize(
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
-    inputs = inputs_of(calibration_images(calibration), processor, name, size)
+    inputs = inputs_of(evenly_drawn(images_in(calibration)), processor, name, size)
 
     class Reader(CalibrationDataReader):
         def get_next(self):

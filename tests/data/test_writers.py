@@ -430,7 +430,7 @@ def brush_mask(numbers: list[int], shape: tuple[int, int]) -> np.ndarray:
 
 def test_labels_lie_where_tools_look_for_them(tmp_path, caplog):
     """By the path of the image; of two images with one path without suffix, at the top and with the whole path."""
-    files = ["day 1/a.jpg", "day 2/a:1.jpg", "b.jpg", "b.png"]
+    files = ["./day 1/a.jpg", "day 2/a:1.jpg", "b.jpg", "b.png"]
     records = [
         ImageRecord(i, file, name, 4, 6) for i, (file, name) in enumerate(zip(files, result_names(files), strict=True))
     ]

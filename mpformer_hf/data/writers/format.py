@@ -3,7 +3,7 @@
 import logging
 from abc import ABC
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -40,6 +40,11 @@ class ImageRecord:
     def as_dict(self) -> dict:
         """All fields by name."""
         return asdict(self)
+
+    @property
+    def path(self) -> PurePosixPath:
+        """`file_name` as a path."""
+        return PurePosixPath(self.file_name.replace("\\", "/"))
 
     @property
     def has_own_path(self) -> bool:
@@ -115,7 +120,7 @@ class PredictionFormat(ABC):
     def warn_of_renamed(self, records: list[ImageRecord]) -> None:
         """Say how many files of labels are not named as their images."""
         plain = ("/".join(plain_parts(record.file_name)) for record in records)
-        same = (record.has_own_path and record.file_name == name for record, name in zip(records, plain, strict=True))
+        same = (record.has_own_path and str(record.path) == name for record, name in zip(records, plain, strict=True))
         if renamed := len(records) - sum(same):
             text = (
                 "%s: %d files of %s are not named as their images (not unique, too long, or characters as in a:b); %s"

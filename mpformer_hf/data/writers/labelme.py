@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -56,7 +56,7 @@ class Labelme(PredictionFormat):
             (self.categories[row["label_id"]].name, row["score"], mask.numpy(), tuple(box))
             for (row, mask), box in zip(found, boxes, strict=True)
         )
-        path = PurePosixPath(record.file_name).name if record.has_own_path else record.file_name
+        path = record.path.name if record.has_own_path else record.file_name
         content = labelme_content(segments, path, (record.height, record.width))
         write_json(content, self.file_of(record), indent=None)
 
